@@ -1,0 +1,185 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the Astroformer text models."""
+
+import difflib
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+
+
+# Where each Auto class finds its code in a saved folder, whichever of the classes was saved.
+AUTO_MAP = {
+    "AutoConfig": "configuration_astroformer.AstroformerConfig",
+    "AutoModel": "modeling_astroformer.AstroformerModel",
+    "AutoModelForSequenceClassification": "modeling_astroformer.AstroformerForSequenceClassification",
+}
+
+CHOICES = {
+    "attention_type": ("neuron_astrocyte", "linear", "softmax"),
+    "feature_map": ("elu", "relu", "exp", "favor"),
+    "astrocyte_code": ("learned", "sinusoidal", "activity"),
+    "calcium_normalization": ("mean", "sum"),
+    "pooling": ("mean", "cls"),
+}
+POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "num_hidden_neurons",
+    "num_random_features",
+    "astrocyte_scale",
+    "initializer_range",
+    "layer_norm_eps",
+)
+PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+
+# Keywords that the library itself may hand to a configuration, beside its fields.
+LIBRARY_KEYWORDS = {
+    "attn_implementation",
+    "auto_map",
+    "cls_token_id",
+    "mask_token_id",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "sep_token_id",
+    "torch_dtype",
+    "unk_token_id",
+} | set(GenerationConfig._get_default_generation_params())
+
+
+@strict
+class AstroformerConfig(PreTrainedConfig):
+    r"""Configuration of an Astroformer text model. Names are BERT's where BERT has one.
+
+    The attention of "Delving Deeper Into Astromorphic Transformers" (Mia, Bal and Sengupta, arXiv 2312.10925) is made of
+    four effects, each with a field of its own, so that each can be turned off alone.
+
+    Args:
+        vocab_size (`int`, defaults to 30522): number of different tokens.
+        hidden_size (`int`, defaults to 768): size of a token's hidden state.
+        num_hidden_layers (`int`, defaults to 12): number of blocks.
+        num_attention_heads (`int`, defaults to 12): heads per block; divides `hidden_size`.
+        intermediate_size (`int`, defaults to 3072): width of a block's feed-forward layer.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layer.
+        hidden_dropout_prob (`float`, defaults to 0.1): dropout of embeddings and of every block's two outputs.
+        attention_probs_dropout_prob (`float`, defaults to 0.1): dropout of attention. "softmax" drops entries of the
+            attention map; the other arms, which have no map, drop the values of whole tokens before they are written (a
+            synapse that fails to release).
+        max_position_embeddings (`int`, defaults to 512): rows of the "learned" astrocyte code, the longest input that
+            it takes. The other codes and arms take any length.
+        type_vocab_size (`int`, defaults to 2): number of different `token_type_ids`.
+        initializer_range (`float`, defaults to 0.02): standard deviation of initial weights.
+        layer_norm_eps (`float`, defaults to 1e-12): epsilon of the layer normalisations.
+        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): ids of special tokens; `pad_token_id` defaults to 0.
+        classifier_dropout (`float`, *optional*): dropout before the classifier; `hidden_dropout_prob` by default.
+        is_decoder (`bool`, defaults to `False`): whether attention is causal. Only bidirectional attention is available.
+        use_cache (`bool`, defaults to `True`): whether decoders return their state.
+        tie_word_embeddings (`bool`, defaults to `True`): whether language models share input and output embeddings.
+        pooling (`str`, defaults to `"mean"`): how a sequence becomes one vector, "mean" over its real tokens or "cls",
+            its first real token.
+        attention_type (`str`, defaults to `"neuron_astrocyte"`): the arm; "linear" (Katharopoulos et al., 2020) and
+            "softmax" are the comparisons in the same skeleton. "linear" is "neuron_astrocyte" with
+            `use_astrocyte_hebbian=False, presynaptic_alpha=1`.
+        feature_map (`str`, defaults to `"elu"`): phi, "elu" (elu(x) + 1), "relu", "exp" or "favor" (random features).
+        num_hidden_neurons (`int`, *optional*): m, the size of queries and keys per head; the head size by default.
+        num_random_features (`int`, defaults to 256): features of the "favor" map.
+        presynaptic_alpha (`float`, defaults to 0.5): presynaptic plasticity, the exponent in (0, 1] of the calcium; 1
+            turns it off.
+        use_astrocyte_hebbian (`bool`, defaults to `True`): whether the astrocyte modulates Hebbian plasticity (H_astro).
+        use_calcium_feedback (`bool`, defaults to `True`): whether the astrocyte divides by the calcium response (P).
+        astrocyte_scale (`float`, defaults to 1.0): scale of the coupling exp(-scale * distance) between processes.
+        astrocyte_code (`str`, defaults to `"activity"`): R, "learned" (the paper's table of relative positions),
+            "sinusoidal" (the same for any length) or "activity" (each process integrates its neighbours).
+        calcium_normalization (`str`, defaults to `"mean"`): whether calcium and Hebbian weights are read as a mean over
+            the tokens, a concentration, or literally as their "sum". With "sum" the attention's output grows with the
+            number of tokens n as n^(1 - alpha), and as n without feedback.
+
+    Raises:
+        ValueError: a value out of range, or a keyword that looks like a misspelt field.
+        StrictDataclassFieldValidationError: a value of the wrong type.
+    """
+
+    model_type = "astroformer"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    classifier_dropout: float | int | None = None
+    is_decoder: bool = False
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pooling: str = "mean"
+
+    attention_type: str = "neuron_astrocyte"
+    feature_map: str = "elu"
+    num_hidden_neurons: int | None = None
+    num_random_features: int = 256
+    presynaptic_alpha: float | int = 0.5
+    use_astrocyte_hebbian: bool = True
+    use_calcium_feedback: bool = True
+    astrocyte_scale: float | int = 1.0
+    astrocyte_code: str = "activity"
+    calcium_normalization: str = "mean"
+
+    def __post_init__(self, **kwargs):
+        self._reject_misspelt(kwargs)
+        self.validate_architecture()
+        if self.num_hidden_neurons is None:
+            self.num_hidden_neurons = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+        self.auto_map = dict(AUTO_MAP)
+
+    def validate_architecture(self):
+        """Checks every field and the fields against each other; the library calls it again before saving."""
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        for name in PROBABILITIES:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+        if not 0 < self.presynaptic_alpha <= 1:
+            raise ValueError(f"presynaptic_alpha must be in (0, 1], got {self.presynaptic_alpha!r}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got hidden_size {self.hidden_size} and "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id must be in [0, vocab_size={self.vocab_size}), got {self.pad_token_id}")
+
+    @classmethod
+    def _reject_misspelt(cls, keywords):
+        fields = list(cls.__dataclass_fields__)
+        for keyword in keywords:
+            if keyword in LIBRARY_KEYWORDS or keyword.startswith("_"):
+                continue
+            alike = difflib.get_close_matches(keyword, fields, n=1, cutoff=0.85)
+            if alike:
+                raise ValueError(f"{cls.__name__} has no field {keyword!r}; did you mean {alike[0]!r}?")

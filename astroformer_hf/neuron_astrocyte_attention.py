@@ -1,0 +1,415 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Neuron-astrocyte attention: self-attention computed by the plasticity of a tripartite synapse.
+
+A *tripartite synapse* joins two neurons and a process of an astrocyte, a glial cell. The "Astromorphic Transformer"
+(Mia, Bal and Sengupta, arXiv 2312.10925, "AT" below) lets such synapses compute attention at a cost that is linear in
+the length. A sequence passes through them twice, per head:
+
+    write mode   H_neuron = (1/m) phi(K)^T V        Hebbian plasticity of the neurons
+                 H_astro  = (1/m) phi(R)^T V        Hebbian plasticity modulated by the astrocyte's processes
+                 g        = (sum_t phi(k_t))^alpha  presynaptic plasticity: calcium, sub-linear in the activity
+
+    read mode    C = phi(Q) g                       calcium response of the process, one number per token
+                 P = 1 / C                          feedback of the astrocyte on the synapse
+                 Y = P * (phi(Q) (H_neuron + H_astro))
+
+The astrocyte code R, where the astrocyte's processes lie in space, comes from ``astrocyte_code.py``. Without it and
+with alpha = 1, this is linear attention (Katharopoulos et al., ICML 2020) up to the constant 1/m.
+
+Two forms stand here side by side:
+
+- `neuron_astrocyte_network`: the biological network, token by token. Slow, to be read, and the oracle of the tests;
+- `neuron_astrocyte_attention`: the same in matrix products. This is the one to call.
+
+Letters in shape comments: B batch, H heads, N tokens, m hidden neurons (the size of a query), F features that phi
+makes of them (m, but the number of random features for "favor"), d head size (the size of a value).
+"""
+
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+
+# Smallest calcium that is raised to a power or divided by. It is representable in float32, the narrowest type that the
+# sums run in, and small enough to leave every real signal alone; a synapse that was never written stays silent.
+CALCIUM_FLOOR = 1e-20
+
+# exp saturates here, so that products of two activities, summed over any length, stay inside float32.
+EXP_CEILING = 30.0
+
+# Number and seed of the random features that "favor" uses when it is given none.
+DEFAULT_RANDOM_FEATURES = 256
+DEFAULT_RANDOM_SEED = 0
+
+
+class NeuronAstrocyteState(NamedTuple):
+    """What the tripartite synapses remember of everything written so far; its size does not depend on the length.
+
+    Attributes:
+        hebbian: `(batch, heads, features, head_dim)`, the sum over tokens of (phi(k) + phi(r)) v^T; the 1/m is applied
+            when it is read.
+        calcium: `(batch, heads, features)`, the sum over tokens of phi(k); alpha is applied when it is read.
+    """
+
+    hebbian: torch.Tensor
+    calcium: torch.Tensor
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Feature maps phi: from the input of the hidden neurons to their activity, which is never negative
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _elu(x, random_projection):
+    # elu(x) + 1, in a form that keeps exp(x) below the rounding of 1
+    return x.clamp(max=0).exp() + x.clamp(min=0)
+
+
+def _relu(x, random_projection):
+    return x.relu()
+
+
+def _exp(x, random_projection):
+    return x.clamp(max=EXP_CEILING).exp()
+
+
+def _favor(x, random_projection):
+    num_features, num_hidden_neurons = random_projection.shape
+    x = x * num_hidden_neurons**-0.25  # phi(q) phi(k) then estimates exp(q k / sqrt(m))
+    exponent = x @ random_projection.to(x).T - x.square().sum(-1, keepdim=True) / 2
+    return exponent.clamp(max=EXP_CEILING).exp() * num_features**-0.5
+
+
+FEATURE_MAPS = {"elu": _elu, "relu": _relu, "exp": _exp, "favor": _favor}
+
+
+def draw_random_projection(num_features, num_hidden_neurons, generator=None):
+    """Draws the matrix W of the "favor" feature map: Gaussian rows that are orthogonal in blocks of m.
+
+    Orthogonal rows estimate the softmax kernel with less variance than independent ones, without bias
+    (Choromanski et al., "Rethinking Attention with Performers", ICLR 2021, section 2.4).
+
+    Args:
+        num_features (`int`): number of random features, the rows of W.
+        num_hidden_neurons (`int`): size of a query, the columns of W.
+        generator (`torch.Generator`, *optional*): source of randomness on the CPU; the global one by default.
+
+    Returns:
+        `torch.Tensor` of shape `(num_features, num_hidden_neurons)`, float32, on the CPU.
+    """
+    blocks = []
+    for _ in range(-(-num_features // num_hidden_neurons)):
+        gaussian = torch.randn(num_hidden_neurons, num_hidden_neurons, generator=generator, device="cpu")
+        blocks.append(torch.linalg.qr(gaussian).Q.T)
+    directions = torch.cat(blocks)[:num_features]
+    norms = torch.randn(num_features, num_hidden_neurons, generator=generator, device="cpu").norm(dim=-1, keepdim=True)
+    return directions * norms
+
+
+@lru_cache(maxsize=16)
+def _default_random_projection(num_hidden_neurons):
+    generator = torch.Generator().manual_seed(DEFAULT_RANDOM_SEED)
+    return draw_random_projection(DEFAULT_RANDOM_FEATURES, num_hidden_neurons, generator)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The biological network, token by token
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def neuron_astrocyte_network(
+    query,
+    key,
+    value,
+    astrocyte_code=None,
+    padding_mask=None,
+    *,
+    alpha=1.0,
+    feature_map="elu",
+    feedback=True,
+    random_projection=None,
+    causal=False,
+    initial_state=None,
+    output_final_state=False,
+):
+    """The network of the paper as it would run in tissue: one token after the other, write mode, then read mode.
+
+    Same arguments, results and errors as `neuron_astrocyte_attention`, which explains them. Source: AT, section III.
+    """
+    _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection, causal)
+    working = _working_dtype(query, key, value)
+    random_projection = _random_projection(feature_map, random_projection, query)
+    hebbian, calcium = _initial_state(initial_state, key, value, random_projection)
+    num_hidden_neurons = query.shape[-1]
+
+    def phi(x):
+        return FEATURE_MAPS[feature_map](x.to(working), random_projection)
+
+    with full_precision(query):
+        hebbian_neuron = hebbian / num_hidden_neurons  # (B, H, F, d); what came before, by whichever plasticity
+        hebbian_astro = torch.zeros_like(hebbian_neuron)
+
+        # Write mode: keys and values imprint the synapses.
+        for t in range(key.shape[2]):
+            presynaptic = phi(key[:, :, t])  # (B, H, F)
+            postsynaptic = value[:, :, t].to(working)  # (B, H, d)
+            if padding_mask is not None:
+                padded = ~padding_mask[:, None, t, None]  # (B, 1, 1)
+                presynaptic = presynaptic.masked_fill(padded, 0)
+                postsynaptic = postsynaptic.masked_fill(padded, 0)
+            hebbian_neuron = hebbian_neuron + _outer(presynaptic, postsynaptic) / num_hidden_neurons
+            if astrocyte_code is not None:
+                process = phi(astrocyte_code[..., t, :])  # (H, F) or (B, H, F)
+                hebbian_astro = hebbian_astro + _outer(process, postsynaptic) / num_hidden_neurons
+            calcium = calcium + presynaptic
+
+        # Presynaptic plasticity: the calcium of a process grows sub-linearly with the activity that it saw.
+        g = calcium.clamp(min=CALCIUM_FLOOR) ** alpha  # (B, H, F)
+
+        # Read mode: queries are answered.
+        output = []
+        for t in range(query.shape[2]):
+            activity = phi(query[:, :, t])  # (B, H, F)
+            y = (activity[..., None] * (hebbian_neuron + hebbian_astro)).sum(-2)  # (B, H, d)
+            if feedback:
+                calcium_response = (activity * g).sum(-1, keepdim=True)  # C, (B, H, 1)
+                y = y / calcium_response.clamp(min=CALCIUM_FLOOR)  # P = 1 / C
+            output.append(y)
+        output = torch.stack(output, dim=2) if output else value[:, :, :0]
+
+    output = output.to(value.dtype)  # (B, H, N, d)
+    state = NeuronAstrocyteState((hebbian_neuron + hebbian_astro) * num_hidden_neurons, calcium)
+    return (output, state) if output_final_state else output
+
+
+def _outer(a, b):
+    return a[..., :, None] * b[..., None, :]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The same in matrix products
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def neuron_astrocyte_attention(
+    query,
+    key,
+    value,
+    astrocyte_code=None,
+    padding_mask=None,
+    *,
+    alpha=1.0,
+    feature_map="elu",
+    feedback=True,
+    random_projection=None,
+    causal=False,
+    initial_state=None,
+    output_final_state=False,
+):
+    """Neuron-astrocyte attention (AT, section III): attention as write mode and read mode of tripartite synapses.
+
+    Time and memory are linear in the length. Sums, powers and the division run in float32 whatever the inputs' dtype
+    (float64 stays float64), also under autocast; the output has the dtype of `value`. A query that finds nothing
+    written is answered with 0.
+
+    Args:
+        query (`torch.Tensor`): `(batch, heads, length, hidden_neurons)`, before the feature map.
+        key (`torch.Tensor`): `(batch, heads, length, hidden_neurons)`, before the feature map.
+        value (`torch.Tensor`): `(batch, heads, length, head_dim)`.
+        astrocyte_code (`torch.Tensor`, *optional*): R, `(heads, length, hidden_neurons)` or with a leading batch,
+            before the feature map. Without it H_astro is 0.
+        padding_mask (`torch.Tensor`, *optional*): bool, `(batch, length)`, True where a token is real. A padded token
+            writes nothing, neither to H_neuron and H_astro nor to the calcium. Without it all tokens are real.
+        alpha (`float`, defaults to 1.0): exponent of the calcium in (0, 1], presynaptic plasticity; 1 is linear.
+        feature_map (`str`, defaults to `"elu"`): phi, one of "elu" (elu(x) + 1), "relu", "exp" (saturating at
+            exp(30)) and "favor" (positive random features of the softmax kernel; Kozachkov, Kastanenka and Krotov,
+            PNAS 2023, and Choromanski et al., ICLR 2021).
+        feedback (`bool`, defaults to `True`): whether the astrocyte divides the answer by the calcium response C.
+        random_projection (`torch.Tensor`, *optional*): `(random_features, hidden_neurons)`, for "favor" only. Without
+            it 256 features are drawn from a fixed seed.
+        causal (`bool`, defaults to `False`): reserved for the causal form, which is not available yet.
+        initial_state (`NeuronAstrocyteState`, *optional*): what was written before this call.
+        output_final_state (`bool`, defaults to `False`): whether to return the state as well.
+
+    Returns:
+        The output, `(batch, heads, length, head_dim)`; with `output_final_state`, a tuple of the output and the
+        `NeuronAstrocyteState` that holds `initial_state` and all that this call wrote. A long input can so be written
+        in pieces and read once: the queries of a piece may have length 0 (write only), as may its keys (read only).
+
+    Raises:
+        ValueError: for shapes or values that do not fit; the message gives them.
+        NotImplementedError: for `causal=True`.
+    """
+    _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection, causal)
+    random_projection = _random_projection(feature_map, random_projection, query)
+    state = _initial_state(initial_state, key, value, random_projection)
+    with full_precision(query):
+        state = write_mode(key, value, astrocyte_code, padding_mask, state, feature_map, random_projection)
+        output = read_mode(query, state, alpha, feature_map, feedback, random_projection)
+    output = output.to(value.dtype)
+    return (output, state) if output_final_state else output
+
+
+def write_mode(key, value, astrocyte_code, padding_mask, state, feature_map, random_projection):
+    """Keys and values imprint the synapses: `state` plus all that these tokens write. See `_activity` for a mask."""
+    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state)
+    if padding_mask is not None:
+        # zero times a padded NaN would be NaN: the values are silenced as well
+        value = value.masked_fill(~padding_mask[:, None, :, None], 0)
+    calcium = presynaptic.sum(dim=-2)  # (B, H, F)
+    hebbian = (presynaptic + process).transpose(-1, -2) @ value.to(calcium.dtype)  # (B, H, F, d)
+    return NeuronAstrocyteState(state.hebbian + hebbian, state.calcium + calcium)
+
+
+def read_mode(query, state, alpha, feature_map, feedback, random_projection):
+    """Queries are answered from the synapses: `(batch, heads, length, head_dim)` in the state's dtype."""
+    num_hidden_neurons = query.shape[-1]
+    activity = FEATURE_MAPS[feature_map](query.to(state.calcium.dtype), random_projection)  # (B, H, N, F)
+    output = activity @ (state.hebbian / num_hidden_neurons)  # (B, H, N, d)
+    if feedback:
+        output = output / calcium_response(activity, state.calcium, alpha)
+    return output
+
+
+def calcium_response(activity, calcium, alpha):
+    """C = phi(Q) g with g = calcium^alpha: `(batch, heads, length, 1)`, from activity `(batch, heads, length, features)`
+    and calcium `(batch, heads, features)`."""
+    g = calcium.clamp(min=CALCIUM_FLOOR) ** alpha
+    return (activity @ g[..., None]).clamp(min=CALCIUM_FLOOR)
+
+
+def neuron_astrocyte_attention_weights(
+    query,
+    key,
+    astrocyte_code=None,
+    padding_mask=None,
+    *,
+    alpha=1.0,
+    feature_map="elu",
+    feedback=True,
+    random_projection=None,
+):
+    """The attention map that `neuron_astrocyte_attention` applies without ever building it, for looking at.
+
+    Entry (t, s) is P_t phi(q_t) (phi(k_s) + phi(r_s)) / m, so that the map times the values is the output. Rows sum to
+    1/m where alpha is 1 and there is no astrocyte code, and only there. Arguments as for `neuron_astrocyte_attention`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, heads, length, length)` in the dtype of `query`. Memory is quadratic.
+    """
+    _validate(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection, causal=False)
+    random_projection = _random_projection(feature_map, random_projection, query)
+    state = _initial_state(None, key, key, random_projection)
+    with full_precision(query):
+        presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state)
+        activity = FEATURE_MAPS[feature_map](query.to(presynaptic.dtype), random_projection)
+        weights = activity @ (presynaptic + process).transpose(-1, -2) / query.shape[-1]  # (B, H, N, N)
+        if feedback:
+            weights = weights / calcium_response(activity, presynaptic.sum(dim=-2), alpha)
+    return weights.to(query.dtype)
+
+
+def _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state):
+    """phi(K) and phi(R) in the state's dtype, 0 at padded tokens; a scalar 0 stands for phi(R) without a code."""
+    phi, working = FEATURE_MAPS[feature_map], state.calcium.dtype
+    presynaptic = phi(key.to(working), random_projection)  # (B, H, N, F)
+    process = presynaptic.new_zeros(())
+    if astrocyte_code is not None:
+        process = phi(astrocyte_code.to(working), random_projection)  # (H, N, F) or (B, H, N, F)
+    if padding_mask is not None:
+        padded = ~padding_mask[:, None, :, None]  # (B, 1, N, 1)
+        presynaptic = presynaptic.masked_fill(padded, 0)
+        process = process.masked_fill(padded, 0)
+    return presynaptic, process
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Precision, defaults and validation
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _working_dtype(*tensors):
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def full_precision(tensor):
+    """A context in which autocast leaves matrix products alone."""
+    device_type = tensor.device.type
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+
+
+def _random_projection(feature_map, random_projection, query):
+    if feature_map == "favor" and random_projection is None:
+        return _default_random_projection(query.shape[-1]).to(query.device)
+    return random_projection
+
+
+def _initial_state(state, key, value, random_projection):
+    """`state` after a check of its shapes, or that of synapses to which nothing was written."""
+    batch_size, num_heads, _, num_features = key.shape
+    if random_projection is not None:
+        num_features = random_projection.shape[0]
+    calcium_shape = (batch_size, num_heads, num_features)
+    hebbian_shape = (*calcium_shape, value.shape[-1])
+    if state is None:
+        working = _working_dtype(key, value)
+        return NeuronAstrocyteState(
+            value.new_zeros(hebbian_shape, dtype=working), value.new_zeros(calcium_shape, dtype=working)
+        )
+    hebbian, calcium = state
+    if hebbian.shape != hebbian_shape or calcium.shape != calcium_shape:
+        raise ValueError(
+            f"initial_state must hold hebbian of shape {hebbian_shape} and calcium of shape {calcium_shape}, "
+            f"got {tuple(hebbian.shape)} and {tuple(calcium.shape)}"
+        )
+    working = _working_dtype(key, value, hebbian)
+    return NeuronAstrocyteState(hebbian.to(working), calcium.to(working))
+
+
+def _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection, causal):
+    if causal:
+        raise NotImplementedError("causal=True: the causal form is not available yet, only the bidirectional one")
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f"feature_map must be one of {sorted(FEATURE_MAPS)}, got {feature_map!r}")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be a number in (0, 1], got {alpha!r}")
+
+    shapes = f"got query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}"
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions, (batch, heads, length, size); {shapes}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key must have the same number of hidden neurons (last dimension); {shapes}")
+    if not query.shape[:2] == key.shape[:2] == value.shape[:2]:
+        raise ValueError(f"query, key and value must agree in batch and heads; {shapes}")
+    if key.shape[2] != value.shape[2]:
+        raise ValueError(f"key and value must have the same length; {shapes}")
+    if query.shape[2] != key.shape[2] and 0 not in (query.shape[2], key.shape[2]):
+        raise ValueError(f"query and key must have the same length, unless one of them is empty; {shapes}")
+
+    batch_size, num_heads, length, num_hidden_neurons = key.shape
+    if astrocyte_code is not None:
+        expected = (num_heads, length, num_hidden_neurons)
+        if astrocyte_code.shape not in (expected, (batch_size, *expected)):
+            raise ValueError(
+                f"astrocyte_code must have shape {expected}, or that with a leading batch of {batch_size}, "
+                f"got {tuple(astrocyte_code.shape)}"
+            )
+    if padding_mask is not None:
+        if padding_mask.dtype != torch.bool:
+            raise ValueError(f"padding_mask must be bool, True where a token is real, got {padding_mask.dtype}")
+        if padding_mask.shape != (batch_size, length):
+            raise ValueError(f"padding_mask must have shape {(batch_size, length)}, got {tuple(padding_mask.shape)}")
+    if random_projection is not None:
+        if feature_map != "favor":
+            raise ValueError(f"random_projection belongs to feature_map 'favor', got feature_map {feature_map!r}")
+        if random_projection.dim() != 2 or random_projection.shape[1] != num_hidden_neurons:
+            raise ValueError(
+                f"random_projection must have shape (random_features, {num_hidden_neurons}), "
+                f"got {tuple(random_projection.shape)}"
+            )
