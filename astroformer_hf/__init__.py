@@ -14,9 +14,8 @@ from .neuron_astrocyte_attention import (
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
 )
+from .version import __version__
 
-
-__version__ = "0.1.0"
 
 AutoConfig.register(AstroformerConfig.model_type, AstroformerConfig, exist_ok=True)
 AstroformerConfig.register_for_auto_class()
@@ -35,6 +34,7 @@ __all__ = [
     "AstroformerModel",
     "AstroformerPreTrainedModel",
     "NeuronAstrocyteState",
+    "__version__",
     "neuron_astrocyte_attention",
     "neuron_astrocyte_attention_weights",
     "neuron_astrocyte_network",

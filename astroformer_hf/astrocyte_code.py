@@ -18,11 +18,12 @@ The N x N matrix r is never built: an exponential coupling is a first-order recu
 O(N m). In "learned" and "sinusoidal" the astrocyte tiles the whole line of positions, whether or not a token sits at
 each, so that R at a position depends neither on the batch nor on its padded length.
 
-Initial values. phi(0) is 1 for "elu" and "exp": an untrained code that starts at R = 0 is heard at every position as
-loudly as the content, and H_astro dilutes H_neuron by a plain average of all values. So b starts where phi(b) is
-`RESTING_ACTIVITY`, the tables start near zero, and the astrocyte's term starts small and grows as far as it helps. The
-b adds nothing to what the codes can express ("learned": r is invertible, so W_rel could hold it); it gives the
-optimiser one number to move. "favor" has no small start: its features integrate to 1 for every R.
+Initial values. An untrained neuron has about the activity phi(0), and an untrained code that starts at R = 0 is heard as
+loudly as that at every position: H_astro then dilutes H_neuron by a plain average of all values. So b starts where
+phi(b) is `RESTING_ACTIVITY` times the activity of an untrained neuron, the tables start near zero, and the astrocyte's
+term starts small and grows as far as it helps. The b adds nothing to what the codes can express ("learned": r is
+invertible, so W_rel could hold it); it gives the optimiser one number to move. "favor" has no small start: its features
+integrate to 1 for every R.
 """
 
 import math
@@ -32,14 +33,20 @@ import torch
 from torch import nn
 
 
-# phi(b) at initialisation: how loud an untrained code is beside a neuron at rest, whose phi(0) is 1.
+# phi(b) at initialisation, in units of the activity of an untrained neuron.
 RESTING_ACTIVITY = 0.05
-RESTING_LEVEL = {
-    "elu": math.log(RESTING_ACTIVITY),
-    "exp": math.log(RESTING_ACTIVITY),
-    "relu": RESTING_ACTIVITY,
-    "favor": 0.0,
-}
+
+
+def untrained_activity(feature_map, num_features):
+    """About the activity phi(x) of a freshly initialised neuron, whose x is small: a float, by feature map."""
+    return {"elu": 1.0, "exp": 1.0, "relu": 0.1, "favor": num_features**-0.5}[feature_map]
+
+
+def resting_level(feature_map):
+    """The b at which phi(b) is `RESTING_ACTIVITY` times `untrained_activity`; 0 for "favor", which has no such b."""
+    quiet = math.log(RESTING_ACTIVITY)
+    return {"elu": quiet, "exp": quiet, "relu": RESTING_ACTIVITY * 0.1, "favor": 0.0}[feature_map]
+
 
 # Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
 CHUNK_SIZE = 64
@@ -199,7 +206,7 @@ class AstrocyteCode(nn.Module):
 
     def initial_values(self, config):
         """Pairs of a parameter and its initial value, a tensor that broadcasts to it."""
-        return [(self.resting_bias, torch.tensor(RESTING_LEVEL[config.feature_map]))]
+        return [(self.resting_bias, torch.tensor(resting_level(config.feature_map)))]
 
 
 class LearnedAstrocyteCode(AstrocyteCode):
@@ -222,7 +229,8 @@ class LearnedAstrocyteCode(AstrocyteCode):
             table = table[:, : key.shape[2] + reach]
             code = exponential_coupling(table, self.scale)[:, : key.shape[2]]  # (H, N, m)
         else:
-            code = exponential_coupling(table, self.scale)[:, layout.position_ids].transpose(0, 1)  # (B, H, N, m)
+            code = exponential_coupling(table, self.scale)[:, layout.position_ids].transpose(0, 1)  # (1 or B, H, N, m)
+            code = code[0] if code.shape[0] == 1 else code
         return code + self.resting_bias
 
 

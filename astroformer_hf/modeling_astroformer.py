@@ -16,7 +16,14 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, sequence_layout, sinusoidal_features, upcast
+from .astrocyte_code import (
+    ASTROCYTE_CODES,
+    AstrocyteCode,
+    sequence_layout,
+    sinusoidal_features,
+    untrained_activity,
+    upcast,
+)
 from .configuration_astroformer import AstroformerConfig
 from .neuron_astrocyte_attention import (
     draw_random_projection,
@@ -58,13 +65,17 @@ class AstroformerEmbeddings(nn.Module):
 class AstroformerAttention(nn.Module):
     """Multi-head attention in one of three arms that differ in nothing else: "neuron_astrocyte", "linear", "softmax".
 
-    Scale. The operation keeps the paper's constants: its factor 1/m and, with alpha < 1, sums that grow with the number
-    n of written tokens make its output of size n^(1 - alpha) / m, where softmax attention gives 1. Both factors are
-    constants that the output projection could absorb, but Adam moves every weight by the same step, so an output m
-    times too small learns m times too slowly. The layer therefore multiplies by m, and with
-    `calcium_normalization="mean"` by n^(alpha - 1): calcium and Hebbian weights are then means over the tokens, that
-    is, concentrations. (Without feedback there is no calcium to divide by, and the mean is a factor 1/n.) The output
-    starts at the scale of softmax attention for every m, n and alpha.
+    Scale. The operation keeps the paper's constants. With neurons of activity phi_0, F features and n written tokens,
+    its output is an average of the values times
+
+        (n phi_0)^(1 - alpha) / m      with feedback,
+        n F phi_0^2 / m                without,
+
+    where softmax attention has 1. These are constants that the output projection could absorb, but Adam moves every
+    weight by the same step, so an output that is m times too small learns m times too slowly. The layer divides by them
+    (phi_0 as it is before training), so the output starts at the scale of softmax attention for every m, n and alpha.
+    `calcium_normalization="sum"` leaves n in; "mean" reads calcium and Hebbian weights as means over the tokens, that
+    is, as concentrations.
     """
 
     def __init__(self, config):
@@ -75,7 +86,6 @@ class AstroformerAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.num_hidden_neurons = config.num_hidden_neurons
         self.dropout_prob = config.attention_probs_dropout_prob
-        self.calcium_normalization = config.calcium_normalization
         self.operation = {
             "alpha": config.presynaptic_alpha,
             "feature_map": config.feature_map,
@@ -84,6 +94,7 @@ class AstroformerAttention(nn.Module):
         has_astrocyte = config.attention_type == "neuron_astrocyte"
         if not has_astrocyte:  # linear attention: no plasticity but the neurons' own
             self.operation.update(alpha=1.0, feedback=True)
+        self.scale, self.length_exponent = self._scale(config, **self.operation)
 
         key_size = self.num_heads * self.num_hidden_neurons
         self.q_proj = nn.Linear(config.hidden_size, key_size)
@@ -93,10 +104,10 @@ class AstroformerAttention(nn.Module):
         self.astrocyte_code = None
         if has_astrocyte and config.use_astrocyte_hebbian:
             self.astrocyte_code = ASTROCYTE_CODES[config.astrocyte_code](config)
-        self.random_projection = None
+        random_projection = None
         if config.feature_map == "favor" and config.attention_type != "softmax":
-            shape = (config.num_random_features, config.num_hidden_neurons)
-            self.register_buffer("random_projection", torch.empty(shape))
+            random_projection = torch.empty(config.num_random_features, config.num_hidden_neurons)
+        self.register_buffer("random_projection", random_projection)
 
     def forward(self, hidden_states, layout, output_attentions=False):
         """`(batch, length, hidden_size)` to the same, and the attention maps `(batch, heads, length, length)` or None."""
@@ -121,7 +132,7 @@ class AstroformerAttention(nn.Module):
             with full_precision(key):
                 code = self.astrocyte_code(key, layout)
 
-        scale = self._output_scale(key, padding_mask)
+        scale = self.scale * self._num_tokens(key, padding_mask) ** self.length_exponent
         written = value
         if self.training and self.dropout_prob > 0:
             release = nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), self.dropout_prob)  # (B, H, N, 1)
@@ -136,15 +147,22 @@ class AstroformerAttention(nn.Module):
             attention_map = attention_map.to(value.dtype)
         return output.to(value.dtype), attention_map
 
-    def _output_scale(self, key, padding_mask):
-        """m, and with means instead of sums m n^(alpha - 1): a float, or `(batch, 1, 1, 1)` where n is not the length."""
-        if self.calcium_normalization == "sum":
-            return self.num_hidden_neurons
-        exponent = self.operation["alpha"] - 1 if self.operation["feedback"] else -1
+    @staticmethod
+    def _scale(config, alpha, feature_map, feedback):
+        """The layer's factor on the operation's output, as (constant, exponent of the number of tokens)."""
+        m, is_mean = config.num_hidden_neurons, config.calcium_normalization == "mean"
+        num_features = config.num_random_features if feature_map == "favor" else m
+        activity = untrained_activity(feature_map, num_features)
+        if feedback:
+            return m * activity ** (alpha - 1), alpha - 1 if is_mean else 0
+        return m / (num_features * activity**2), -1 if is_mean else 0
+
+    @staticmethod
+    def _num_tokens(key, padding_mask):
+        """n, at least 1: an int, or `(batch, 1, 1, 1)` where it is not the length."""
         if padding_mask is None:
-            return self.num_hidden_neurons * key.shape[2] ** exponent
-        num_tokens = padding_mask.sum(-1).clamp(min=1).float()[:, None, None, None]
-        return self.num_hidden_neurons * num_tokens**exponent
+            return max(key.shape[2], 1)
+        return padding_mask.sum(-1).clamp(min=1).float()[:, None, None, None]
 
     def _softmax_attention(self, query, key, value, layout, output_attentions):
         mask = None

@@ -154,15 +154,15 @@ def neuron_astrocyte_network(
         # Write mode: keys and values imprint the synapses.
         for t in range(key.shape[2]):
             presynaptic = phi(key[:, :, t])  # (B, H, F)
+            process = 0 * presynaptic if astrocyte_code is None else phi(astrocyte_code[..., t, :])
             postsynaptic = value[:, :, t].to(working)  # (B, H, d)
             if padding_mask is not None:
                 padded = ~padding_mask[:, None, t, None]  # (B, 1, 1)
                 presynaptic = presynaptic.masked_fill(padded, 0)
+                process = process.masked_fill(padded, 0)
                 postsynaptic = postsynaptic.masked_fill(padded, 0)
             hebbian_neuron = hebbian_neuron + _outer(presynaptic, postsynaptic) / num_hidden_neurons
-            if astrocyte_code is not None:
-                process = phi(astrocyte_code[..., t, :])  # (H, F) or (B, H, F)
-                hebbian_astro = hebbian_astro + _outer(process, postsynaptic) / num_hidden_neurons
+            hebbian_astro = hebbian_astro + _outer(process, postsynaptic) / num_hidden_neurons
             calcium = calcium + presynaptic
 
         # Presynaptic plasticity: the calcium of a process grows sub-linearly with the activity that it saw.
@@ -185,6 +185,7 @@ def neuron_astrocyte_network(
 
 
 def _outer(a, b):
+    """Products of all pairs: `(..., features)` and `(..., head_dim)` to `(..., features, head_dim)`."""
     return a[..., :, None] * b[..., None, :]
 
 

@@ -1,0 +1,199 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Training with the library's `Trainer`: accumulation, learning, and the scripts from the command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import train_text_classification
+import training_common
+from conftest import ROOT, tiny_config
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
+
+from astroformer_hf import AstroformerForSequenceClassification
+
+
+HEADS = {
+    "single": ({"num_labels": 3}, lambda i: i % 3),
+    "multi": ({"num_labels": 3, "problem_type": "multi_label_classification"}, lambda i: [float(i % 2), 1.0, float(i % 3 == 0)]),
+    "regression": ({"num_labels": 1, "problem_type": "regression"}, lambda i: i / 10),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_accumulated_batches_have_the_loss_and_gradient_of_the_whole(head, tmp_path):
+    changes, label = HEADS[head]
+    data = Dataset.from_list([{"input_ids": torch.randint(1, 50, (12,)).tolist(), "labels": label(i)} for i in range(32)])
+    records = []
+    for batch_size, steps in ((32, 1), (8, 4)):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            model=AstroformerForSequenceClassification(tiny_config(**changes)),
+            args=TrainingArguments(
+                output_dir=str(tmp_path),
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=steps,
+                max_steps=2,
+                logging_steps=1,
+                learning_rate=1e-3,
+                report_to="none",
+                save_strategy="no",
+                use_cpu=True,
+                disable_tqdm=True,
+            ),
+            train_dataset=data,
+        )
+        trainer.train()
+        records.append([(e["loss"], e["grad_norm"]) for e in trainer.state.log_history if "grad_norm" in e])
+    assert len(records[0]) == 2
+    torch.testing.assert_close(torch.tensor(records[0]), torch.tensor(records[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_twenty_steps_overfit_a_batch(variant):
+    model = AstroformerForSequenceClassification(tiny_config(num_labels=4, **variant)).train()
+    ids, labels = torch.randint(1, 50, (8, 15)), torch.arange(8) % 4
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def write_reviews(folder, number=160):
+    """A folder of csv files whose label, one of two words, hides in the text."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for split, rows in (("train", number), ("validation", 40)):
+        lines = ["text,label"]
+        for i in range(rows):
+            filler = " ".join(f"w{n}" for n in torch.randint(0, 30, (i % 11 + 3,), generator=generator).tolist())
+            lines.append(f"{filler} {('awful', 'lovely')[i % 2]} {filler},{('neg', 'pos')[i % 2]}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def script_command(data, output_dir, *more):
+    return [
+        sys.executable,
+        str(ROOT / "scripts/train_text_classification.py"),
+        *("--dataset_dir", str(data), "--output_dir", str(output_dir), "--hidden_size", "32"),
+        *("--per_device_train_batch_size", "8", "--learning_rate", "5e-3", "--use_cpu", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}
+
+
+def test_script_trains_saves_and_is_loaded_again(tmp_path, environment):
+    data, output_dir = write_reviews(tmp_path / "reviews"), tmp_path / "model"
+    command = script_command(data, output_dir, "--num_train_epochs", "3")
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+    results = json.loads((output_dir / "results.json").read_text())
+    assert results["metrics"]["accuracy"] > 0.9
+    assert results["seed"] == 42 and results["dataset"] == "reviews" and results["train_samples"] == 160
+    assert {"torch", "transformers"} <= set(results["versions"]) and results["hardware"]["cores"]
+    assert len(results["learning_curve"]["evaluation"]) == 3 and results["learning_curve"]["train"]
+    assert "train_text_classification.py" in results["command"]
+    assert (output_dir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+    card = ModelCard.load(output_dir / "README.md")
+    card.validate
+    assert card.data.eval_results[0].metric_value == pytest.approx(results["metrics"]["accuracy"], abs=1e-4)
+    assert card.data.license == "apache-2.0" and card.data.pipeline_tag == "text-classification"
+    assert "{{" not in card.content
+
+    tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    assert tokenizer.decode(tokenizer("A lovely<br />film").input_ids).startswith("[CLS]")
+    assert tokenizer("x").keys() == {"input_ids", "token_type_ids", "attention_mask"}
+    model = AutoModelForSequenceClassification.from_pretrained(output_dir)
+    assert model.config.id2label == {0: "neg", 1: "pos"}
+    classify = pipeline("text-classification", model=str(output_dir))
+    answers = classify(["w1 w2 lovely w3", "w4 awful w1 w9 w9 w8"], batch_size=2)
+    assert [answer["label"] for answer in answers] == ["pos", "neg"]
+
+
+def test_script_continues_after_being_killed(tmp_path, environment):
+    data, output_dir = write_reviews(tmp_path / "reviews", 400), tmp_path / "model"
+    command = script_command(data, output_dir, "--num_train_epochs", "6")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 240
+    while not (output_dir / "checkpoint-50/trainer_state.json").exists() and process.poll() is None:
+        assert time.time() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output_dir / "results.json").exists()
+    (output_dir / "checkpoint-9999").mkdir()  # what a run leaves that is killed while it writes a checkpoint
+
+    result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    resumed_from = int(re.search(r"Continuing from .*checkpoint-(\d+)", result.stdout).group(1))
+    results = json.loads((output_dir / "results.json").read_text())
+    assert resumed_from in range(50, 300, 50) and results["resumed"]
+    assert [entry["step"] for entry in results["learning_curve"]["evaluation"]] == list(range(50, 301, 50))
+
+    uninterrupted = tmp_path / "uninterrupted"
+    subprocess.run(
+        script_command(data, uninterrupted, "--num_train_epochs", "6"), env=environment, check=True, capture_output=True
+    )
+    expected = json.loads((uninterrupted / "results.json").read_text())
+    assert results["metrics"]["loss"] == pytest.approx(expected["metrics"]["loss"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels, problem_type, encoded",
+    [
+        (["b", "a", "b"], "single_label_classification", [1, 0, 1]),
+        ([5, 3, 5], "single_label_classification", [1, 0, 1]),
+        ([0.5, -1.0, 2.0], "regression", [0.5, -1.0, 2.0]),
+        ([["x"], [], ["y", "x"]], "multi_label_classification", [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]),
+    ],
+)
+def test_kinds_of_labels(labels, problem_type, encoded):
+    kind = train_text_classification.Labels(Dataset.from_dict({"label": labels}), "label")
+    assert kind.problem_type == problem_type
+    assert [kind.encode(label) for label in labels] == encoded
+
+
+def test_metrics_work_without_a_network():
+    assert training_common.Classification().compute(predictions=[0, 1, 1, 1], references=[0, 1, 0, 1]) == {
+        "accuracy": 0.75,
+        "f1": pytest.approx((2 / 3 + 0.8) / 2),
+        "matthews_correlation": pytest.approx(3**-0.5),
+    }
+    multi = training_common.MultiLabelClassification("multilabel")
+    assert multi.compute(predictions=[[1, 0], [1, 1]], references=[[1, 0], [0, 1]])["accuracy"] == 0.5
+    assert training_common.Regression().compute(predictions=[1.0, 2.0], references=[1.0, 4.0])["mse"] == 2.0
+
+
+def test_bad_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match="exactly one of --dataset_name and --dataset_dir"):
+        training_common.load_splits()
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"--dataset_dir must be a folder .*train.parquet"):
+        training_common.load_splits(dataset_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"no split 'train'; it has \['other'\]"):
+        training_common.pick_split({"other": None}, "train")
+
+
+def test_json_is_whole_or_absent(tmp_path):
+    path = tmp_path / "results.json"
+    training_common.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        training_common.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
