@@ -307,7 +307,8 @@ def main(arguments=None):
     )
     trainer.train(resume_from_checkpoint=resume_from)
     training_seconds = time.time() - started
-    metrics = trainer.evaluate()
+    learning_curve = common.learning_curve(trainer.state.log_history)
+    metrics = trainer.evaluate()  # of the best checkpoint, which is loaded now
     trainer.save_model()
 
     if trainer.is_world_process_zero():
@@ -319,7 +320,7 @@ def main(arguments=None):
             "arm": config.attention_type,
             "seed": training_args.seed,
             "metrics": {name.removeprefix("eval_"): value for name, value in metrics.items()},
-            "learning_curve": common.learning_curve(trainer.state.log_history),
+            "learning_curve": learning_curve,
             "parameters": model.num_parameters(),
             "train_samples": len(train),
             "eval_samples": len(validation),

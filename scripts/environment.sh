@@ -1,0 +1,32 @@
+# Sourced by the other scripts: makes the project's virtual environment with pinned versions and puts it on the path.
+# ASTROFORMER_VENV names another folder for it, ASTROFORMER_PYTHON another Python (3.10 or newer).
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=${ASTROFORMER_VENV:-.venv}
+
+find_python() {
+    local candidate
+    for candidate in ${ASTROFORMER_PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info)' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    echo "No Python 3.10 or newer with venv and pip was found; name one with ASTROFORMER_PYTHON." >&2
+    return 1
+}
+
+# The mark is written last, so that an installation that was cut short is taken up again; and it holds what was asked
+# for, so that a change of it is noticed.
+asked_for=$(cat pyproject.toml constraints.txt | cksum)
+if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$asked_for" ]; then
+    python=$(find_python)
+    echo "Installing pinned versions into $venv with $("$python" --version), once..."
+    "$python" -m venv "$venv"
+    # torch first and alone: what follows must find it, not choose another build
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+    echo "$asked_for" > "$venv/.installed"
+fi
+export PATH="$PWD/$venv/bin:$PATH"
+case $venv in /*) export PATH="$venv/bin:$PATH" ;; esac

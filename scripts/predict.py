@@ -1,0 +1,58 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Loads a trained text classifier through the Auto classes, measures it again, and shows a few of its predictions.
+
+    python scripts/predict.py --model outputs/imdb --dataset_dir my_data
+    python scripts/predict.py --model outputs/imdb --text "What a lovely film." --text "Two hours of my life, gone."
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import training_common as common  # noqa: E402
+
+import astroformer_hf  # noqa: E402, F401 (registers the classes)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="folder of a trained model, or its name on the Hub")
+    parser.add_argument("--text", action="append", default=[], help="a text to classify; may be given several times")
+    parser.add_argument("--dataset_dir", help="folder of files named by split: measure the accuracy and show examples")
+    parser.add_argument("--split", default="validation", help="split to measure on")
+    parser.add_argument("--examples", type=int, default=4, help="how many of its texts to show")
+    arguments = parser.parse_args()
+    if not arguments.text and arguments.dataset_dir is None:
+        parser.error("give --text or --dataset_dir")
+
+    model = AutoModelForSequenceClassification.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=32, truncation=True)
+    for text in arguments.text:
+        show(text, classify(text)[0])
+    if arguments.dataset_dir is None:
+        return
+    _, data = common.pick_split(common.load_splits(dataset_dir=arguments.dataset_dir), arguments.split)
+    texts, references = list(data["text"]), [data.features["label"].int2str(label) for label in data["label"]]
+    answers = classify(texts)
+    hits = sum(answer["label"] == reference for answer, reference in zip(answers, references, strict=True))
+    for i in range(0, len(texts), max(1, len(texts) // arguments.examples))[: arguments.examples]:
+        show(texts[i], answers[i], references[i])
+    print(f"accuracy {hits / len(texts):.4f} on {len(texts)} texts of split {arguments.split}")
+
+
+def show(text, answer, reference=None):
+    """One line: the answer, its probability, the right answer if known, and the text's beginning."""
+    text = " ".join(text.split())
+    text = text if len(text) <= 70 else text[:67] + "..."
+    truth = "" if reference is None else f" (is {reference})"
+    print(f"  {answer['label']:>15} {answer['score']:4.0%}{truth}  {text}")
+
+
+if __name__ == "__main__":
+    main()
