@@ -18,10 +18,10 @@ The N x N matrix r is never built: an exponential coupling is a first-order recu
 O(N m). In "learned" and "sinusoidal" the astrocyte tiles the whole line of positions, whether or not a token sits at
 each, so that R at a position depends neither on the batch nor on its padded length.
 
-Initial values. An untrained neuron has about the activity phi(0), and an untrained code that starts at R = 0 is heard as
-loudly as that at every position: H_astro then dilutes H_neuron by a plain average of all values. So b starts where
+Initial values. An untrained neuron has about the activity phi(0), and an untrained code that starts at R = 0 is heard
+as loudly as that at every position: H_astro then dilutes H_neuron by a plain average of all values. So b starts where
 phi(b) is `RESTING_ACTIVITY` times the activity of an untrained neuron, the tables start near zero, and the astrocyte's
-term starts small and grows as far as it helps. The b adds nothing to what the codes can express ("learned": r is
+term starts small and grows as far as it helps. The b adds nothing to what the paper's code can express (r is
 invertible, so W_rel could hold it); it gives the optimiser one number to move. "favor" has no small start: its features
 integrate to 1 for every R.
 """
@@ -51,8 +51,8 @@ def resting_level(feature_map):
 # Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
 CHUNK_SIZE = 64
 
-# Slowest wavelength of the sines and cosines, in positions (Vaswani et al., "Attention is all you need", 2017).
-LONGEST_WAVELENGTH = 10_000.0
+# Base of the geometric series of wavelengths, over 2 pi positions (Vaswani et al., "Attention is all you need", 2017).
+WAVELENGTH_BASE = 10_000.0
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -305,9 +305,9 @@ ASTROCYTE_CODES = {
 
 
 def wave_frequencies(num_frequencies, like):
-    """Radians per position, from 1 down to 1 / `LONGEST_WAVELENGTH`: `(num_frequencies,)`, dtype and device of `like`."""
+    """Radians per position, 1 down to nearly 1 / `WAVELENGTH_BASE`: `(num_frequencies,)`, as `like`."""
     exponents = torch.arange(num_frequencies, device=like.device, dtype=like.dtype) / num_frequencies
-    return LONGEST_WAVELENGTH**-exponents
+    return WAVELENGTH_BASE**-exponents
 
 
 def sinusoidal_features(position_ids, num_frequencies, dtype):

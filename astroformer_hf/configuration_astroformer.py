@@ -58,8 +58,8 @@ LIBRARY_KEYWORDS = {
 class AstroformerConfig(PreTrainedConfig):
     r"""Configuration of an Astroformer text model. Names are BERT's where BERT has one.
 
-    The attention of "Delving Deeper Into Astromorphic Transformers" (Mia, Bal and Sengupta, arXiv 2312.10925) is made of
-    four effects, each with a field of its own, so that each can be turned off alone.
+    The attention of "Delving Deeper Into Astromorphic Transformers" (Mia, Bal and Sengupta, arXiv 2312.10925) is made
+    of several effects, each with a field of its own, so that each can be turned off alone.
 
     Args:
         vocab_size (`int`, defaults to 30522): number of different tokens.
@@ -77,9 +77,10 @@ class AstroformerConfig(PreTrainedConfig):
         type_vocab_size (`int`, defaults to 2): number of different `token_type_ids`.
         initializer_range (`float`, defaults to 0.02): standard deviation of initial weights.
         layer_norm_eps (`float`, defaults to 1e-12): epsilon of the layer normalisations.
-        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): ids of special tokens; `pad_token_id` defaults to 0.
+        pad_token_id (`int`, *optional*, defaults to 0): id of the padding token.
+        bos_token_id, eos_token_id (`int`, *optional*): ids of the first and last token of a text.
         classifier_dropout (`float`, *optional*): dropout before the classifier; `hidden_dropout_prob` by default.
-        is_decoder (`bool`, defaults to `False`): whether attention is causal. Only bidirectional attention is available.
+        is_decoder (`bool`, defaults to `False`): whether attention is causal; causal attention is not available yet.
         use_cache (`bool`, defaults to `True`): whether decoders return their state.
         tie_word_embeddings (`bool`, defaults to `True`): whether language models share input and output embeddings.
         pooling (`str`, defaults to `"mean"`): how a sequence becomes one vector, "mean" over its real tokens or "cls",
@@ -92,7 +93,8 @@ class AstroformerConfig(PreTrainedConfig):
         num_random_features (`int`, defaults to 256): features of the "favor" map.
         presynaptic_alpha (`float`, defaults to 0.5): presynaptic plasticity, the exponent in (0, 1] of the calcium; 1
             turns it off.
-        use_astrocyte_hebbian (`bool`, defaults to `True`): whether the astrocyte modulates Hebbian plasticity (H_astro).
+        use_astrocyte_hebbian (`bool`, defaults to `True`): whether the astrocyte modulates Hebbian plasticity
+            (H_astro).
         use_calcium_feedback (`bool`, defaults to `True`): whether the astrocyte divides by the calcium response (P).
         astrocyte_scale (`float`, defaults to 1.0): scale of the coupling exp(-scale * distance) between processes.
         astrocyte_code (`str`, defaults to `"activity"`): R, "learned" (the paper's table of relative positions),

@@ -110,7 +110,7 @@ class AstroformerAttention(nn.Module):
         self.register_buffer("random_projection", random_projection)
 
     def forward(self, hidden_states, layout, output_attentions=False):
-        """`(batch, length, hidden_size)` to the same, and the attention maps `(batch, heads, length, length)` or None."""
+        """`(batch, length, hidden_size)` to the same; and the maps `(batch, heads, length, length)`, None unasked."""
         batch_and_length = hidden_states.shape[:2]
         query = self.q_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
         key = self.k_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
@@ -293,7 +293,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
     def _check_inputs(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds):
-        """Checks the arguments of `forward` against each other; returns the mask and the positions in two dimensions."""
+        """Checks the arguments of `forward` against each other; returns mask and positions, these in two dimensions."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if input_ids is not None and input_ids.dim() != 2:

@@ -275,8 +275,8 @@ def read_mode(query, state, alpha, feature_map, feedback, random_projection):
 
 
 def calcium_response(activity, calcium, alpha):
-    """C = phi(Q) g with g = calcium^alpha: `(batch, heads, length, 1)`, from activity `(batch, heads, length, features)`
-    and calcium `(batch, heads, features)`."""
+    """C = phi(Q) g with g = calcium^alpha: `(batch, heads, length, 1)`, from the activity phi(Q) of shape
+    `(batch, heads, length, features)` and the calcium of shape `(batch, heads, features)`."""
     g = calcium.clamp(min=CALCIUM_FLOOR) ** alpha
     return (activity @ g[..., None]).clamp(min=CALCIUM_FLOOR)
 

@@ -62,7 +62,9 @@ def main():
     features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for split in ("train", "validation"):
-        rows = [(text, label) for text, label in sorted(labelled.items()) if is_validation(text) == (split == "validation")]
+        rows = [
+            (text, label) for text, label in sorted(labelled.items()) if is_validation(text) == (split == "validation")
+        ]
         columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
         path = arguments.output_dir / f"{split}.parquet"
         temporary = path.with_suffix(".tmp")

@@ -2,8 +2,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Loads a trained text classifier through the Auto classes, measures it again, and shows a few of its predictions.
 
-    python scripts/predict.py --model outputs/imdb --dataset_dir my_data
-    python scripts/predict.py --model outputs/imdb --text "What a lovely film." --text "Two hours of my life, gone."
+python scripts/predict.py --model outputs/imdb --dataset_dir my_data
+python scripts/predict.py --model outputs/imdb --text "What a lovely film." --text "Two hours of my life, gone."
 """
 
 import argparse
@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import training_common as common  # noqa: E402
+import training_common as common
 
-import astroformer_hf  # noqa: E402, F401 (registers the classes)
+import astroformer_hf  # noqa: F401 (registers the classes)
 
 
 def main():

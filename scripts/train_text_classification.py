@@ -5,8 +5,8 @@
     python scripts/train_text_classification.py --dataset_name stanfordnlp/imdb --output_dir outputs/imdb
     python scripts/train_text_classification.py --dataset_dir my_data --output_dir outputs/mine --attention_type softmax
 
-Columns are `text` and `label`. Labels are class names or whole numbers (single label), lists of them (several labels per
-text) or real numbers (regression). Without --model_name_or_path a model and a WordPiece tokenizer are trained from
+Columns are `text` and `label`. Labels are class names or whole numbers (single label), lists of them (several labels
+per text) or real numbers (regression). Without --model_name_or_path a model and a WordPiece tokenizer are trained from
 scratch. A run that was killed continues when the same command is given again. In --output_dir it leaves the best
 checkpoint with its tokenizer and code, `results.json`, `learning_curve.png` and a model card.
 """
@@ -34,9 +34,9 @@ from transformers import (
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import training_common as common  # noqa: E402
+import training_common as common
 
-from astroformer_hf import AstroformerConfig  # noqa: E402
+from astroformer_hf import AstroformerConfig
 
 
 @dataclass

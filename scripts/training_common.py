@@ -20,12 +20,21 @@ from transformers.trainer_utils import get_last_checkpoint
 
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-PACKAGES = ("astroformer-hf", "torch", "transformers", "datasets", "tokenizers", "accelerate", "evaluate", "safetensors")
+PACKAGES = (
+    "astroformer-hf",
+    "torch",
+    "transformers",
+    "datasets",
+    "tokenizers",
+    "accelerate",
+    "evaluate",
+    "safetensors",
+)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -57,7 +66,7 @@ def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None):
     formats = {FILE_FORMATS[path.suffix] for path in files}
     if len(formats) != 1:
         raise ValueError(
-            f"--dataset_dir must be a folder with files named by split in one format of {sorted(FILE_FORMATS)}, such as "
+            f"--dataset_dir must be a folder with files named by split, in one format of {sorted(FILE_FORMATS)}, like "
             f"train.parquet and validation.parquet; {str(folder)!r} has {[path.name for path in files]}"
         )
     return datasets.load_dataset(formats.pop(), data_files={path.stem: str(path) for path in files})
@@ -175,7 +184,9 @@ def hardware():
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
@@ -189,7 +200,7 @@ def command():
 
 
 def learning_curve(log_history):
-    """The training and evaluation records of `Trainer`, each with `step` and `epoch`, without its summary of the run."""
+    """The training and evaluation records of `Trainer`, each with `step` and `epoch`, without its closing summary."""
     return {
         "train": [entry for entry in log_history if "loss" in entry],
         "evaluation": [entry for entry in log_history if "eval_loss" in entry],

@@ -7,10 +7,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from astroformer_hf import AstroformerConfig  # noqa: E402
+from astroformer_hf import AstroformerConfig
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -49,7 +49,9 @@ def test_padding_changes_no_gradient(variant):
     short, long = tokens(1, 40), tokens(1, 60)
     padded, mask = pad(short, "left", 20)
     labels = torch.tensor([0, 1])
-    model(torch.cat([padded, long]), attention_mask=torch.cat([mask, torch.ones_like(long)]), labels=labels).loss.backward()
+    model(
+        torch.cat([padded, long]), attention_mask=torch.cat([mask, torch.ones_like(long)]), labels=labels
+    ).loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     losses = [model(ids, labels=labels[i : i + 1]).loss for i, ids in enumerate((short, long))]
@@ -100,7 +102,9 @@ def test_ablations_off_is_the_linear_arm():
 
 
 def test_the_arms_differ_in_the_astrocyte_alone():
-    names = {arm: set(make_classifier(attention_type=arm).state_dict()) for arm in ("neuron_astrocyte", "linear", "softmax")}
+    names = {
+        arm: set(make_classifier(attention_type=arm).state_dict()) for arm in ("neuron_astrocyte", "linear", "softmax")
+    }
     assert names["linear"] == names["softmax"] < names["neuron_astrocyte"]
     assert all(".astrocyte_code." in name for name in names["neuron_astrocyte"] - names["linear"])
 
@@ -130,7 +134,12 @@ def test_every_field_has_its_effect(changes):
 
 def attention_output(length, **changes):
     """What a freshly initialised attention layer adds to its input, `(2, length, 128)`."""
-    settings = {"hidden_size": 128, "initializer_range": 0.02, "max_position_embeddings": length, "num_hidden_layers": 1}
+    settings = {
+        "hidden_size": 128,
+        "initializer_range": 0.02,
+        "max_position_embeddings": length,
+        "num_hidden_layers": 1,
+    }
     torch.manual_seed(1)
     layer = AstroformerModel(tiny_config(**settings, **changes)).layers[0].attention
     torch.manual_seed(2)
@@ -140,11 +149,18 @@ def attention_output(length, **changes):
 
 
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
-@pytest.mark.parametrize("options", [{"presynaptic_alpha": a} for a in (1.0, 0.5, 0.25)] + [{"use_calcium_feedback": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"presynaptic_alpha": a} for a in (1.0, 0.5, 0.25)] + [{"use_calcium_feedback": False}], ids=str
+)
 @pytest.mark.parametrize("num_hidden_neurons", [16, 64])
 @pytest.mark.parametrize("length", [64, 1024])
 def test_attention_starts_at_the_scale_of_softmax_attention(feature_map, options, num_hidden_neurons, length):
-    options = {"num_hidden_neurons": num_hidden_neurons, "feature_map": feature_map, "astrocyte_code": "learned", **options}
+    options = {
+        "num_hidden_neurons": num_hidden_neurons,
+        "feature_map": feature_map,
+        "astrocyte_code": "learned",
+        **options,
+    }
     softmax = attention_output(length, num_hidden_neurons=num_hidden_neurons, attention_type="softmax").square().mean()
     relative = (attention_output(length, **options).square().mean() / softmax) ** 0.5
     # relu's activity varies most about its typical value; favor's astrocyte starts as loud as its neurons
@@ -244,7 +260,10 @@ def test_compiles_to_one_graph(variant, with_mask):
 
 LOSS_CASES = {
     "single": ({"num_labels": 3}, torch.tensor([0, 2, 1, 1, 0, 2, 2, 1])),
-    "multi": ({"num_labels": 3, "problem_type": "multi_label_classification"}, (torch.arange(24).view(8, 3) % 5 > 2).float()),
+    "multi": (
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+        (torch.arange(24).view(8, 3) % 5 > 2).float(),
+    ),
     "regression": ({"num_labels": 1}, torch.linspace(-2, 3, 8)),
     "regression of two": ({"num_labels": 2, "problem_type": "regression"}, torch.linspace(-2, 3, 16).view(8, 2)),
 }
@@ -261,7 +280,9 @@ def test_losses_are_the_library_s(case):
         "multi": torch.nn.functional.binary_cross_entropy_with_logits,
     }.get(case, lambda logits, labels: torch.nn.functional.mse_loss(logits, labels.view_as(logits)))
     torch.testing.assert_close(output.loss, reference(output.logits, labels))
-    parts = [model(ids[i : i + 2], labels=labels[i : i + 2], num_items_in_batch=labels.numel()).loss for i in (0, 2, 4, 6)]
+    parts = [
+        model(ids[i : i + 2], labels=labels[i : i + 2], num_items_in_batch=labels.numel()).loss for i in (0, 2, 4, 6)
+    ]
     torch.testing.assert_close(sum(parts), output.loss)
 
 
@@ -319,11 +340,20 @@ def test_the_library_s_own_keywords_are_welcome():
         ({"input_ids": torch.ones(5).long()}, r"input_ids .*\(5,\)"),
         ({"input_ids": torch.tensor([[3, 50]])}, "input_ids .*vocab_size=50.* 3 to 50"),
         ({"inputs_embeds": torch.zeros(1, 2, 31)}, r"inputs_embeds .*hidden_size=32.*\(1, 2, 31\)"),
-        ({"input_ids": torch.ones(1, 5).long(), "attention_mask": torch.ones(1, 4)}, r"attention_mask .*\(1, 5\).*\(1, 4\)"),
+        (
+            {"input_ids": torch.ones(1, 5).long(), "attention_mask": torch.ones(1, 4)},
+            r"attention_mask .*\(1, 5\).*\(1, 4\)",
+        ),
         ({"input_ids": torch.ones(1, 5).long(), "attention_mask": torch.ones(1, 1, 5, 5)}, "attention_mask "),
-        ({"input_ids": torch.ones(1, 2).long(), "token_type_ids": torch.tensor([[0, 2]])}, "token_type_ids .*type_vocab_size=2"),
+        (
+            {"input_ids": torch.ones(1, 2).long(), "token_type_ids": torch.tensor([[0, 2]])},
+            "token_type_ids .*type_vocab_size=2",
+        ),
         ({"input_ids": torch.ones(1, 2).long(), "position_ids": torch.zeros(1, 3).long()}, "position_ids .*"),
-        ({"input_ids": torch.ones(1, 2).long(), "position_ids": torch.tensor([[0, 160]])}, "position_ids .*max_position_embeddings=160"),
+        (
+            {"input_ids": torch.ones(1, 2).long(), "position_ids": torch.tensor([[0, 160]])},
+            "position_ids .*max_position_embeddings=160",
+        ),
         ({"input_ids": torch.ones(1, 161).long()}, "161 tokens .*max_position_embeddings=160"),
         ({"input_ids": torch.ones(1, 2).long(), "labels": torch.tensor([2])}, "labels .*num_labels=2.* 2"),
         ({"input_ids": torch.ones(1, 2).long(), "labels": torch.tensor([-1])}, "labels .*num_labels=2"),

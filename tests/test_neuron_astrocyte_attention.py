@@ -123,9 +123,7 @@ def test_favor_converges_to_softmax_attention():
     errors = []
     for num_features in (64, 2**16):
         projection = draw_random_projection(num_features, 8)
-        output = 8 * neuron_astrocyte_attention(
-            query, key, value, feature_map="favor", random_projection=projection
-        )
+        output = 8 * neuron_astrocyte_attention(query, key, value, feature_map="favor", random_projection=projection)
         errors.append((output - expected).abs().mean().item())
     assert errors[1] < 0.02 and errors[1] < errors[0] / 8  # sqrt(1024) = 32 in expectation
 
