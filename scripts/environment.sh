@@ -3,6 +3,7 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${ASTROFORMER_VENV:-.venv}
+case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 
 find_python() {
     local candidate
@@ -28,5 +29,4 @@ if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$asked_for" ]; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
     echo "$asked_for" > "$venv/.installed"
 fi
-export PATH="$PWD/$venv/bin:$PATH"
-case $venv in /*) export PATH="$venv/bin:$PATH" ;; esac
+export VIRTUAL_ENV=$venv PATH="$venv/bin:$PATH"

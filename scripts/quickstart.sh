@@ -34,7 +34,7 @@ fi
 cat <<TEXT
 
 Done. The model, its figures (results.json, learning_curve.png) and its card (README.md) are in $model.
-Next, with ${VIRTUAL_ENV:-$venv}/bin/python:
+Next, after  source $VIRTUAL_ENV/bin/activate
   ask it:           python scripts/predict.py --model $model --text "..."
   your own data:    python scripts/train_text_classification.py --dataset_dir FOLDER --output_dir outputs/mine
   the other arms:   add --attention_type softmax, or --attention_type linear

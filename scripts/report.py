@@ -25,24 +25,24 @@ def load_results(folder):
 
 def results_table(runs):
     """A Markdown table of the runs, with what it takes to repeat them."""
+    first = runs[0]
+    config, hardware, versions = first["config"], first["hardware"], first["versions"]
     lines = [
         "| arm | validation accuracy | after each epoch | parameters | seconds |",
         "| --- | --- | --- | --- | --- |",
     ]
     for run in runs:
+        accuracy, parameters, seconds = run["metrics"]["accuracy"], run["parameters"], run["seconds"]
         epochs = ", ".join(f"{entry['eval_accuracy']:.1%}" for entry in run["learning_curve"]["evaluation"])
-        lines.append(
-            f"| {run['arm']} | {run['metrics']['accuracy']:.1%} | {epochs} | {run['parameters']:,} | {run['seconds']:.0f} |"
-        )
-    first = runs[0]
-    shared = {key: first["config"][key] for key in ("num_hidden_layers", "hidden_size")}
+        lines.append(f"| {run['arm']} | {accuracy:.1%} | {epochs} | {parameters:,} | {seconds:.0f} |")
     lines += [
         "",
-        f"IMDB, {first['train_samples']:,} reviews to train and {first['eval_samples']:,} to measure, seed {first['seed']}, one "
-        f"run each; {shared['num_hidden_layers']} layers, {shared['hidden_size']} wide; "
-        f"{first['hardware']['cpu']}, {first['hardware']['threads']} threads; torch {first['versions']['torch']}, "
-        f"transformers {first['versions']['transformers']}. The accuracy is that of the best epoch, chosen on the same "
-        "reviews. One seed does not rank the arms: differences of half a point are within chance. Commands:",
+        f"IMDB, {first['train_samples']:,} reviews to train and {first['eval_samples']:,} to measure, one run each, seed "
+        f"{first['seed']}; {config['num_hidden_layers']} layers, {config['hidden_size']} wide, "
+        f"{config['max_position_embeddings']} tokens; {hardware['cpu']}, {hardware['threads']} threads; torch "
+        f"{versions['torch']}, transformers {versions['transformers']}. The accuracy is that of the best epoch, chosen "
+        "on the same reviews. One seed does not rank the arms: half a point is the standard error of such a "
+        "measurement. Commands, with the data in `outputs/data/imdb`:",
         "",
         "```bash",
         *(run["command"] for run in runs),

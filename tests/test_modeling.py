@@ -91,6 +91,18 @@ def test_half_precision_stays_finite_and_close_at_8192_tokens(variant, dtype):
     torch.testing.assert_close(output.float(), exact, rtol=0.05, atol=0.02)
 
 
+def test_autocast_trains(variant):
+    model = make_classifier(**variant)
+    ids, mask = pad(tokens(2, 30), "left", 7)
+    labels = torch.tensor([0, 1])
+    exact = model(ids, attention_mask=mask, labels=labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(ids, attention_mask=mask, labels=labels)
+    output.loss.backward()
+    torch.testing.assert_close(output.logits.float(), exact.logits, rtol=0.05, atol=0.05)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_ablations_off_is_the_linear_arm():
     off = make_classifier(use_astrocyte_hebbian=False, presynaptic_alpha=1.0)
     linear = make_classifier(attention_type="linear")
