@@ -38,14 +38,16 @@ RESTING_ACTIVITY = 0.05
 
 
 def untrained_activity(feature_map, num_features):
-    """About the activity phi(x) of a freshly initialised neuron, whose x is small: a float, by feature map."""
+    """About the activity phi(x) of a freshly initialised neuron, whose x is near 0: a float, by feature map."""
     return {"elu": 1.0, "exp": 1.0, "relu": 0.1, "favor": num_features**-0.5}[feature_map]
 
 
 def resting_level(feature_map):
     """The b at which phi(b) is `RESTING_ACTIVITY` times `untrained_activity`; 0 for "favor", which has no such b."""
     quiet = math.log(RESTING_ACTIVITY)
-    return {"elu": quiet, "exp": quiet, "relu": RESTING_ACTIVITY * 0.1, "favor": 0.0}[feature_map]
+    return {"elu": quiet, "exp": quiet, "relu": RESTING_ACTIVITY * untrained_activity("relu", 1), "favor": 0.0}[
+        feature_map
+    ]
 
 
 # Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.

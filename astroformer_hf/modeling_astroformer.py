@@ -143,8 +143,8 @@ class AstroformerAttention(nn.Module):
 
         attention_map = None
         if output_attentions:
-            attention_map = neuron_astrocyte_attention_weights(query, key, code, padding_mask, **operation) * scale
-            attention_map = attention_map.to(value.dtype)
+            weights = neuron_astrocyte_attention_weights(upcast(query), key, code, padding_mask, **operation)
+            attention_map = (weights * scale).to(value.dtype)
         return output.to(value.dtype), attention_map
 
     @staticmethod

@@ -37,8 +37,8 @@ def results_table(runs):
         lines.append(f"| {run['arm']} | {accuracy:.1%} | {epochs} | {parameters:,} | {seconds:.0f} |")
     lines += [
         "",
-        f"IMDB, {first['train_samples']:,} reviews to train and {first['eval_samples']:,} to measure, one run each, seed "
-        f"{first['seed']}; {config['num_hidden_layers']} layers, {config['hidden_size']} wide, "
+        f"IMDB, {first['train_samples']:,} reviews to train and {first['eval_samples']:,} to measure, one run each, "
+        f"seed {first['seed']}; {config['num_hidden_layers']} layers, {config['hidden_size']} wide, "
         f"{config['max_position_embeddings']} tokens; {hardware['cpu']}, {hardware['threads']} threads; torch "
         f"{versions['torch']}, transformers {versions['transformers']}. The accuracy is that of the best epoch, chosen "
         "on the same reviews. One seed does not rank the arms: half a point is the standard error of such a "
