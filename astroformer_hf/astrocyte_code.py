@@ -44,10 +44,11 @@ def untrained_activity(feature_map, num_features):
 
 def resting_level(feature_map):
     """The b at which phi(b) is `RESTING_ACTIVITY` times `untrained_activity`; 0 for "favor", which has no such b."""
-    quiet = math.log(RESTING_ACTIVITY)
-    return {"elu": quiet, "exp": quiet, "relu": RESTING_ACTIVITY * untrained_activity("relu", 1), "favor": 0.0}[
-        feature_map
-    ]
+    if feature_map == "favor":
+        return 0.0
+    if feature_map == "relu":
+        return RESTING_ACTIVITY * untrained_activity("relu", 1)
+    return math.log(RESTING_ACTIVITY)
 
 
 # Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
