@@ -13,7 +13,7 @@ checkpoint with its tokenizer and code, `results.json`, `learning_curve.png` and
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,17 @@ class ModelArguments:
     intermediate_size: int | None = field(default=None, metadata={"help": "Default: four times the hidden size."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout of a new model, in attention and elsewhere."})
     vocab_size: int = field(default=8000, metadata={"help": "Size of a new WordPiece vocabulary."})
+
+    def __post_init__(self):
+        given = [
+            f"--{option.name}"
+            for option in fields(self)
+            if option.name not in ("model_name_or_path", "trust_remote_code")
+            and getattr(self, option.name) != option.default
+        ]
+        if self.model_name_or_path and given:
+            source = f"--model_name_or_path {self.model_name_or_path!r}"
+            raise ValueError(f"{', '.join(given)} shape a new model, but {source} has its shape")
 
 
 @dataclass

@@ -159,6 +159,30 @@ def test_script_continues_after_being_killed(tmp_path, environment):
     assert results["metrics"]["loss"] == pytest.approx(expected["metrics"]["loss"], rel=1e-3, abs=1e-5)
 
 
+def test_script_fine_tunes_a_checkpoint(tmp_path, environment):
+    data, first, second = write_reviews(tmp_path / "reviews"), tmp_path / "first", tmp_path / "second"
+    command = script_command(data, first, "--num_train_epochs", "1", "--astrocyte_code", "sinusoidal")
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    command[command.index("--output_dir") + 1] = str(second)
+    shape = command.index("--hidden_size")
+    command = command[:shape] + command[shape + 2 :]
+    code = command.index("--astrocyte_code")
+    command[code : code + 2] = ["--model_name_or_path", str(first)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    tuned, start = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in (second, first))
+    assert tuned.config.astrocyte_code == "sinusoidal" and tuned.config.hidden_size == 32
+    assert json.loads((second / "results.json").read_text())["config"]["hidden_size"] == 32
+    assert tuned.num_parameters() == start.num_parameters()
+    assert not torch.equal(tuned.classifier.weight, start.classifier.weight)
+
+
+def test_a_checkpoint_brings_its_shape():
+    with pytest.raises(ValueError, match="--attention_type, --hidden_size shape a new model.*'some/model'"):
+        train_text_classification.parse_arguments(
+            ["--model_name_or_path", "some/model", "--hidden_size", "64", "--attention_type", "softmax"]
+        )
+
+
 @pytest.mark.parametrize(
     "labels, problem_type, encoded",
     [
