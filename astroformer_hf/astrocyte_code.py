@@ -22,8 +22,8 @@ Initial values. An untrained neuron has about the activity phi(0), and an untrai
 as loudly as that at every position: H_astro then dilutes H_neuron by a plain average of all values. So b starts where
 phi(b) is `RESTING_ACTIVITY` times the activity of an untrained neuron, the tables start near zero, and the astrocyte's
 term starts small and grows as far as it helps. The b adds nothing to what the paper's code can express (r is
-invertible, so W_rel could hold it); it gives the optimiser one number to move. "favor" has no small start: its features
-integrate to 1 for every R.
+invertible, so W_rel could hold it); it gives the optimiser one number to move. There is no small start for "favor",
+whose features integrate to 1 for every R, nor for "activity" with "relu", where the keys outweigh so small a b.
 """
 
 import math

@@ -102,7 +102,8 @@ def draw_random_projection(num_features, num_hidden_neurons, generator=None):
     blocks = []
     for _ in range(-(-num_features // num_hidden_neurons)):
         gaussian = torch.randn(num_hidden_neurons, num_hidden_neurons, generator=generator, device="cpu")
-        blocks.append(torch.linalg.qr(gaussian).Q.T)
+        q, r = torch.linalg.qr(gaussian)
+        blocks.append((q * r.diagonal().sign()).T)  # with these signs, and only so, every direction is as likely
     directions = torch.cat(blocks)[:num_features]
     norms = torch.randn(num_features, num_hidden_neurons, generator=generator, device="cpu").norm(dim=-1, keepdim=True)
     return directions * norms

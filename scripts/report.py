@@ -8,6 +8,7 @@ python scripts/report.py --check    fails if README.md does not agree with the J
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -28,21 +29,22 @@ def results_table(runs):
     first = runs[0]
     config, hardware, versions = first["config"], first["hardware"], first["versions"]
     lines = [
-        "| arm | validation accuracy | after each epoch | parameters | seconds |",
-        "| --- | --- | --- | --- | --- |",
+        "| arm | validation accuracy | after each epoch | parameters |",
+        "| --- | --- | --- | --- |",
     ]
     for run in runs:
-        accuracy, parameters, seconds = run["metrics"]["accuracy"], run["parameters"], run["seconds"]
+        accuracy = run["metrics"]["accuracy"]
+        standard_error = math.sqrt(accuracy * (1 - accuracy) / run["eval_samples"])
         epochs = ", ".join(f"{entry['eval_accuracy']:.1%}" for entry in run["learning_curve"]["evaluation"])
-        lines.append(f"| {run['arm']} | {accuracy:.1%} | {epochs} | {parameters:,} | {seconds:.0f} |")
+        lines.append(f"| {run['arm']} | {accuracy:.1%} ± {standard_error:.1%} | {epochs} | {run['parameters']:,} |")
     lines += [
         "",
         f"IMDB, {first['train_samples']:,} reviews to train and {first['eval_samples']:,} to measure, one run each, "
         f"seed {first['seed']}; {config['num_hidden_layers']} layers, {config['hidden_size']} wide, "
         f"{config['max_position_embeddings']} tokens; {hardware['cpu']}, {hardware['threads']} threads; torch "
         f"{versions['torch']}, transformers {versions['transformers']}. The accuracy is that of the best epoch, chosen "
-        "on the same reviews. One seed does not rank the arms: half a point is the standard error of such a "
-        "measurement. Commands, with the data in `outputs/data/imdb`:",
+        "on the same reviews, ± the standard error of a measurement on so many. One run each does not rank the arms. "
+        "Commands, with the data in `outputs/data/imdb`:",
         "",
         "```bash",
         *(run["command"] for run in runs),
