@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from datasets import ClassLabel
@@ -330,7 +329,7 @@ def main(arguments=None):
             "split": validation_name,
             "arm": config.attention_type,
             "seed": training_args.seed,
-            "metrics": {name.removeprefix("eval_"): value for name, value in metrics.items()},
+            "metrics": common.quality(metrics),
             "learning_curve": learning_curve,
             "parameters": model.num_parameters(),
             "train_samples": len(train),
@@ -365,9 +364,7 @@ def record(results, labels, output_dir, training_args, data_args):
         training_args=training_args,
     )
     common.write_json(output_dir / "results.json", results)
-    shown = ", ".join(
-        f"{name} {value:.4f}" for name, value in results["metrics"].items() if isinstance(value, float | np.floating)
-    )
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
     print(f"{title}: {shown}\nModel, results.json, learning_curve.png and README.md are in {output_dir}")
 
 

@@ -199,6 +199,12 @@ def command():
     return shlex.join(["python", str(script), *sys.argv[1:]])
 
 
+def quality(metrics):
+    """The metrics of an evaluation by `Trainer` under their plain names, without its timings."""
+    timings = ("runtime", "per_second", "epoch")
+    return {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith(timings)}
+
+
 def learning_curve(log_history):
     """The training and evaluation records of `Trainer`, each with `step` and `epoch`, without its closing summary."""
     return {
