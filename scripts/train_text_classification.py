@@ -142,7 +142,8 @@ class Labels:
         elif kind.dtype.startswith(("int", "uint", "bool", "string", "large_string")):
             flat = {value for row in values for value in row} if several else set(values)
             self.names = [str(value) for value in sorted(flat)]
-            self._number = {name: i for i, name in enumerate(sorted(flat))}.__getitem__
+            numbers = {name: i for i, name in enumerate(sorted(flat))}
+            self._number = lambda value: self._look_up(numbers, value)
         else:
             raise ValueError(f"label column {column!r} has type {kind.dtype!r}; expected classes or numbers")
         if self.names is None:
@@ -153,6 +154,14 @@ class Labels:
         else:
             self.problem_type, self.best = "single_label_classification", "accuracy"
             self.metric = common.Classification()
+
+    @staticmethod
+    def _look_up(numbers, value):
+        if value not in numbers:
+            raise ValueError(
+                f"label {value!r} does not occur in the training split, whose labels are {sorted(numbers)}"
+            )
+        return numbers[value]
 
     def encode(self, value):
         """A label of the data set as the model takes it."""

@@ -1,13 +1,16 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The model around the operation: arms, padding, precision, scale at initialisation, losses, errors."""
 
+import re
+
 import pytest
 import torch
 from conftest import tiny_config
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
 from astroformer_hf.astrocyte_code import sequence_layout
-from astroformer_hf.modeling_astroformer import AstroformerAttention, pool
+from astroformer_hf.modeling_astroformer import pool
 from astroformer_hf.neuron_astrocyte_attention import FEATURE_MAPS
 
 
@@ -336,11 +339,9 @@ def test_ignored_labels_do_not_count():
     ids=str,
 )
 def test_bad_configurations_are_named(changes, message):
-    from huggingface_hub.errors import StrictDataclassFieldValidationError
-
     with pytest.raises((ValueError, StrictDataclassFieldValidationError)) as error:
         tiny_config(**changes)
-    assert __import__("re").search(message, str(error.value).replace("\n", " ")), error.value
+    assert re.search(message, str(error.value).replace("\n", " ")), error.value
 
 
 def test_the_library_s_own_keywords_are_welcome():
@@ -400,8 +401,3 @@ def test_pooling():
     assert pool(hidden_states, mask, "mean").tolist() == [[4.5, 5.5, 6.5]]
     assert pool(hidden_states, mask, "cls").tolist() == [[3, 4, 5]]
     assert pool(hidden_states, None, "cls").tolist() == [[0, 1, 2]]
-
-
-def test_attention_layers_know_their_arm():
-    assert isinstance(make_classifier().astroformer.layers[0].attention, AstroformerAttention)
-    assert make_classifier(attention_type="linear").astroformer.layers[0].attention.operation["alpha"] == 1.0
