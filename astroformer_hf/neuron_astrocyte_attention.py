@@ -16,10 +16,14 @@ the length. A sequence passes through them twice, per head:
 The astrocyte code R, where the astrocyte's processes lie in space, comes from ``astrocyte_code.py``. Without it and
 with alpha = 1, this is linear attention (Katharopoulos et al., ICML 2020) up to the constant 1/m.
 
+In the causal form a token reads what was written up to itself, and all of it is in a state whose size does not depend
+on the length.
+
 Two forms stand here side by side:
 
 - `neuron_astrocyte_network`: the biological network, token by token. Slow, to be read, and the oracle of the tests;
-- `neuron_astrocyte_attention`: the same in matrix products. This is the one to call.
+- `neuron_astrocyte_attention`: the same in matrix products. This is the one to call. Bidirectionally, and causally for
+  one token, it writes all and then reads all; causally for more tokens, it does so in chunks (`write_and_read_causally`).
 
 Letters in shape comments: B batch, H heads, N tokens, m hidden neurons (the size of a query), F features that phi
 makes of them (m, but the number of random features for "favor"), d head size (the size of a value).
@@ -32,12 +36,16 @@ from typing import NamedTuple
 import torch
 
 
-# Smallest calcium that is raised to a power or divided by. It is representable in float32, the narrowest type that the
-# sums run in, and small enough to leave every real signal alone; a synapse that was never written stays silent.
+# Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and small
+# enough to leave every real signal alone. Below it a synapse is silent: it neither adds to the response nor is answered
+# by the feedback, which would be infinite.
 CALCIUM_FLOOR = 1e-20
 
 # exp saturates here, so that products of two activities, summed over any length, stay inside float32.
 EXP_CEILING = 30.0
+
+# Tokens per block of the causal form: quadratic attention inside, the state of the synapses between.
+CHUNK_SIZE = 64
 
 # Number and seed of the random features that "favor" uses when it is given none.
 DEFAULT_RANDOM_FEATURES = 256
@@ -139,7 +147,7 @@ def neuron_astrocyte_network(
 
     Same arguments, results and errors as `neuron_astrocyte_attention`, which explains them. Source: AT, section III.
     """
-    _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection, causal)
+    _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     working = _working_dtype(query, key, value)
     random_projection = _random_projection(feature_map, random_projection, query)
     hebbian, calcium = _initial_state(initial_state, key, value, random_projection)
@@ -148,37 +156,48 @@ def neuron_astrocyte_network(
     def phi(x):
         return FEATURE_MAPS[feature_map](x.to(working), random_projection)
 
+    hebbian_neuron = hebbian / num_hidden_neurons  # (B, H, F, d); what came before, by whichever plasticity
+    hebbian_astro = torch.zeros_like(hebbian_neuron)
+
+    def write(t):
+        """Key and value of token t imprint the synapses."""
+        nonlocal hebbian_neuron, hebbian_astro, calcium
+        presynaptic = phi(key[:, :, t])  # (B, H, F)
+        process = 0 * presynaptic if astrocyte_code is None else phi(astrocyte_code[..., t, :])
+        postsynaptic = value[:, :, t].to(working)  # (B, H, d)
+        if padding_mask is not None:
+            padded = ~padding_mask[:, None, t, None]  # (B, 1, 1)
+            presynaptic = presynaptic.masked_fill(padded, 0)
+            process = process.masked_fill(padded, 0)
+            postsynaptic = postsynaptic.masked_fill(padded, 0)
+        hebbian_neuron = hebbian_neuron + _outer(presynaptic, postsynaptic) / num_hidden_neurons
+        hebbian_astro = hebbian_astro + _outer(process, postsynaptic) / num_hidden_neurons
+        calcium = calcium + presynaptic
+
+    def read(t):
+        """The query of token t is answered: `(batch, heads, head_dim)`."""
+        activity = phi(query[:, :, t])  # (B, H, F)
+        y = (activity[..., None] * (hebbian_neuron + hebbian_astro)).sum(-2)  # (B, H, d)
+        if feedback:
+            g = presynaptic_plasticity(calcium, alpha)  # (B, H, F)
+            response = (activity * g).sum(-1, keepdim=True)  # C, (B, H, 1)
+            y = y * astrocyte_feedback(response)
+        return y
+
+    output = []
     with full_precision(query):
-        hebbian_neuron = hebbian / num_hidden_neurons  # (B, H, F, d); what came before, by whichever plasticity
-        hebbian_astro = torch.zeros_like(hebbian_neuron)
-
-        # Write mode: keys and values imprint the synapses.
-        for t in range(key.shape[2]):
-            presynaptic = phi(key[:, :, t])  # (B, H, F)
-            process = 0 * presynaptic if astrocyte_code is None else phi(astrocyte_code[..., t, :])
-            postsynaptic = value[:, :, t].to(working)  # (B, H, d)
-            if padding_mask is not None:
-                padded = ~padding_mask[:, None, t, None]  # (B, 1, 1)
-                presynaptic = presynaptic.masked_fill(padded, 0)
-                process = process.masked_fill(padded, 0)
-                postsynaptic = postsynaptic.masked_fill(padded, 0)
-            hebbian_neuron = hebbian_neuron + _outer(presynaptic, postsynaptic) / num_hidden_neurons
-            hebbian_astro = hebbian_astro + _outer(process, postsynaptic) / num_hidden_neurons
-            calcium = calcium + presynaptic
-
-        # Presynaptic plasticity: the calcium of a process grows sub-linearly with the activity that it saw.
-        g = calcium.clamp(min=CALCIUM_FLOOR) ** alpha  # (B, H, F)
-
-        # Read mode: queries are answered.
-        output = []
-        for t in range(query.shape[2]):
-            activity = phi(query[:, :, t])  # (B, H, F)
-            y = (activity[..., None] * (hebbian_neuron + hebbian_astro)).sum(-2)  # (B, H, d)
-            if feedback:
-                calcium_response = (activity * g).sum(-1, keepdim=True)  # C, (B, H, 1)
-                y = y / calcium_response.clamp(min=CALCIUM_FLOOR)  # P = 1 / C
-            output.append(y)
-        output = torch.stack(output, dim=2) if output else value[:, :, :0]
+        if causal:
+            for t in range(max(query.shape[2], key.shape[2])):
+                if t < key.shape[2]:
+                    write(t)
+                if t < query.shape[2]:
+                    output.append(read(t))
+        else:
+            for t in range(key.shape[2]):
+                write(t)
+            for t in range(query.shape[2]):
+                output.append(read(t))
+    output = torch.stack(output, dim=2) if output else value[:, :, :0]
 
     output = output.to(value.dtype)  # (B, H, N, d)
     state = NeuronAstrocyteState((hebbian_neuron + hebbian_astro) * num_hidden_neurons, calcium)
@@ -231,25 +250,30 @@ def neuron_astrocyte_attention(
         feedback (`bool`, defaults to `True`): whether the astrocyte divides the answer by the calcium response C.
         random_projection (`torch.Tensor`, *optional*): `(random_features, hidden_neurons)`, for "favor" only. Without
             it 256 features are drawn from a fixed seed.
-        causal (`bool`, defaults to `False`): reserved for the causal form, which is not available yet.
+        causal (`bool`, defaults to `False`): whether a token reads only what was written up to and including itself.
         initial_state (`NeuronAstrocyteState`, *optional*): what was written before this call.
         output_final_state (`bool`, defaults to `False`): whether to return the state as well.
 
     Returns:
         The output, `(batch, heads, length, head_dim)`; with `output_final_state`, a tuple of the output and the
         `NeuronAstrocyteState` that holds `initial_state` and all that this call wrote. A long input can so be written
-        in pieces and read once: the queries of a piece may have length 0 (write only), as may its keys (read only).
+        in pieces and read once: the queries of a piece may have length 0 (write only), as may its keys (read only). A
+        causal input can be split anywhere; each piece brings the astrocyte code of its own positions.
 
     Raises:
         ValueError: for shapes or values that do not fit; the message gives them.
-        NotImplementedError: for `causal=True`.
     """
-    _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection, causal)
+    _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     random_projection = _random_projection(feature_map, random_projection, query)
     state = _initial_state(initial_state, key, value, random_projection)
     with full_precision(query):
-        state = write_mode(key, value, astrocyte_code, padding_mask, state, feature_map, random_projection)
-        output = read_mode(query, state, alpha, feature_map, feedback, random_projection)
+        if causal and query.shape[2] > 1 and key.shape[2] > 1:
+            output, state = write_and_read_causally(
+                query, key, value, astrocyte_code, padding_mask, state, alpha, feature_map, feedback, random_projection
+            )
+        else:  # a single token reads all that was written, its own key included
+            state = write_mode(key, value, astrocyte_code, padding_mask, state, feature_map, random_projection)
+            output = read_mode(query, state, alpha, feature_map, feedback, random_projection)
     output = output.to(value.dtype)
     return (output, state) if output_final_state else output
 
@@ -257,11 +281,8 @@ def neuron_astrocyte_attention(
 def write_mode(key, value, astrocyte_code, padding_mask, state, feature_map, random_projection):
     """Keys and values imprint the synapses: `state` plus all that these tokens write. See `_activity` for a mask."""
     presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state)
-    if padding_mask is not None:
-        # zero times a padded NaN would be NaN: the values are silenced as well
-        value = value.masked_fill(~padding_mask[:, None, :, None], 0)
     calcium = presynaptic.sum(dim=-2)  # (B, H, F)
-    hebbian = (presynaptic + process).transpose(-1, -2) @ value.to(calcium.dtype)  # (B, H, F, d)
+    hebbian = (presynaptic + process).transpose(-1, -2) @ _silenced(value, padding_mask).to(calcium.dtype)
     return NeuronAstrocyteState(state.hebbian + hebbian, state.calcium + calcium)
 
 
@@ -271,15 +292,57 @@ def read_mode(query, state, alpha, feature_map, feedback, random_projection):
     activity = FEATURE_MAPS[feature_map](query.to(state.calcium.dtype), random_projection)  # (B, H, N, F)
     output = activity @ (state.hebbian / num_hidden_neurons)  # (B, H, N, d)
     if feedback:
-        output = output / calcium_response(activity, state.calcium, alpha)
+        output = output * astrocyte_feedback(calcium_response(activity, state.calcium, alpha))
     return output
+
+
+def write_and_read_causally(
+    query, key, value, astrocyte_code, padding_mask, state, alpha, feature_map, feedback, random_projection
+):
+    """The causal form in chunks: `(output, state)`, each token reading what was written up to and including itself.
+
+    Inside a chunk a token reads its predecessors through a masked `CHUNK_SIZE` x `CHUNK_SIZE` attention map; what the
+    chunks before have written it reads from their Hebbian weights. Time and memory are linear in the length.
+    """
+    length = query.shape[2]
+    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state)
+    activity = FEATURE_MAPS[feature_map](query.to(presynaptic.dtype), random_projection)  # (B, H, N, F)
+    calcium = state.calcium[:, :, None] + presynaptic.cumsum(-2)  # z_t, (B, H, N, F)
+
+    read, imprint, written = (  # (B, H, chunks, C, .)
+        _in_chunks(x) for x in (activity, presynaptic + process, _silenced(value, padding_mask).to(activity.dtype))
+    )
+    hebbian = (imprint.transpose(-1, -2) @ written).cumsum(2) + state.hebbian[:, :, None]  # (B, H, chunks, F, d)
+    hebbian_before = torch.cat((state.hebbian[:, :, None], hebbian[:, :, :-1]), dim=2)
+    output = (read @ imprint.transpose(-1, -2)).tril() @ written + read @ hebbian_before
+    output = output.flatten(2, 3)[:, :, :length] / query.shape[-1]  # (B, H, N, d)
+    if feedback:
+        output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
+    return output, NeuronAstrocyteState(hebbian[:, :, -1], calcium[:, :, -1])
+
+
+def _in_chunks(x):
+    """`(batch, heads, length, size)` to `(batch, heads, chunks, CHUNK_SIZE, size)`, filled up with zeros."""
+    chunk_size = min(CHUNK_SIZE, x.shape[2])
+    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % chunk_size))
+    return x.unflatten(2, (-1, chunk_size))
 
 
 def calcium_response(activity, calcium, alpha):
     """C = phi(Q) g with g = calcium^alpha: `(batch, heads, length, 1)`, from the activity phi(Q) of shape
-    `(batch, heads, length, features)` and the calcium of shape `(batch, heads, features)`."""
-    g = calcium.clamp(min=CALCIUM_FLOOR) ** alpha
-    return (activity @ g[..., None]).clamp(min=CALCIUM_FLOOR)
+    `(batch, heads, length, features)` and the calcium, `(batch, heads, features)`, or causally one for each token."""
+    g = presynaptic_plasticity(calcium, alpha)
+    return activity @ g[..., None] if g.dim() < activity.dim() else (activity * g).sum(-1, keepdim=True)
+
+
+def presynaptic_plasticity(calcium, alpha):
+    """g = calcium^alpha: the calcium of a process grows sub-linearly with the activity that it saw."""
+    return torch.where(calcium > CALCIUM_FLOOR, calcium.clamp(min=CALCIUM_FLOOR) ** alpha, 0)
+
+
+def astrocyte_feedback(response):
+    """P = 1 / C, and 0 where the process found no calcium at all."""
+    return torch.where(response > CALCIUM_FLOOR, 1 / response.clamp(min=CALCIUM_FLOOR), 0)
 
 
 def neuron_astrocyte_attention_weights(
@@ -292,25 +355,40 @@ def neuron_astrocyte_attention_weights(
     feature_map="elu",
     feedback=True,
     random_projection=None,
+    causal=False,
+    initial_state=None,
 ):
     """The attention map that `neuron_astrocyte_attention` applies without ever building it, for looking at.
 
     Entry (t, s) is P_t phi(q_t) (phi(k_s) + phi(r_s)) / m, so that the map times the values is the output. Rows sum to
     1/m where alpha is 1 and there is no astrocyte code, and only there. Arguments as for `neuron_astrocyte_attention`.
+    What `initial_state` holds is counted in the calcium but has no columns: its tokens are no longer known one by one.
 
     Returns:
         `torch.Tensor` of shape `(batch, heads, length, length)` in the dtype of `query`. Memory is quadratic.
     """
-    _validate(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection, causal=False)
+    _validate(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     random_projection = _random_projection(feature_map, random_projection, query)
-    state = _initial_state(None, key, key, random_projection)
+    if initial_state is None:
+        initial_state = _initial_state(None, key, key, random_projection)
     with full_precision(query):
-        presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state)
+        presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, initial_state)
         activity = FEATURE_MAPS[feature_map](query.to(presynaptic.dtype), random_projection)
         weights = activity @ (presynaptic + process).transpose(-1, -2) / query.shape[-1]  # (B, H, N, N)
+        if causal:
+            weights = weights.tril()
         if feedback:
-            weights = weights / calcium_response(activity, presynaptic.sum(dim=-2), alpha)
+            if causal:
+                calcium = initial_state.calcium[:, :, None] + presynaptic.cumsum(-2)
+            else:
+                calcium = initial_state.calcium + presynaptic.sum(-2)
+            weights = weights * astrocyte_feedback(calcium_response(activity, calcium, alpha))
     return weights.to(query.dtype)
+
+
+def _silenced(value, padding_mask):
+    """The values with 0 at padded tokens: zero activity times a padded NaN would be NaN."""
+    return value if padding_mask is None else value.masked_fill(~padding_mask[:, None, :, None], 0)
 
 
 def _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state):
@@ -371,9 +449,7 @@ def _initial_state(state, key, value, random_projection):
     return NeuronAstrocyteState(hebbian.to(working), calcium.to(working))
 
 
-def _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection, causal):
-    if causal:
-        raise NotImplementedError("causal=True: the causal form is not available yet, only the bidirectional one")
+def _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection):
     if feature_map not in FEATURE_MAPS:
         raise ValueError(f"feature_map must be one of {sorted(FEATURE_MAPS)}, got {feature_map!r}")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:

@@ -45,10 +45,12 @@ def output_and_gradients(function, arguments, tensors, **options):
     return output, torch.autograd.grad((output * probe).sum(), tensors)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("code", ["none", "shared", "batched"])
-@pytest.mark.parametrize("length", [1, 2, 63, 65])
+@pytest.mark.parametrize("length", [1, 2, 63, 130])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_equals_the_network_in_values_and_gradients(options, length, code):
+def test_equals_the_network_in_values_and_gradients(options, length, code, causal):
+    options = {**options, "causal": causal}
     query, key, value, astrocyte_code, tensors = make_inputs(length, code=code)
     arguments = (query, key, value, astrocyte_code, some_mask(2, length))
     expected, expected_gradients = output_and_gradients(neuron_astrocyte_network, arguments, tensors, **options)
