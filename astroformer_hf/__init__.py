@@ -4,10 +4,26 @@
 Importing the package registers its classes with the Auto classes of `transformers`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+import transformers
 
+from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
-from .modeling_astroformer import AstroformerForSequenceClassification, AstroformerModel, AstroformerPreTrainedModel
+from .configuration_astroformer_vision import AstroformerVisionConfig
+from .modeling_astroformer import (
+    AstroformerForCausalLM,
+    AstroformerForMaskedLM,
+    AstroformerForMultipleChoice,
+    AstroformerForQuestionAnswering,
+    AstroformerForSequenceClassification,
+    AstroformerForTokenClassification,
+    AstroformerModel,
+    AstroformerPreTrainedModel,
+)
+from .modeling_astroformer_vision import (
+    AstroformerForImageClassification,
+    AstroformerVisionModel,
+    AstroformerVisionPreTrainedModel,
+)
 from .neuron_astrocyte_attention import (
     NeuronAstrocyteState,
     neuron_astrocyte_attention,
@@ -17,22 +33,40 @@ from .neuron_astrocyte_attention import (
 from .version import __version__
 
 
-AutoConfig.register(AstroformerConfig.model_type, AstroformerConfig, exist_ok=True)
-AstroformerConfig.register_for_auto_class()
-for auto_class, model_class in (
-    (AutoModel, AstroformerModel),
-    (AutoModelForSequenceClassification, AstroformerForSequenceClassification),
-):
-    auto_class.register(AstroformerConfig, model_class, exist_ok=True)
-    # a saved folder then carries the code that defines the class
-    model_class.register_for_auto_class(auto_class.__name__)
-del auto_class, model_class
+def _register():
+    """Makes the Auto classes find ours, and a saved folder carry the code that defines them."""
+    for config_class in (AstroformerConfig, AstroformerVisionConfig):
+        for auto_name, reference in config_class.auto_map_of_class.items():
+            auto_class = getattr(transformers, auto_name)
+            own_class = globals()[reference.split(".")[1]]
+            if auto_class is transformers.AutoConfig:
+                auto_class.register(own_class.model_type, own_class, exist_ok=True)
+            else:
+                auto_class.register(config_class, own_class, exist_ok=True)
+            own_class.register_for_auto_class(auto_name)
+    # images of a model without an image processor of its own
+    transformers.AutoImageProcessor.register(
+        AstroformerVisionConfig, slow_image_processor_class=transformers.ViTImageProcessor, exist_ok=True
+    )
+
+
+_register()
 
 __all__ = [
+    "AstroformerCache",
     "AstroformerConfig",
+    "AstroformerForCausalLM",
+    "AstroformerForImageClassification",
+    "AstroformerForMaskedLM",
+    "AstroformerForMultipleChoice",
+    "AstroformerForQuestionAnswering",
     "AstroformerForSequenceClassification",
+    "AstroformerForTokenClassification",
     "AstroformerModel",
     "AstroformerPreTrainedModel",
+    "AstroformerVisionConfig",
+    "AstroformerVisionModel",
+    "AstroformerVisionPreTrainedModel",
     "NeuronAstrocyteState",
     "__version__",
     "neuron_astrocyte_attention",

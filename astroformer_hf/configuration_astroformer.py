@@ -1,5 +1,5 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of the Astroformer text models."""
+"""Configuration of the Astroformer models: what all share, and the text models'."""
 
 import difflib
 
@@ -7,13 +7,6 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-
-# Where each Auto class finds its code in a saved folder, whichever of the classes was saved.
-AUTO_MAP = {
-    "AutoConfig": "configuration_astroformer.AstroformerConfig",
-    "AutoModel": "modeling_astroformer.AstroformerModel",
-    "AutoModelForSequenceClassification": "modeling_astroformer.AstroformerForSequenceClassification",
-}
 
 CHOICES = {
     "attention_type": ("neuron_astrocyte", "linear", "softmax"),
@@ -32,6 +25,7 @@ POSITIVE = (
     "type_vocab_size",
     "num_hidden_neurons",
     "num_random_features",
+    "num_channels",
     "astrocyte_scale",
     "initializer_range",
     "layer_norm_eps",
@@ -55,7 +49,81 @@ LIBRARY_KEYWORDS = {
 
 
 @strict
-class AstroformerConfig(PreTrainedConfig):
+class AstroformerBaseConfig(PreTrainedConfig):
+    """The fields that text and image models share, and their checks; `AstroformerConfig` explains them."""
+
+    auto_map_of_class = {}  # where each Auto class finds its code in a saved folder, whichever of them was saved
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    classifier_dropout: float | int | None = None
+    is_decoder: bool = False
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pooling: str = "mean"
+
+    attention_type: str = "neuron_astrocyte"
+    feature_map: str = "elu"
+    num_hidden_neurons: int | None = None
+    num_random_features: int = 256
+    presynaptic_alpha: float | int = 0.5
+    use_astrocyte_hebbian: bool = True
+    use_calcium_feedback: bool = True
+    astrocyte_scale: float | int = 1.0
+    astrocyte_code: str = "activity"
+    calcium_normalization: str = "mean"
+
+    def __post_init__(self, **kwargs):
+        self._reject_misspelt(kwargs)
+        self.validate_architecture()
+        if self.num_hidden_neurons is None:
+            self.num_hidden_neurons = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+        self.auto_map = dict(self.auto_map_of_class)
+
+    def validate_architecture(self):
+        """Checks every field and the fields against each other; the library calls it again before saving."""
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
+        for name in POSITIVE:
+            value = getattr(self, name, None)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        for name in PROBABILITIES:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+        if not 0 < self.presynaptic_alpha <= 1:
+            raise ValueError(f"presynaptic_alpha must be in (0, 1], got {self.presynaptic_alpha!r}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got hidden_size {self.hidden_size} and "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    @classmethod
+    def _reject_misspelt(cls, keywords):
+        fields = list(cls.__dataclass_fields__)
+        for keyword in keywords:
+            if keyword in LIBRARY_KEYWORDS or keyword.startswith("_"):
+                continue
+            alike = difflib.get_close_matches(keyword, fields, n=1, cutoff=0.85)
+            if alike:
+                raise ValueError(f"{cls.__name__} has no field {keyword!r}; did you mean {alike[0]!r}?")
+
+
+@strict
+class AstroformerConfig(AstroformerBaseConfig):
     r"""Configuration of an Astroformer text model. Names are BERT's where BERT has one.
 
     The attention of "Delving Deeper Into Astromorphic Transformers" (Mia, Bal and Sengupta, arXiv 2312.10925) is made
@@ -73,15 +141,16 @@ class AstroformerConfig(PreTrainedConfig):
             attention map; the other arms, which have no map, drop the values of whole tokens before they are written (a
             synapse that fails to release).
         max_position_embeddings (`int`, defaults to 512): rows of the "learned" astrocyte code, the longest input that
-            it takes. The other codes and arms take any length.
+            it takes, generated tokens included. The other codes and arms take any length.
         type_vocab_size (`int`, defaults to 2): number of different `token_type_ids`.
         initializer_range (`float`, defaults to 0.02): standard deviation of initial weights.
         layer_norm_eps (`float`, defaults to 1e-12): epsilon of the layer normalisations.
         pad_token_id (`int`, *optional*, defaults to 0): id of the padding token.
         bos_token_id, eos_token_id (`int`, *optional*): ids of the first and last token of a text.
         classifier_dropout (`float`, *optional*): dropout before the classifier; `hidden_dropout_prob` by default.
-        is_decoder (`bool`, defaults to `False`): whether attention is causal; causal attention is not available yet.
-        use_cache (`bool`, defaults to `True`): whether decoders return their state.
+        is_decoder (`bool`, defaults to `False`): whether attention is causal: a token sees only those before it.
+            `AstroformerForCausalLM` sets it.
+        use_cache (`bool`, defaults to `True`): whether decoders return the state from which the next token continues.
         tie_word_embeddings (`bool`, defaults to `True`): whether language models share input and output embeddings.
         pooling (`str`, defaults to `"mean"`): how a sequence becomes one vector, "mean" over its real tokens or "cls",
             its first real token.
@@ -110,78 +179,32 @@ class AstroformerConfig(PreTrainedConfig):
 
     model_type = "astroformer"
     keys_to_ignore_at_inference = ["past_key_values"]
+    auto_map_of_class = {
+        "AutoConfig": "configuration_astroformer.AstroformerConfig",
+        "AutoModel": "modeling_astroformer.AstroformerModel",
+        "AutoModelForCausalLM": "modeling_astroformer.AstroformerForCausalLM",
+        "AutoModelForMaskedLM": "modeling_astroformer.AstroformerForMaskedLM",
+        "AutoModelForMultipleChoice": "modeling_astroformer.AstroformerForMultipleChoice",
+        "AutoModelForQuestionAnswering": "modeling_astroformer.AstroformerForQuestionAnswering",
+        "AutoModelForSequenceClassification": "modeling_astroformer.AstroformerForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_astroformer.AstroformerForTokenClassification",
+    }
+    num_position_dimensions = 1
 
     vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.1
-    attention_probs_dropout_prob: float | int = 0.1
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
-    initializer_range: float | int = 0.02
-    layer_norm_eps: float | int = 1e-12
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
-    classifier_dropout: float | int | None = None
-    is_decoder: bool = False
-    use_cache: bool = True
-    tie_word_embeddings: bool = True
-    pooling: str = "mean"
 
-    attention_type: str = "neuron_astrocyte"
-    feature_map: str = "elu"
-    num_hidden_neurons: int | None = None
-    num_random_features: int = 256
-    presynaptic_alpha: float | int = 0.5
-    use_astrocyte_hebbian: bool = True
-    use_calcium_feedback: bool = True
-    astrocyte_scale: float | int = 1.0
-    astrocyte_code: str = "activity"
-    calcium_normalization: str = "mean"
-
-    def __post_init__(self, **kwargs):
-        self._reject_misspelt(kwargs)
-        self.validate_architecture()
-        if self.num_hidden_neurons is None:
-            self.num_hidden_neurons = self.hidden_size // self.num_attention_heads
-        super().__post_init__(**kwargs)
-        self.auto_map = dict(AUTO_MAP)
+    @property
+    def num_table_positions(self):
+        """Rows of the "learned" astrocyte code."""
+        return self.max_position_embeddings
 
     def validate_architecture(self):
         """Checks every field and the fields against each other; the library calls it again before saving."""
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value!r}")
-        for name in PROBABILITIES:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {value!r}")
-        if not 0 < self.presynaptic_alpha <= 1:
-            raise ValueError(f"presynaptic_alpha must be in (0, 1], got {self.presynaptic_alpha!r}")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got hidden_size {self.hidden_size} and "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
+        super().validate_architecture()
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id must be in [0, vocab_size={self.vocab_size}), got {self.pad_token_id}")
-
-    @classmethod
-    def _reject_misspelt(cls, keywords):
-        fields = list(cls.__dataclass_fields__)
-        for keyword in keywords:
-            if keyword in LIBRARY_KEYWORDS or keyword.startswith("_"):
-                continue
-            alike = difflib.get_close_matches(keyword, fields, n=1, cutoff=0.85)
-            if alike:
-                raise ValueError(f"{cls.__name__} has no field {keyword!r}; did you mean {alike[0]!r}?")

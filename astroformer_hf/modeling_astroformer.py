@@ -1,29 +1,35 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Astroformer text models: a pre-norm Transformer encoder whose attention is neuron-astrocyte attention.
+"""Astroformer text models: a pre-norm Transformer, encoder or decoder, whose attention is neuron-astrocyte attention.
 
 The equations are in `neuron_astrocyte_attention.py` and `astrocyte_code.py`; here they become layers, models and heads.
 Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head size.
 """
 
+import copy
+
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .astrocyte_code import (
-    ASTROCYTE_CODES,
-    AstrocyteCode,
-    sequence_layout,
-    sinusoidal_features,
-    untrained_activity,
-    upcast,
-)
+from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
+from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
 from .neuron_astrocyte_attention import (
     draw_random_projection,
@@ -31,6 +37,7 @@ from .neuron_astrocyte_attention import (
     neuron_astrocyte_attention,
     neuron_astrocyte_attention_weights,
 )
+from .token_layout import sequence_layout, sinusoidal_features
 
 
 class AstroformerEmbeddings(nn.Module):
@@ -65,6 +72,8 @@ class AstroformerEmbeddings(nn.Module):
 class AstroformerAttention(nn.Module):
     """Multi-head attention in one of three arms that differ in nothing else: "neuron_astrocyte", "linear", "softmax".
 
+    Whether it is causal, and which tokens are real, says the layout that comes with the hidden states.
+
     Scale. The operation keeps the paper's constants. With neurons of activity phi_0, F features and n written tokens,
     its output is an average of the values times
 
@@ -78,10 +87,9 @@ class AstroformerAttention(nn.Module):
     is, as concentrations.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, layer_idx=0):
         super().__init__()
-        if config.is_decoder:
-            raise NotImplementedError("is_decoder=True: causal attention is not available yet")
+        self.layer_idx = layer_idx
         self.attention_type = config.attention_type
         self.num_heads = config.num_attention_heads
         self.num_hidden_neurons = config.num_hidden_neurons
@@ -109,8 +117,12 @@ class AstroformerAttention(nn.Module):
             random_projection = torch.empty(config.num_random_features, config.num_hidden_neurons)
         self.register_buffer("random_projection", random_projection)
 
-    def forward(self, hidden_states, layout, output_attentions=False):
-        """`(batch, length, hidden_size)` to the same; and the maps `(batch, heads, length, length)`, None unasked."""
+    def forward(self, hidden_states, layout, output_attentions=False, past_key_values=None):
+        """`(batch, length, hidden_size)` to the same; and the maps `(batch, heads, length, length)`, None unasked.
+
+        With a cache, causal attention continues from it and writes to it. The softmax arm's maps then cover the tokens
+        in the cache as well; the others' cannot, because their states do not hold them one by one.
+        """
         batch_and_length = hidden_states.shape[:2]
         query = self.q_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
         key = self.k_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
@@ -119,33 +131,42 @@ class AstroformerAttention(nn.Module):
             attend = self._softmax_attention
         else:
             attend = self._neuron_astrocyte_attention
-        output, attention_map = attend(query, key, value, layout, output_attentions)
+        output, attention_map = attend(query, key, value, layout, output_attentions, past_key_values)
         output = output.transpose(1, 2).reshape(*batch_and_length, -1)
         return self.o_proj(output), attention_map
 
-    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions):
-        padding_mask, operation = layout.padding_mask, self.operation
+    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, past_key_values):
+        padding_mask = layout.padding_mask
+        operation = {**self.operation, "causal": layout.causal}
         if self.random_projection is not None:
-            operation = {**operation, "random_projection": self.random_projection}
+            operation["random_projection"] = self.random_projection
+        neighbourhood = None
+        if past_key_values is not None:
+            memory = past_key_values.layers[self.layer_idx]
+            operation["initial_state"], neighbourhood = memory.synapses, memory.neighbourhood
         code = None
         if self.astrocyte_code is not None:
             with full_precision(key):
-                code = self.astrocyte_code(key, layout)
+                code, neighbourhood = self.astrocyte_code(key, layout, neighbourhood)
 
-        scale = self.scale * self._num_tokens(key, padding_mask) ** self.length_exponent
         written = value
         if self.training and self.dropout_prob > 0:
             release = nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), self.dropout_prob)  # (B, H, N, 1)
             written = value * release
         # at least in float32, so that neither a long sum nor its scale leaves the range of float16
         written = upcast(written)
-        output = neuron_astrocyte_attention(query, key, written, code, padding_mask, **operation) * scale
+        output, synapses = neuron_astrocyte_attention(
+            query, key, written, code, padding_mask, **operation, output_final_state=True
+        )
+        scale = self.scale * layout.num_written**self.length_exponent
+        if past_key_values is not None:
+            memory.update(synapses, neighbourhood, key.shape[2])
 
         attention_map = None
         if output_attentions:
             weights = neuron_astrocyte_attention_weights(upcast(query), key, code, padding_mask, **operation)
             attention_map = (weights * scale).to(value.dtype)
-        return output.to(value.dtype), attention_map
+        return (output * scale).to(value.dtype), attention_map
 
     @staticmethod
     def _scale(config, alpha, feature_map, feedback):
@@ -157,22 +178,28 @@ class AstroformerAttention(nn.Module):
             return m * activity ** (alpha - 1), alpha - 1 if is_mean else 0
         return m / (num_features * activity**2), -1 if is_mean else 0
 
-    @staticmethod
-    def _num_tokens(key, padding_mask):
-        """n, at least 1: an int, or `(batch, 1, 1, 1)` where it is not the length."""
-        if padding_mask is None:
-            return max(key.shape[2], 1)
-        return padding_mask.sum(-1).clamp(min=1).float()[:, None, None, None]
-
-    def _softmax_attention(self, query, key, value, layout, output_attentions):
-        mask = None
-        if layout.padding_mask is not None:
-            mask = layout.padding_mask[:, None, None, :]  # (B, 1, 1, N)
+    def _softmax_attention(self, query, key, value, layout, output_attentions, past_key_values):
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        length, past_length = query.shape[2], key.shape[2] - query.shape[2]
+        mask = None  # where a query may look, `(1 or batch, 1, length or 1, past_length + length)`
+        if layout.full_mask is not None:
+            mask = layout.full_mask[:, None, None, :]
+        only_causal = layout.causal and mask is None and past_length == 0
+        if layout.causal and not only_causal and length > 1 or mask is not None and layout.causal:
+            own = torch.arange(past_length, past_length + length, device=key.device)[:, None]
+            other = torch.arange(past_length + length, device=key.device)
+            # a padded token looks at itself, so that its row, which nothing reads, has a softmax
+            mask = other <= own if mask is None else (other <= own) & mask | (other == own)
         dropout_prob = self.dropout_prob if self.training else 0.0
         if not output_attentions:
-            output = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout_prob)
+            output = nn.functional.scaled_dot_product_attention(
+                query, key, value, mask, dropout_prob, is_causal=only_causal and length > 1
+            )
             return output, None
         scores = query @ key.transpose(-1, -2) * self.num_hidden_neurons**-0.5
+        if only_causal:
+            mask = torch.ones(length, length, dtype=torch.bool, device=key.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         attention_map = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
@@ -197,16 +224,18 @@ class AstroformerMLP(nn.Module):
 class AstroformerLayer(GradientCheckpointingLayer):
     """A pre-norm block: X + attention(norm(X)), then the same around the feed-forward half."""
 
-    def __init__(self, config):
+    def __init__(self, config, layer_idx=0):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = AstroformerAttention(config)
+        self.attention = AstroformerAttention(config, layer_idx)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = AstroformerMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states, layout, output_attentions=False):
-        attention_output, _ = self.attention(self.attention_norm(hidden_states), layout, output_attentions)
+    def forward(self, hidden_states, layout, output_attentions=False, past_key_values=None):
+        attention_output, _ = self.attention(
+            self.attention_norm(hidden_states), layout, output_attentions, past_key_values
+        )
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
@@ -233,12 +262,12 @@ class AstroformerPreTrainedModel(PreTrainedModel):
 
 
 class AstroformerModel(AstroformerPreTrainedModel):
-    """The bare encoder: from tokens to their hidden states."""
+    """The bare model, from tokens to their hidden states: an encoder, or a decoder if `config.is_decoder`."""
 
     def __init__(self, config):
         super().__init__(config)
         self.embeddings = AstroformerEmbeddings(config)
-        self.layers = nn.ModuleList([AstroformerLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([AstroformerLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -257,43 +286,80 @@ class AstroformerModel(AstroformerPreTrainedModel):
         token_type_ids=None,
         position_ids=None,
         inputs_embeds=None,
+        past_key_values=None,
+        use_cache=None,
         **kwargs,
     ):
-        """Encodes a batch of token sequences.
+        """Computes the hidden states of a batch of token sequences.
 
         Args:
             input_ids (`torch.LongTensor`, *optional*): `(batch, length)` token ids; either these or `inputs_embeds`.
             attention_mask (`torch.Tensor`, *optional*): `(batch, length)`, 1 where a token is real, 0 where it is
                 padding, which may stand on either side or between. Real tokens are encoded as if it were not there.
+                With a cache it covers the tokens in the cache, too.
             token_type_ids (`torch.LongTensor`, *optional*): `(batch, length)` segment ids, 0 by default.
             position_ids (`torch.LongTensor`, *optional*): `(batch, length)` or `(1, length)` positions; by default the
                 real tokens are counted.
             inputs_embeds (`torch.Tensor`, *optional*): `(batch, length, hidden_size)` instead of `input_ids`.
+            past_key_values (`AstroformerCache` or `DynamicCache`, *optional*): decoders only: the state after the
+                tokens before these, as an earlier call returned it (a `DynamicCache` in the softmax arm). It is
+                written to.
+            use_cache (`bool`, *optional*): decoders only: whether to return that state; by default
+                `config.use_cache`, and not in training.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in every library model. The
                 attention maps are those that the arm applies, `(batch, heads, length, length)`; they are computed only
                 when asked for, at a memory that is quadratic in the length.
 
         Returns:
-            `BaseModelOutput` with `last_hidden_state` of shape `(batch, length, hidden_size)`.
+            `BaseModelOutput` with `last_hidden_state` of shape `(batch, length, hidden_size)`; of a decoder
+            `BaseModelOutputWithPast`, with `past_key_values` as well.
 
         Raises:
             ValueError: for inputs that do not fit; the message names the argument.
         """
-        attention_mask, position_ids = self._check_inputs(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        past_key_values = self._check_cache(past_key_values, use_cache)
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        position_ids = self._check_inputs(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length
         )
         inputs = input_ids if inputs_embeds is None else inputs_embeds
-        layout = sequence_layout(inputs.shape[1], inputs.device, attention_mask, position_ids)
+        layout = sequence_layout(
+            inputs.shape[1], inputs.device, attention_mask, position_ids, self.config.is_decoder, past_length
+        )
         output_attentions = kwargs.get("output_attentions")
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         hidden_states = self.embeddings(input_ids, token_type_ids, layout.position_ids, inputs_embeds)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, layout, output_attentions)
-        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+            hidden_states = layer(hidden_states, layout, output_attentions, past_key_values=past_key_values)
+        hidden_states = self.norm(hidden_states)
+        if not self.config.is_decoder:
+            return BaseModelOutput(last_hidden_state=hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
-    def _check_inputs(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds):
-        """Checks the arguments of `forward` against each other; returns mask and positions, these in two dimensions."""
+    def _check_cache(self, past_key_values, use_cache):
+        """The cache to continue, a new one where one is wanted, or None."""
+        config = self.config
+        if use_cache is None:
+            use_cache = config.use_cache and not self.training
+        if not config.is_decoder:
+            if past_key_values is not None:
+                raise ValueError("past_key_values belong to a decoder; this model has is_decoder=False")
+            return None
+        kind = DynamicCache if config.attention_type == "softmax" else AstroformerCache
+        if past_key_values is None:
+            if not use_cache:
+                return None
+            return DynamicCache() if kind is DynamicCache else AstroformerCache(config.num_hidden_layers)
+        if kind.__name__ not in {cls.__name__ for cls in type(past_key_values).__mro__}:  # remote code has its own copy
+            raise ValueError(
+                f"past_key_values must be a {kind.__name__} for attention_type {config.attention_type!r}, got a "
+                f"{type(past_key_values).__name__}; leave it out, and the model makes one"
+            )
+        return past_key_values
+
+    def _check_inputs(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length):
+        """Checks the arguments of `forward` against each other; returns the positions, in two dimensions."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if input_ids is not None and input_ids.dim() != 2:
@@ -306,9 +372,15 @@ class AstroformerModel(AstroformerPreTrainedModel):
                 f"got {tuple(inputs_embeds.shape)}"
             )
         batch_size, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        for name, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-            if tensor is not None and tensor.shape != (batch_size, length):
-                raise ValueError(f"{name} must have shape {(batch_size, length)}, got {tuple(tensor.shape)}")
+        for name, tensor, expected_length in (
+            ("attention_mask", attention_mask, past_length + length),
+            ("token_type_ids", token_type_ids, length),
+        ):
+            if tensor is not None and tensor.shape != (batch_size, expected_length):
+                in_cache = f", of which {past_length} are in the cache" if expected_length != length else ""
+                raise ValueError(
+                    f"{name} must have shape {(batch_size, expected_length)}{in_cache}, got {tuple(tensor.shape)}"
+                )
         if position_ids is not None:
             if position_ids.dim() == 1:
                 position_ids = position_ids[None]
@@ -322,19 +394,173 @@ class AstroformerModel(AstroformerPreTrainedModel):
         if self._has_position_table:
             num_positions = self.config.max_position_embeddings
             check_range("position_ids", position_ids, num_positions, "max_position_embeddings")
-            if position_ids is None and length > num_positions:
+            if position_ids is None and past_length + length > num_positions:
                 raise ValueError(
-                    f"an input of {length} tokens is longer than the learned astrocyte code, "
+                    f"an input of {past_length + length} tokens is longer than the learned astrocyte code, "
                     f"max_position_embeddings={num_positions}; truncate it, or use astrocyte_code 'sinusoidal' or "
                     "'activity', which take any length"
                 )
-        return attention_mask, position_ids
+        return position_ids
 
     @property
     def _has_position_table(self):
         config = self.config
         uses_code = config.attention_type == "neuron_astrocyte" and config.use_astrocyte_hebbian
         return uses_code and config.astrocyte_code == "learned"
+
+
+# Trainer's label smoothing shifts the labels of the causal language models that are listed here by name, and pipelines
+# look here for what they support; the Auto classes' own registration does not reach this list.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["astroformer"] = "AstroformerForCausalLM"
+
+
+class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
+    """A decoder and a language-model head on it: predicts the next token. Its configuration is made `is_decoder`.
+
+    Generating takes the same time and memory for every token, however long the text has become, with
+    `attention_type` "neuron_astrocyte" and "linear".
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "astroformer.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config):
+        if not config.is_decoder:
+            config = copy.deepcopy(config)
+            config.is_decoder = True
+        super().__init__(config)
+        self.astroformer = AstroformerModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, value):
+        self.lm_head = value
+
+    @property
+    def _is_stateful(self):  # sums cannot take back a token, as assisted generation asks of a cache
+        return self.config.attention_type != "softmax"
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls):
+        return False  # forward makes the cache that its arm needs
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        past_key_values=None,
+        use_cache=None,
+        labels=None,
+        logits_to_keep=0,
+        **kwargs,
+    ):
+        """Predicts, at every token, the next one.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values, use_cache: see
+                `AstroformerModel.forward`.
+            labels (`torch.LongTensor`, *optional*): `(batch, length)`, the `input_ids` themselves (the shift by one
+                is done here); -100 is ignored.
+            logits_to_keep (`int` or `torch.Tensor`, defaults to 0): compute logits of the last so many tokens only, or
+                of those with these indices; 0 means all.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): number of labels that the loss is a mean over,
+                where a batch is accumulated in parts; `Trainer` gives it.
+
+        Returns:
+            `CausalLMOutputWithPast` with `logits` of shape `(batch, length, vocab_size)`, `past_key_values`, and
+            `loss` if there are labels.
+
+        Raises:
+            ValueError: for inputs or labels that do not fit; the message names the argument.
+        """
+        loss_arguments = pop_loss_arguments(kwargs)
+        outputs = self.astroformer(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            check_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size")
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class AstroformerForMaskedLM(AstroformerPreTrainedModel):
+    """An encoder and a language-model head on it: predicts the tokens behind the mask."""
+
+    _tied_weights_keys = {"lm_head.weight": "astroformer.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        if config.is_decoder:
+            raise ValueError("AstroformerForMaskedLM needs a model that sees both sides, got is_decoder=True")
+        self.astroformer = AstroformerModel(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, value):
+        self.lm_head = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        **kwargs,
+    ):
+        """Predicts the token at every place.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: see `AstroformerModel.forward`.
+            labels (`torch.LongTensor`, *optional*): `(batch, length)` tokens to predict; -100 is ignored.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): see `AstroformerForCausalLM.forward`.
+
+        Returns:
+            `MaskedLMOutput` with `logits` of shape `(batch, length, vocab_size)` and `loss` if there are labels.
+
+        Raises:
+            ValueError: for inputs or labels that do not fit; the message names the argument.
+        """
+        loss_arguments = pop_loss_arguments(kwargs)
+        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.lm_head(self.norm(self.act_fn(self.dense(outputs.last_hidden_state))))
+        loss = None
+        if labels is not None:
+            check_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size")
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
@@ -344,8 +570,7 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.astroformer = AstroformerModel(config)
-        dropout_prob = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(dropout_prob)
+        self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -386,6 +611,187 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+class AstroformerForTokenClassification(AstroformerPreTrainedModel):
+    """A linear classifier on every token's hidden state."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.astroformer = AstroformerModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        **kwargs,
+    ):
+        """Classifies every token.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: see `AstroformerModel.forward`.
+            labels (`torch.LongTensor`, *optional*): `(batch, length)` class indices; -100 is ignored.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): see `AstroformerForCausalLM.forward`.
+
+        Returns:
+            `TokenClassifierOutput` with `logits` of shape `(batch, length, num_labels)` and `loss` if there are labels.
+
+        Raises:
+            ValueError: for inputs or labels that do not fit; the message names the argument.
+        """
+        loss_arguments = pop_loss_arguments(kwargs)
+        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            check_labels(labels, logits.shape[:2], self.num_labels, "num_labels")
+            loss = self.loss_function(logits, labels, self.config, **loss_arguments)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class AstroformerForQuestionAnswering(AstroformerPreTrainedModel):
+    """Finds where the answer to a question starts and ends in a text that follows it."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.astroformer = AstroformerModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        start_positions=None,
+        end_positions=None,
+        **kwargs,
+    ):
+        """Scores every token as the answer's first and as its last.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: see `AstroformerModel.forward`.
+            start_positions, end_positions (`torch.LongTensor`, *optional*): `(batch,)` index of the answer's first and
+                last token; one past the end of the input is ignored. Both are needed for a loss.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): see `AstroformerForCausalLM.forward`.
+
+        Returns:
+            `QuestionAnsweringModelOutput` with `start_logits` and `end_logits` of shape `(batch, length)`, and `loss`
+            if there are positions.
+
+        Raises:
+            ValueError: for inputs or positions that do not fit; the message names the argument.
+        """
+        loss_arguments = pop_loss_arguments(kwargs)
+        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        loss = None
+        if (start_positions is None) != (end_positions is None):
+            raise ValueError("give both of start_positions and end_positions, or neither")
+        if start_positions is not None:
+            for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+                if positions.shape not in ((len(start_logits),), (len(start_logits), 1)):
+                    raise ValueError(f"{name} must have shape {(len(start_logits),)}, got {tuple(positions.shape)}")
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **loss_arguments)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
+    """Scores each of several sequences, of which one is right."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.astroformer = AstroformerModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ):
+        """Scores the choices.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as of `AstroformerModel.forward`,
+                with a second dimension for the choices: `(batch, choices, length)` and so on.
+            labels (`torch.LongTensor`, *optional*): `(batch,)` index of the right choice.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): see `AstroformerForCausalLM.forward`.
+
+        Returns:
+            `MultipleChoiceModelOutput` with `logits` of shape `(batch, choices)` and `loss` if there are labels.
+
+        Raises:
+            ValueError: for inputs or labels that do not fit; the message names the argument.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        dimensions = 3 if input_ids is not None else 4
+        if inputs is None or inputs.dim() != dimensions:
+            raise ValueError(
+                "input_ids must have shape (batch, choices, length), or inputs_embeds (batch, choices, length, "
+                f"hidden_size), got {None if inputs is None else tuple(inputs.shape)}"
+            )
+        num_choices = inputs.shape[1]
+        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = (
+            x if x is None else x.flatten(0, 1)
+            for x in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        )
+        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        pooled = pool(outputs.last_hidden_state, attention_mask, self.config.pooling)
+        logits = self.classifier(self.dropout(pooled)).view(-1, num_choices)
+        loss = None
+        if labels is not None:
+            check_labels(labels, logits.shape[:1], num_choices, "choices")
+            loss = classification_loss(logits, labels, num_items_in_batch)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def classifier_dropout(config):
+    """The dropout before a classifier."""
+    return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
+
+
+def pop_loss_arguments(kwargs):
+    """Takes those of a forward's keyword arguments that are for the loss, and returns them."""
+    names = ("num_items_in_batch", "shift_labels", "ignore_index")
+    return {name: kwargs.pop(name) for name in names if name in kwargs}
+
+
+def check_labels(labels, shape, size, size_name):
+    """Raises a ValueError if labels have another shape or leave [0, size), but for the ignored -100."""
+    if labels.shape != shape:
+        raise ValueError(f"labels must have shape {tuple(shape)}, got {tuple(labels.shape)}")
+    check_range("labels", labels.masked_fill(labels == -100, 0), size, size_name)
 
 
 def pool(hidden_states, attention_mask, pooling):
@@ -430,20 +836,29 @@ def sequence_classification_loss(logits, labels, config, num_items_in_batch=None
             f"got {tuple(labels.shape)}"
         )
 
-    logits = logits.float()
     if problem_type == "single_label_classification":
         if labels.is_floating_point():
             raise ValueError(f"labels must be whole numbers for single_label_classification, got {labels.dtype}")
         labels = labels.reshape(-1)
-        check_range("labels", labels.masked_fill(labels == -100, 0), num_labels, "num_labels")
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        num_items = (labels != -100).sum()
-    elif problem_type == "multi_label_classification":
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum")
-        num_items = labels.numel()
+        check_labels(labels, labels.shape, num_labels, "num_labels")
+        return classification_loss(logits, labels, num_items_in_batch)
+    logits, labels = logits.float(), labels.float().view_as(logits)
+    if problem_type == "multi_label_classification":
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
     else:
-        loss = nn.functional.mse_loss(logits, labels.float().view_as(logits), reduction="sum")
-        num_items = labels.numel()
+        loss = nn.functional.mse_loss(logits, labels, reduction="sum")
+    return mean_over_items(loss, labels.numel(), num_items_in_batch)
+
+
+def classification_loss(logits, labels, num_items_in_batch=None):
+    """Cross-entropy of `(batch, classes)` logits against `(batch,)` labels, a mean as of `mean_over_items`."""
+    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    return mean_over_items(loss, (labels != -100).sum(), num_items_in_batch)
+
+
+def mean_over_items(loss, num_items, num_items_in_batch=None):
+    """A summed loss divided by the number of its items, or by `num_items_in_batch` where it is given, so that a batch
+    that is accumulated in parts has the loss of the whole."""
     if num_items_in_batch is not None:
         num_items = num_items_in_batch
         if torch.is_tensor(num_items):
@@ -464,4 +879,13 @@ def check_range(name, indices, size, size_name):
         raise ValueError(f"{name} must be in [0, {size_name}={size}), got values from {low} to {high}")
 
 
-__all__ = ["AstroformerPreTrainedModel", "AstroformerModel", "AstroformerForSequenceClassification"]
+__all__ = [
+    "AstroformerPreTrainedModel",
+    "AstroformerModel",
+    "AstroformerForCausalLM",
+    "AstroformerForMaskedLM",
+    "AstroformerForSequenceClassification",
+    "AstroformerForTokenClassification",
+    "AstroformerForQuestionAnswering",
+    "AstroformerForMultipleChoice",
+]

@@ -1,0 +1,82 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the Astroformer image models."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_astroformer import AstroformerBaseConfig
+
+
+@strict
+class AstroformerVisionConfig(AstroformerBaseConfig):
+    r"""Configuration of an Astroformer image model. Names are ViT's where ViT has one.
+
+    Args:
+        image_size (`int` or a pair of them, defaults to 224): height and width of the images, in pixels. Others can be
+            given with `interpolate_pos_encoding=True`.
+        patch_size (`int` or a pair of them, defaults to 16): height and width of a patch, in pixels; divides
+            `image_size`.
+        num_channels (`int`, defaults to 3): channels of the images.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0.0): as for text.
+        pooling (`str`, defaults to `"mean"`): how an image becomes one vector, "mean" over its patches or "cls", a class
+            token before them.
+        initializer_range, layer_norm_eps, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size,
+            hidden_act, classifier_dropout, attention_type, feature_map, num_hidden_neurons, num_random_features,
+            presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,
+            calcium_normalization: as of `AstroformerConfig`. The unit of distance for `astrocyte_scale` is a patch.
+
+    Raises:
+        ValueError: a value out of range, or a keyword that looks like a misspelt field.
+        StrictDataclassFieldValidationError: a value of the wrong type.
+    """
+
+    model_type = "astroformer_vision"
+    auto_map_of_class = {
+        "AutoConfig": "configuration_astroformer_vision.AstroformerVisionConfig",
+        "AutoModel": "modeling_astroformer_vision.AstroformerVisionModel",
+        "AutoModelForImageClassification": "modeling_astroformer_vision.AstroformerForImageClassification",
+    }
+    num_position_dimensions = 2
+
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+
+    @property
+    def grid(self):
+        """Rows and columns of patches in an image of `image_size`."""
+        return tuple(size // patch for size, patch in zip(pair(self.image_size), pair(self.patch_size), strict=True))
+
+    @property
+    def has_class_token(self):
+        return self.pooling == "cls"
+
+    @property
+    def num_table_positions(self):
+        """Rows of the "learned" astrocyte code."""
+        rows, columns = self.grid
+        return rows * columns + self.has_class_token
+
+    def validate_architecture(self):
+        """Checks every field and the fields against each other; the library calls it again before saving."""
+        super().validate_architecture()
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if len(pair(value)) != 2 or min(pair(value)) <= 0:
+                raise ValueError(f"{name} must be a positive number of pixels or two of them, got {value!r}")
+        if any(size % patch for size, patch in zip(pair(self.image_size), pair(self.patch_size), strict=True)):
+            raise ValueError(
+                f"image_size must be a multiple of patch_size, got image_size {self.image_size!r} and patch_size "
+                f"{self.patch_size!r}"
+            )
+        if self.is_decoder:
+            raise ValueError("is_decoder must be False for images, got True")
+
+
+def pair(size):
+    """Height and width from a number that stands for both, or from the two."""
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+__all__ = ["AstroformerVisionConfig"]

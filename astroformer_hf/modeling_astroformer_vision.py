@@ -1,0 +1,166 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Astroformer image models: the blocks of the text models over the patches of an image."""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_astroformer_vision import AstroformerVisionConfig, pair
+from .modeling_astroformer import (
+    AstroformerLayer,
+    AstroformerPreTrainedModel,
+    classifier_dropout,
+    pool,
+    sequence_classification_loss,
+)
+from .token_layout import grid_layout, sinusoidal_features
+
+
+class AstroformerVisionEmbeddings(nn.Module):
+    """Patches, linearly projected, and the sines and cosines of their rows and columns: `(batch, length, hidden_size)`.
+
+    Patches stand in rows from the top left, after the class token if there is one. Positions enter with the power that
+    an untrained patch has, up to the contrast of the image.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch_size = pair(config.patch_size)
+        self.image_size = pair(config.image_size)
+        self.own_grid = config.grid
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, stride=self.patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.has_class_token else None
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        patch_values = config.num_channels * self.patch_size[0] * self.patch_size[1]
+        # a wave's mean square is 1/2; a sum over the values of a patch, each of about unit variance
+        self.position_scale = config.initializer_range * (2 * patch_values) ** 0.5
+
+    def forward(self, pixel_values, interpolate_pos_encoding=False):
+        """The embeddings, and the `GridLayout` of the patches; arguments as of `AstroformerVisionModel.forward`."""
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.projection.in_channels:
+            raise ValueError(
+                f"pixel_values must have shape (batch, num_channels={self.projection.in_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}"
+            )
+        size = tuple(pixel_values.shape[-2:])
+        if size != self.image_size and not interpolate_pos_encoding:
+            raise ValueError(
+                f"pixel_values must be of the image_size {self.image_size}, got {size}; give "
+                "interpolate_pos_encoding=True for images of another size"
+            )
+        if any(s % p for s, p in zip(size, self.patch_size, strict=True)):
+            raise ValueError(f"pixel_values must have a size that is a multiple of {self.patch_size}, got {size}")
+        patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, hidden_size, rows, columns)
+        layout = grid_layout(patches.shape[-2:], self.own_grid, self.cls_token is not None, patches.device)
+        embeddings = patches.flatten(2).transpose(1, 2)
+        hidden_size = embeddings.shape[-1]
+        num_frequencies = -(-hidden_size // 4)
+        waves = [sinusoidal_features(axis[None], num_frequencies, torch.float32) for axis in layout.coordinates.T]
+        waves = torch.cat(waves, dim=-1)[..., :hidden_size]
+        embeddings = embeddings + (self.position_scale * waves).to(embeddings.dtype)
+        if self.cls_token is not None:
+            embeddings = torch.cat((self.cls_token.expand(len(embeddings), -1, -1), embeddings), dim=1)
+        return self.dropout(self.norm(embeddings)), layout
+
+
+class AstroformerVisionPreTrainedModel(AstroformerPreTrainedModel):
+    """Initialisation, loading and saving that all Astroformer image models share."""
+
+    config: AstroformerVisionConfig
+    base_model_prefix = "astroformer_vision"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["AstroformerVisionEmbeddings", "AstroformerLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, AstroformerVisionEmbeddings) and module.cls_token is not None:
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+
+
+class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
+    """The bare encoder: from images to the hidden states of their patches."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embeddings = AstroformerVisionEmbeddings(config)
+        self.layers = nn.ModuleList([AstroformerLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.projection
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, pixel_values=None, interpolate_pos_encoding=False, **kwargs):
+        """Encodes a batch of images.
+
+        Args:
+            pixel_values (`torch.Tensor`): `(batch, num_channels, height, width)`, normalised by the image processor.
+            interpolate_pos_encoding (`bool`, defaults to `False`): whether to take images of another size than
+                `config.image_size`: their patches are laid out over the same extent.
+            output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in every library model.
+
+        Returns:
+            `BaseModelOutput` with `last_hidden_state` of shape `(batch, length, hidden_size)`: one row per patch, in
+            rows from the top left, after that of the class token with `pooling="cls"`.
+
+        Raises:
+            ValueError: for inputs that do not fit; the message names the argument.
+        """
+        if pixel_values is None:
+            raise ValueError("give pixel_values")
+        output_attentions = kwargs.get("output_attentions")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        hidden_states, layout = self.embeddings(pixel_values, interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, layout, output_attentions)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+
+
+class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
+    """Encoder, pooling and a linear classifier, for single-label and multi-label classification and for regression."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.astroformer_vision = AstroformerVisionModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values=None, labels=None, interpolate_pos_encoding=False, num_items_in_batch=None, **kwargs
+    ):
+        """Classifies a batch of images.
+
+        Args:
+            pixel_values, interpolate_pos_encoding: see `AstroformerVisionModel.forward`.
+            labels, num_items_in_batch: see `AstroformerForSequenceClassification.forward`.
+
+        Returns:
+            `ImageClassifierOutput` with `logits` of shape `(batch, num_labels)` and `loss` if there are labels.
+
+        Raises:
+            ValueError: for inputs or labels that do not fit; the message names the argument.
+        """
+        outputs = self.astroformer_vision(pixel_values, interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(self.dropout(pool(outputs.last_hidden_state, None, self.config.pooling)))
+        loss = None
+        if labels is not None:
+            loss = sequence_classification_loss(logits, labels, self.config, num_items_in_batch)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["AstroformerVisionPreTrainedModel", "AstroformerVisionModel", "AstroformerForImageClassification"]

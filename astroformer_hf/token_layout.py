@@ -1,0 +1,388 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Where tokens lie, and how the astrocyte's processes at two places are coupled.
+
+Calcium diffuses between the processes, the less the farther they are apart:
+
+    r_ij = exp(-scale * ||pos_i - pos_j||)
+
+Three geometries share one interface, which the codes of `astrocyte_code.py` are written in:
+
+- `SequenceLayout`: text, on a line. The N x N matrix r is never built: an exponential coupling is a first-order
+  recurrence in each direction, so it costs O(N);
+- `SequenceLayout` with `causal=True`: the same in one direction, j <= i, with a state that continues it;
+- `GridLayout`: the patches of an image, at their Euclidean distance. N is small, and r is built.
+
+Their methods couple a learned table (`coupled_table`), the sines and cosines of the positions (`coupled_waves`), and the
+keys of the batch (`neighbourhood`). Letters in shape comments: B batch, H heads, N tokens, m hidden neurons.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+# Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
+CHUNK_SIZE = 64
+
+# Base of the geometric series of wavelengths, over 2 pi positions (Vaswani et al., "Attention is all you need", 2017).
+WAVELENGTH_BASE = 10_000.0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The exponential coupling in linear time
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def decayed_sum(x, scale, reverse=False):
+    """y_i = sum over j <= i (j >= i if `reverse`) of exp(-scale |i - j|) x_j.
+
+    Inside a chunk a Toeplitz product; between chunks the sums at the chunks' ends obey the same recurrence with a decay
+    of `scale * CHUNK_SIZE`, so the function calls itself on them: O(length) in all. `decayed_sum_token_by_token` is the
+    plain form.
+
+    Args:
+        x (`torch.Tensor`): `(..., length, channels)`.
+        scale (`float`): decay per position, positive.
+        reverse (`bool`): whether to run from the last position to the first.
+
+    Returns:
+        `torch.Tensor` of the shape and dtype of `x`.
+    """
+    *batch, length, channels = x.shape
+    chunk_size = min(length, CHUNK_SIZE)
+    position = torch.arange(chunk_size, device=x.device, dtype=x.dtype)
+    distance = position[:, None] - position
+    if reverse:
+        distance = -distance
+    within = torch.where(distance >= 0, torch.exp(-scale * distance.clamp(min=0)), 0)  # (chunk, chunk)
+    if length <= CHUNK_SIZE:
+        return within @ x
+
+    num_chunks = -(-length // chunk_size)
+    x = nn.functional.pad(x, (0, 0, 0, num_chunks * chunk_size - length))
+    y = within @ x.view(*batch, num_chunks, chunk_size, channels)
+    if reverse:
+        at_ends = decayed_sum(y[..., 0, :], scale * chunk_size, reverse=True)  # (..., num_chunks, channels)
+        carry = nn.functional.pad(at_ends[..., 1:, :], (0, 0, 0, 1))
+        steps_from_carry = chunk_size - position
+    else:
+        at_ends = decayed_sum(y[..., -1, :], scale * chunk_size)
+        carry = nn.functional.pad(at_ends[..., :-1, :], (0, 0, 1, 0))
+        steps_from_carry = position + 1
+    y = y + torch.exp(-scale * steps_from_carry)[:, None] * carry[..., None, :]
+    return y.reshape(*batch, num_chunks * chunk_size, channels)[..., :length, :]
+
+
+def decayed_sum_token_by_token(x, scale, reverse=False):
+    """The plain form of `decayed_sum`: y_i = exp(-scale) y_{i-1} + x_i."""
+    y, running = [], torch.zeros_like(x[..., 0, :])
+    tokens = x.unbind(-2)
+    for token in reversed(tokens) if reverse else tokens:
+        running = math.exp(-scale) * running + token
+        y.append(running)
+    return torch.stack(y[::-1] if reverse else y, dim=-2)
+
+
+def exponential_coupling(x, scale):
+    """r x with r_ij = exp(-scale |i - j|): `(..., length, channels)` to the same."""
+    return decayed_sum(x, scale) + math.exp(-scale) * _neighbour(decayed_sum(x, scale, reverse=True), +1)
+
+
+def coupling_to_others(x, scale):
+    """exp(scale) (r - 1) x: the coupling to all positions but the own, with the next neighbour at weight 1."""
+    return _neighbour(decayed_sum(x, scale), -1) + _neighbour(decayed_sum(x, scale, reverse=True), +1)
+
+
+def _neighbour(x, offset):
+    """The row before (offset -1) or after (offset +1) each row of `(..., length, channels)`, 0 past the ends."""
+    if offset < 0:
+        return nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
+    return nn.functional.pad(x[..., 1:, :], (0, 0, 0, 1))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sines and cosines of positions
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def wave_frequencies(num_frequencies, like):
+    """Radians per position, 1 down to nearly 1 / `WAVELENGTH_BASE`: `(num_frequencies,)`, as `like`."""
+    exponents = torch.arange(num_frequencies, device=like.device, dtype=like.dtype) / num_frequencies
+    return WAVELENGTH_BASE**-exponents
+
+
+def sinusoidal_features(position_ids, num_frequencies, dtype):
+    """Sines, then cosines, of the positions: `(batch, length)` to `(batch, length, 2 * num_frequencies)` in `dtype`."""
+    positions = position_ids.to(dtype)
+    angles = positions[..., None] * wave_frequencies(num_frequencies, positions)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Text: a line
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class NeighbourhoodState(NamedTuple):
+    """What a causal neighbourhood remembers: decayed sums up to and including the last real token.
+
+    Attributes:
+        total: `(batch, heads, hidden_neurons)`, of the keys.
+        weight: `(batch, 1, 1)`, of ones.
+    """
+
+    total: torch.Tensor
+    weight: torch.Tensor
+
+
+class SequenceLayout(NamedTuple):
+    """Which tokens of a batch are real, and where they lie on the line; worked out once per forward pass.
+
+    Attributes:
+        causal: whether a token sees only those up to itself.
+        padding_mask: `(batch, length)` bool, True where a token is real; None if all are.
+        position_ids: `(1 or batch, length)`, the position of each token; padding takes no position.
+        end: no position is greater than or equal to this; None if that is not known.
+        is_contiguous: whether token i has position i in every sequence.
+        order: `(batch, length)`, the index of each real token in turn, then of the padding; None if the real tokens
+            come first anyway.
+        rank: `(batch, length)`, the inverse of `order` on real tokens (and a valid index elsewhere), or None with it.
+        num_written: number of real tokens, at least 1, that each token can read: an int, or a tensor that broadcasts to
+            `(batch, heads, length, 1)`.
+        full_mask: `(batch, past + length)` bool, the mask of the tokens in the cache as well; None if all are real.
+    """
+
+    causal: bool
+    padding_mask: torch.Tensor | None
+    position_ids: torch.Tensor
+    end: int | None
+    is_contiguous: bool
+    order: torch.Tensor | None
+    rank: torch.Tensor | None
+    num_written: torch.Tensor | int
+    full_mask: torch.Tensor | None
+
+    def coupled_table(self, table, scale):
+        """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch."""
+        if self.end is not None:
+            # rows so far past the last token that their coupling is below rounding need not be read
+            reach = 0 if self.causal else math.ceil(-math.log(torch.finfo(table.dtype).eps) / scale)
+            table = table[:, : self.end + reach]
+        coupled = decayed_sum(table, scale) if self.causal else exponential_coupling(table, scale)
+        if self.is_contiguous:
+            return coupled[:, : self.position_ids.shape[1]]
+        coupled = coupled[:, self.position_ids].transpose(0, 1)  # (1 or B, H, N, m)
+        return coupled[0] if coupled.shape[0] == 1 else coupled
+
+    def coupled_waves(self, num_frequencies, scale, dtype):
+        """r S of the sines and cosines S on the whole line: `(1 or batch, length, 2 * num_frequencies)`.
+
+        A wave of frequency w is an eigenfunction of r, with the eigenvalue sinh(scale) / (cosh(scale) - cos(w)): the
+        coupling is a gain per frequency. Causally it is also a delay, as of 1 / (1 - exp(-scale - i w)).
+        """
+        waves = sinusoidal_features(self.position_ids, num_frequencies, dtype)
+        frequencies = wave_frequencies(num_frequencies, waves)
+        haversine = (frequencies / 2).sin().square()  # (1 - cos(w)) / 2, without its cancellation
+        if not self.causal:
+            t = math.tanh(scale / 2)  # in terms of which the eigenvalue neither overflows nor cancels
+            gain = t / (t * t + haversine * (1 - t * t))
+            return waves * gain.repeat(2)
+        decay, loss = math.exp(-scale), -math.expm1(-scale)
+        norm = loss * loss + 4 * decay * haversine  # |1 - exp(-scale - i w)|^2
+        in_phase, delayed = (loss + 2 * decay * haversine) / norm, decay * frequencies.sin() / norm
+        sines, cosines = waves.chunk(2, dim=-1)
+        return torch.cat((in_phase * sines - delayed * cosines, in_phase * cosines + delayed * sines), dim=-1)
+
+    def neighbourhood(self, key, scale, state=None):
+        """r' K: for each token the mean key of the others (causally, of those before it), weighted by their coupling.
+
+        Distances count real tokens only, so padding, on either side or between, changes nothing. A token without
+        neighbours has 0.
+
+        Args:
+            key (`torch.Tensor`): `(batch, heads, length, m)`.
+            scale (`float`): scale of the coupling.
+            state (`NeighbourhoodState`, *optional*): what came before, causally.
+
+        Returns:
+            `(batch, heads, length, m)`, and the `NeighbourhoodState` after the last real token (None if not causal).
+        """
+        padding_mask = self.padding_mask
+        if self.order is not None:
+            key = reorder(key, self.order)
+            padding_mask = padding_mask.gather(1, self.order)
+        real = key.new_ones(key.shape[0], 1, key.shape[2], 1)
+        if padding_mask is not None:
+            real = padding_mask[:, None, :, None].to(key.dtype)  # (B, 1, N, 1)
+            key = key.masked_fill(real == 0, 0)
+        if self.causal:
+            total = _continued(key, scale, None if state is None else state.total)
+            weight = _continued(real, scale, None if state is None else state.weight)
+            state = NeighbourhoodState(_after_last(total, padding_mask), _after_last(weight, padding_mask))
+            total, weight = total[:, :, :-1], weight[:, :, :-1]
+        else:
+            total, weight = coupling_to_others(key, scale), coupling_to_others(real, scale)
+        neighbourhood = total / weight.clamp(min=torch.finfo(total.dtype).tiny)
+        if self.order is not None:
+            neighbourhood = reorder(neighbourhood, self.rank)
+        return neighbourhood, state
+
+
+def _continued(x, scale, before):
+    """`decayed_sum` of `(batch, heads, length, channels)` that goes on from `before`, `(batch, heads, channels)`, which
+    also stands at the head of the result: `(batch, heads, 1 + length, channels)`."""
+    if before is None:
+        return nn.functional.pad(decayed_sum(x, scale), (0, 0, 1, 0))
+    before = before[:, :, None]
+    steps = torch.arange(1, x.shape[2] + 1, device=x.device, dtype=x.dtype)[:, None]
+    return torch.cat((before, decayed_sum(x, scale) + torch.exp(-scale * steps) * before), dim=2)
+
+
+def _after_last(x, padding_mask):
+    """The row of `(batch, heads, 1 + length, channels)` after the last of the real tokens, which come first."""
+    if padding_mask is None:
+        return x[:, :, -1]
+    last = padding_mask.sum(-1)[:, None, None, None].expand(-1, x.shape[1], -1, x.shape[3])  # (B, H, 1, channels)
+    return x.gather(2, last).squeeze(2)
+
+
+def sequence_layout(length, device, attention_mask=None, position_ids=None, causal=False, past_length=0):
+    """The `SequenceLayout` of a batch.
+
+    Left and inner padding are laid out as if the padding were not there. Whether a mask has any is asked of its values,
+    which a compiled or exported graph cannot do: there the general layout, right for every mask, is taken.
+
+    Args:
+        length (`int`): tokens per sequence, padding included.
+        device (`torch.device`): where the positions are made.
+        attention_mask (`torch.Tensor`, *optional*): `(batch, past_length + length)`, nonzero where a token is real.
+        position_ids (`torch.Tensor`, *optional*): `(1 or batch, length)`, instead of counting the real tokens.
+        causal (`bool`): whether a token sees only those up to itself.
+        past_length (`int`): tokens that are already in the cache, padding included.
+    """
+    full_mask = padding_mask = order = rank = None
+    tokens_first = all_real = True
+    if attention_mask is not None:
+        full_mask = attention_mask != 0
+        padding_mask = full_mask[:, past_length:]
+        if torch.compiler.is_compiling():
+            tokens_first = all_real = False
+        else:
+            all_real = bool(full_mask.all())
+            if padding_mask.all():
+                padding_mask = None
+            else:
+                tokens_first = not (~padding_mask[:, :-1] & padding_mask[:, 1:]).any()
+            full_mask = None if all_real else full_mask
+    if not tokens_first:
+        order = padding_mask.long().argsort(dim=-1, descending=True, stable=True)
+        rank = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)
+    counted = None if full_mask is None else full_mask.long().cumsum(-1)[:, past_length:]  # (B, N)
+
+    if not causal:
+        num_written = max(length, 1) if counted is None else counted[:, -1:, None, None].clamp(min=1)
+    elif counted is None:
+        num_written = torch.arange(past_length + 1, past_length + length + 1, device=device)[:, None]
+    else:
+        num_written = counted[:, None, :, None].clamp(min=1)
+
+    is_contiguous = position_ids is None and past_length == 0 and tokens_first
+    end = None if position_ids is not None else past_length + length
+    if position_ids is None:
+        if counted is None or is_contiguous:
+            position_ids = torch.arange(past_length, past_length + length, device=device)[None]
+        else:
+            position_ids = (counted - 1).clamp(min=0)
+    return SequenceLayout(
+        causal, padding_mask, position_ids, end, is_contiguous, order, rank, num_written, full_mask
+    )
+
+
+def reorder(x, index):
+    """Rows of `(batch, heads, length, channels)` in the order of `index`, `(batch, length)`."""
+    return x.gather(2, index[:, None, :, None].expand_as(x))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Images: a grid
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class GridLayout(NamedTuple):
+    """The patches of an image, in rows from the top left, and before them, if there is one, the class token.
+
+    Positions are those of the grid that the model was made for. An image of another size is laid out over the same
+    extent, with patches of another area: its positions fall between those of that grid, and a sum over its patches
+    counts each by its area. The class token lies off the grid: it is coupled to nothing but itself.
+
+    Attributes:
+        coordinates: `(patches, 2)`, row and column of each patch.
+        grid: rows and columns of the image.
+        own_grid: rows and columns of the grid that the model was made for.
+        has_class_token: whether a class token stands before the patches.
+    """
+
+    coordinates: torch.Tensor
+    grid: tuple[int, int]
+    own_grid: tuple[int, int]
+    has_class_token: bool
+
+    causal = False
+    padding_mask = None
+    full_mask = None
+
+    @property
+    def num_written(self):
+        return self.coordinates.shape[0] + self.has_class_token
+
+    def coupling(self, scale, dtype):
+        """r, `(length, length)`."""
+        coordinates = self.coordinates.to(dtype)
+        distance = (coordinates[:, None] - coordinates).square().sum(-1).sqrt()
+        coupling = torch.exp(-scale * distance)
+        if self.has_class_token:
+            coupling = nn.functional.pad(coupling, (1, 0, 1, 0))
+            coupling[0, 0] = 1
+        return coupling
+
+    def coupled_table(self, table, scale):
+        """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this one: `(heads, length, m)`."""
+        if self.grid != self.own_grid:
+            class_row, rows = table[:, : self.has_class_token], table[:, self.has_class_token :]
+            rows = rows.unflatten(1, self.own_grid).permute(0, 3, 1, 2)  # (H, m, rows, columns)
+            rows = nn.functional.interpolate(rows, size=self.grid, mode="bicubic", align_corners=False, antialias=True)
+            table = torch.cat((class_row, self._area * rows.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
+        return self.coupling(scale, table.dtype) @ table
+
+    def coupled_waves(self, num_frequencies, scale, dtype):
+        """r S of the sines and cosines S of rows, then of columns: `(1, length, 4 * num_frequencies)`."""
+        rows, columns = self.coordinates.T
+        waves = [sinusoidal_features(axis[None], num_frequencies, dtype) for axis in (rows, columns)]
+        waves = self._area * torch.cat(waves, dim=-1)
+        if self.has_class_token:
+            waves = nn.functional.pad(waves, (0, 0, 1, 0))
+        return self.coupling(scale, dtype) @ waves
+
+    def neighbourhood(self, key, scale, state=None):
+        """r' K, as of `SequenceLayout`: `(batch, heads, length, m)`, and None."""
+        others = self.coupling(scale, key.dtype).fill_diagonal_(0)
+        # in units of the nearest neighbour, so that a large scale leaves something to normalise
+        others = others * math.exp(scale * min(1.0, *(own / size for own, size in zip(self.own_grid, self.grid))))
+        weight = others.sum(-1, keepdim=True)
+        return (others / weight.clamp(min=torch.finfo(key.dtype).tiny)) @ key, None
+
+    @property
+    def _area(self):
+        return math.prod(self.own_grid) / math.prod(self.grid)
+
+
+def grid_layout(grid, own_grid, has_class_token, device):
+    """The `GridLayout` of an image of `grid` patches, rows and columns, for a model made for `own_grid`."""
+    axes = [  # patch centres, over the extent of the own grid
+        (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (own / size) - 0.5
+        for size, own in zip(grid, own_grid, strict=True)
+    ]
+    coordinates = torch.cartesian_prod(*axes).view(-1, 2)
+    return GridLayout(coordinates, tuple(grid), tuple(own_grid), has_class_token)
