@@ -1,5 +1,6 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""What the training scripts share: loading data, resuming, metrics that need no network, and the records of a run."""
+"""What the training scripts share: arguments, loading data, labels, metrics that need no network, running `Trainer`
+so that a killed run continues, and the records of a run."""
 
 import importlib.metadata
 import json
@@ -7,16 +8,23 @@ import os
 import platform
 import shlex
 import sys
+import time
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import datasets
 import evaluate
+import jinja2
 import matplotlib
 import numpy as np
 import torch
+from datasets import ClassLabel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+
+from astroformer_hf import AstroformerConfig
 
 
 matplotlib.use("Agg")
@@ -24,7 +32,7 @@ import matplotlib.pyplot as plt
 
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+FILE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 PACKAGES = (
     "astroformer-hf",
     "torch",
@@ -38,25 +46,149 @@ PACKAGES = (
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Arguments
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelArguments:
+    """The model: a checkpoint, or the shape of a new one."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to fine-tune, with its processor. Without it, train from scratch."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+    attention_type: str = field(
+        default="neuron_astrocyte", metadata={"help": "The arm: neuron_astrocyte, linear or softmax."}
+    )
+    astrocyte_code: str = field(
+        default=AstroformerConfig.astrocyte_code, metadata={"help": "R: learned, sinusoidal or activity."}
+    )
+    feature_map: str = field(default=AstroformerConfig.feature_map, metadata={"help": "phi: elu, relu, exp or favor."})
+    presynaptic_alpha: float = field(
+        default=AstroformerConfig.presynaptic_alpha, metadata={"help": "Exponent of the calcium, in (0, 1]."}
+    )
+    use_astrocyte_hebbian: bool = field(default=True, metadata={"help": "Add H_astro."})
+    use_calcium_feedback: bool = field(default=True, metadata={"help": "Divide by the calcium response."})
+    calcium_normalization: str = field(
+        default=AstroformerConfig.calcium_normalization, metadata={"help": "mean or sum over the tokens."}
+    )
+    astrocyte_scale: float = field(
+        default=AstroformerConfig.astrocyte_scale, metadata={"help": "Scale of the coupling between processes."}
+    )
+    num_hidden_layers: int = field(default=2, metadata={"help": "Blocks of a new model."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of a new model."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Heads of a new model."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Default: four times the hidden size."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout of a new model, in attention and elsewhere."})
+
+    def __post_init__(self):
+        given = [
+            f"--{option.name}"
+            for option in fields(self)
+            if option.name not in ("model_name_or_path", "trust_remote_code")
+            and getattr(self, option.name) != option.default
+        ]
+        if self.model_name_or_path and given:
+            source = f"--model_name_or_path {self.model_name_or_path!r}"
+            raise ValueError(f"{', '.join(given)} shape a new model, but {source} has its shape")
+
+    @property
+    def source(self):
+        """Arguments for `from_pretrained`, None for a new model."""
+        if not self.model_name_or_path:
+            return None
+        return {
+            "pretrained_model_name_or_path": self.model_name_or_path,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    @property
+    def architecture(self):
+        """The configuration fields of a new model that text and images share."""
+        same = (
+            *("attention_type", "astrocyte_code", "feature_map", "presynaptic_alpha", "use_astrocyte_hebbian"),
+            *("use_calcium_feedback", "calcium_normalization", "astrocyte_scale"),
+            *("num_hidden_layers", "hidden_size", "num_attention_heads"),
+        )
+        return {
+            **{name: getattr(self, name) for name in same},
+            "intermediate_size": self.intermediate_size or 4 * self.hidden_size,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout,
+        }
+
+
+@dataclass
+class DataArguments:
+    """The data."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Name on the Hub."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_dir: str | None = field(
+        default=None, metadata={"help": "Folder of parquet, csv, json or txt files named by split, instead of a name."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(
+        default="validation", metadata={"help": "Split to measure on; where it does not exist, test is taken."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many, drawn with the seed."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Measure on this many, drawn with the seed."})
+
+
+DEFAULT_TRAINING_ARGUMENTS = {
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "logging_steps": 25,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "report_to": "none",
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+def parse_arguments(model_arguments, data_arguments, description, arguments=None, **defaults):
+    """Command-line (or given) arguments as instances of the two classes and `TrainingArguments`.
+
+    `defaults` change `DEFAULT_TRAINING_ARGUMENTS`; `description` is a module's docstring, of which the first paragraph
+    is shown.
+    """
+    parser = HfArgumentParser(
+        (model_arguments, data_arguments, TrainingArguments), description=description.split("\n\n")[0]
+    )
+    parser.set_defaults(**{**DEFAULT_TRAINING_ARGUMENTS, **defaults})
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Data
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None):
+def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None, offline=None):
     """Loads a data set from the Hub or from a folder of files named by split.
 
     Args:
         dataset_name (`str`, *optional*): name on the Hub.
         dataset_config_name (`str`, *optional*): its configuration.
         dataset_dir (`str`, *optional*): folder with `train.parquet`, `validation.parquet` and so on, or the same in
-            csv, json or jsonl.
+            csv, json, jsonl, or, a text each, in txt.
+        offline (function, *optional*): makes the splits where neither is given, from what is on every machine.
 
     Returns:
         `datasets.DatasetDict`.
 
     Raises:
-        ValueError: neither or both are given, or the folder has no such files.
+        ValueError: both are given, or neither though there is no `offline`, or the folder has no such files.
     """
+    if dataset_name is None and dataset_dir is None and offline is not None:
+        return offline()
     if (dataset_name is None) == (dataset_dir is None):
         raise ValueError("give exactly one of --dataset_name and --dataset_dir")
     if dataset_name is not None:
@@ -69,7 +201,36 @@ def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None):
             f"--dataset_dir must be a folder with files named by split, in one format of {sorted(FILE_FORMATS)}, like "
             f"train.parquet and validation.parquet; {str(folder)!r} has {[path.name for path in files]}"
         )
-    return datasets.load_dataset(formats.pop(), data_files={path.stem: str(path) for path in files})
+    file_format = formats.pop()
+    more = {"sample_by": "document"} if file_format == "text" else {}
+    return datasets.load_dataset(file_format, data_files={path.stem: str(path) for path in files}, **more)
+
+
+def load_train_and_validation(data_args, seed, columns, offline=None):
+    """The two splits, cut to the numbers of samples asked for, and the name of the second.
+
+    Args:
+        data_args (`DataArguments`): what the user asked for.
+        seed (`int`): draws the samples.
+        columns (list of `str`): columns that must be there.
+        offline (function, *optional*): see `load_splits`.
+    """
+    splits = load_splits(data_args.dataset_name, data_args.dataset_config_name, data_args.dataset_dir, offline)
+    _, train = pick_split(splits, data_args.train_split)
+    validation_name, validation = pick_split(splits, data_args.validation_split, fallbacks=("test",))
+    for column in columns:
+        if column not in train.column_names:
+            raise ValueError(f"the data has no column {column!r}; it has {train.column_names}")
+    train = draw(train, data_args.max_train_samples, seed)
+    validation = draw(validation, data_args.max_eval_samples, seed)
+    return train, validation, validation_name
+
+
+def draw(dataset, max_samples, seed):
+    """At most `max_samples` rows, drawn with the seed."""
+    if max_samples is None or max_samples >= len(dataset):
+        return dataset
+    return dataset.shuffle(seed=seed).select(range(max_samples))
 
 
 def pick_split(splits, wanted, fallbacks=()):
@@ -78,6 +239,79 @@ def pick_split(splits, wanted, fallbacks=()):
         if name in splits:
             return name, splits[name]
     raise ValueError(f"the data has no split {wanted!r}; it has {sorted(splits)}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Labels
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Labels:
+    """What kind of labels a column has, and how they become the numbers that a model takes."""
+
+    def __init__(self, dataset, column):
+        feature, values = dataset.features[column], dataset[column]
+        several = getattr(feature, "feature", None)  # of a column of lists
+        kind = several or feature
+        self.names = None
+        if isinstance(kind, ClassLabel):
+            self.names = list(kind.names)
+            self._number = int
+        elif kind.dtype.startswith("float"):
+            if several is not None:
+                raise ValueError(f"label column {column!r}: lists of real numbers are not supported")
+        elif kind.dtype.startswith(("int", "uint", "bool", "string", "large_string")):
+            flat = {value for row in values for value in row} if several else set(values)
+            self.names = [str(value) for value in sorted(flat)]
+            numbers = {name: i for i, name in enumerate(sorted(flat))}
+            self._number = lambda value: self._look_up(numbers, value)
+        else:
+            raise ValueError(f"label column {column!r} has type {kind.dtype!r}; expected classes or numbers")
+        if self.names is None:
+            self.problem_type, self.metric, self.best = "regression", Regression(), "mse"
+        elif several is not None:
+            self.problem_type, self.best = "multi_label_classification", "f1"
+            self.metric = MultiLabelClassification("multilabel")
+        else:
+            self.problem_type, self.best = "single_label_classification", "accuracy"
+            self.metric = Classification()
+
+    @staticmethod
+    def _look_up(numbers, value):
+        if value not in numbers:
+            raise ValueError(
+                f"label {value!r} does not occur in the training split, whose labels are {sorted(numbers)}"
+            )
+        return numbers[value]
+
+    def encode(self, value):
+        """A label of the data set as the model takes it."""
+        if self.problem_type == "regression":
+            return float(value)
+        if self.problem_type == "single_label_classification":
+            return self._number(value)
+        present = {self._number(item) for item in value}
+        return [float(i in present) for i in range(len(self.names))]
+
+    def describe(self, config):
+        """Writes into a model's configuration what its head must know of the labels."""
+        config.problem_type = self.problem_type
+        if self.names is None:
+            config.num_labels = 1
+        else:
+            config.id2label = dict(enumerate(self.names))
+            config.label2id = {name: i for i, name in enumerate(self.names)}
+
+    def compute_metrics(self, prediction):
+        """Metrics of an evaluation, through `evaluate`."""
+        logits, references = prediction.predictions, prediction.label_ids
+        if self.problem_type == "regression":
+            predictions = logits.squeeze(-1)
+        elif self.problem_type == "single_label_classification":
+            predictions = logits.argmax(-1)
+        else:
+            predictions, references = (logits > 0).astype(int), references.astype(int)
+        return self.metric.compute(predictions=predictions, references=references)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -156,6 +390,77 @@ def checkpoint_to_resume(output_dir):
     return get_last_checkpoint(output_dir)
 
 
+def resume_from(training_args):
+    """The checkpoint that a run goes on from: the one asked for, or the newest in its output folder, or None."""
+    return training_args.resume_from_checkpoint or checkpoint_to_resume(training_args.output_dir)
+
+
+def train(trainer, resume_from, results, record):
+    """Trains, evaluates the best checkpoint, saves it, and lets `record` write what a run leaves beside its weights.
+
+    Args:
+        trainer (`Trainer`): ready to train.
+        resume_from (`str`, *optional*): a checkpoint to go on from.
+        results (`dict`): what is known of the run beforehand; metrics, times, versions and so on are added to it.
+        record (function): takes the results and the output folder; runs on the main process only, before
+            `results.json`, the mark of a run's end, is written.
+
+    Returns:
+        The metrics of the best checkpoint, by their plain names.
+    """
+    started, args = time.time(), trainer.args
+    if resume_from:
+        print(f"Continuing from {resume_from}")
+    args.greater_is_better = args.metric_for_best_model.removeprefix("eval_") not in ("loss", "mse")
+    trainer.train(resume_from_checkpoint=resume_from)
+    training_seconds = time.time() - started
+    curve = learning_curve(trainer.state.log_history)
+    metrics = quality(trainer.evaluate())  # of the best checkpoint, which is loaded now
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        config = trainer.model.config
+        results = {
+            "task": results["task"],
+            "dataset": results["dataset"],
+            "split": results["split"],
+            "arm": config.attention_type,
+            "seed": args.seed,
+            "metrics": metrics,
+            "learning_curve": curve,
+            "parameters": trainer.model.num_parameters(),
+            **results,
+            "train_samples": len(trainer.train_dataset),
+            "eval_samples": len(trainer.eval_dataset),
+            "seconds": round(training_seconds, 1),
+            "resumed": bool(resume_from),
+            "command": command(),
+            "versions": versions(),
+            "hardware": hardware(),
+            "config": config.to_diff_dict(),
+        }
+        output_dir = Path(args.output_dir)
+        record(results, output_dir)
+        write_json(output_dir / "results.json", results)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        print(
+            f"{title(results)}: {shown}\n"
+            f"Model, results.json, learning_curve.png and README.md are in {output_dir}"
+        )
+    return metrics
+
+
+def title(results):
+    """A run in a few words."""
+    return f"{results['arm']} on {results['dataset']}"
+
+
+def dataset_title(data_args, offline_name):
+    """The name of the data for a record: on the Hub, of its folder, or of the offline default."""
+    if data_args.dataset_name:
+        return data_args.dataset_name
+    return Path(data_args.dataset_dir).resolve().name if data_args.dataset_dir else offline_name
+
+
 def write_json(path, content):
     """Writes JSON to a temporary name beside `path`, then renames it: the file is whole or absent."""
     _write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
@@ -230,16 +535,13 @@ def plot_learning_curve(curve, metric, path, title):
     plt.close(figure)
 
 
-def write_model_card(path, template, results, pipeline_tag, dataset_name, split, metrics, **texts):
+def write_model_card(path, template, results, metrics, **texts):
     """Fills a model card from a run's results, with a model-index that the Hub can read.
 
     Args:
         path (`str`): where the card goes, `README.md` in the model's folder.
         template (`str`): file name of a Jinja template in `model_cards/`.
         results (`dict`): the run's record; the template sees it as `results`.
-        pipeline_tag (`str`): task, by the Hub's name.
-        dataset_name (`str`): name of the data, on the Hub or of its folder.
-        split (`str`): the split that was measured.
         metrics (`dict`): metric names to values, for the model-index.
         texts: whatever else the template uses.
     """
@@ -247,23 +549,50 @@ def write_model_card(path, template, results, pipeline_tag, dataset_name, split,
     card_data = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag=pipeline_tag,
+        pipeline_tag=results["task"],
         tags=["astroformer", "neuron-astrocyte-attention", "linear-attention"],
         model_name=model_name,
         eval_results=[
             EvalResult(
-                task_type=pipeline_tag,
-                dataset_type=dataset_name,
-                dataset_name=dataset_name,
-                dataset_split=split,
+                task_type=results["task"],
+                dataset_type=results["dataset"],
+                dataset_name=results["dataset"],
+                dataset_split=results["split"],
                 metric_type=name,
                 metric_value=round(value, 4),
             )
             for name, value in metrics.items()
         ],
-        **({"datasets": [dataset_name]} if "/" in dataset_name else {}),
+        **({"datasets": [results["dataset"]]} if "/" in results["dataset"] else {}),
     )
-    card = ModelCard.from_template(
-        card_data, template_path=str(ROOT / "model_cards" / template), model_name=model_name, results=results, **texts
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "model_cards"), keep_trailing_newline=True)
+    content = templates.get_template(template).render(
+        card_data=card_data.to_yaml(), model_name=model_name, results=results, **texts
     )
+    card = ModelCard(content)
     _write_whole(path, card.save)
+
+
+def classification_record(labels, training_args, unit):
+    """The `record` of `train` for classifiers: figure and model card.
+
+    Args:
+        labels (`Labels`): of the data.
+        training_args (`TrainingArguments`): of the run.
+        unit (`str`): what an example is, and what happens to it, in words.
+    """
+
+    def record(results, output_dir):
+        best = training_args.metric_for_best_model.removeprefix("eval_")
+        plot_learning_curve(results["learning_curve"], best, output_dir / "learning_curve.png", title(results))
+        write_model_card(
+            output_dir / "README.md",
+            "classification.md.jinja",
+            results,
+            metrics={name: results["metrics"][name] for name in (best, "f1", "loss") if name in results["metrics"]},
+            labels=labels.names,
+            unit=unit,
+            training_args=training_args,
+        )
+
+    return record

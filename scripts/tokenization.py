@@ -1,0 +1,97 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Tokenizers that the training scripts train, all as `PreTrainedTokenizerFast`."""
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+
+def train_wordpiece_tokenizer(texts, vocab_size, max_length):
+    """Trains a lower-casing WordPiece tokenizer with BERT's special tokens.
+
+    Args:
+        texts (iterable of `str`): training texts.
+        vocab_size (`int`): upper bound of the vocabulary.
+        max_length (`int`): length at which the tokenizer truncates when asked to.
+
+    Returns:
+        `PreTrainedTokenizerFast`, which `AutoTokenizer` loads again from where it is saved.
+    """
+    special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    line_break = normalizers.Replace(Regex(r"<br\s*/?>"), " ")
+    tokenizer.normalizer = normalizers.Sequence([line_break, normalizers.BertNormalizer(lowercase=True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special_tokens, min_frequency=2)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+# Special tokens of a language model: padding, unknown, mask, and the end of a text, which also begins one.
+LANGUAGE_MODEL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", "eos_token": "[EOS]"}
+
+
+def train_character_tokenizer(texts, max_length):
+    """A tokenizer with a token for every character of the texts.
+
+    Args:
+        texts (iterable of `str`): training texts.
+        max_length (`int`): length at which the tokenizer truncates when asked to.
+
+    Returns:
+        `PreTrainedTokenizerFast`.
+    """
+    characters = sorted(set().union(*map(set, texts)))
+    vocabulary = {token: i for i, token in enumerate([*LANGUAGE_MODEL_TOKENS.values(), *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _language_model_tokenizer(tokenizer, max_length)
+
+
+def train_bpe_tokenizer(texts, vocab_size, max_length):
+    """Trains a byte-level byte-pair encoding, which knows every text and gives it back as it was.
+
+    Args:
+        texts (iterable of `str`): training texts.
+        vocab_size (`int`): upper bound of the vocabulary.
+        max_length (`int`): length at which the tokenizer truncates when asked to.
+
+    Returns:
+        `PreTrainedTokenizerFast`.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(LANGUAGE_MODEL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _language_model_tokenizer(tokenizer, max_length)
+
+
+def _language_model_tokenizer(tokenizer, max_length):
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="[EOS]",
+        **LANGUAGE_MODEL_TOKENS,
+    )

@@ -1,0 +1,211 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Trains an Astroformer image classifier on a data set of the Hub, of a local folder, or on scikit-learn's digits.
+
+    python scripts/train_image_classification.py --output_dir outputs/digits
+    python scripts/train_image_classification.py --dataset_name uoft-cs/cifar10 --output_dir outputs/cifar10
+    python scripts/train_image_classification.py --dataset_dir my_data --output_dir outputs/mine --attention_type softmax
+
+Columns are `image` (or `img`) and `label`. Without --dataset_name and --dataset_dir the 1,797 handwritten digits that
+come with scikit-learn are taken. Without --model_name_or_path a model is trained from scratch, by default on a grid of
+8 x 8 patches. A run that was killed continues when the same command is given again. In --output_dir it leaves the best
+checkpoint with its image processor and code, `results.json`, `learning_curve.png` and a model card.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset, DatasetDict, Image
+from PIL import Image as PilImage
+from sklearn.datasets import load_digits
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, Trainer
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import training_common as common
+
+from astroformer_hf import AstroformerVisionConfig
+
+
+@dataclass
+class ModelArguments(common.ModelArguments):
+    """The model: a checkpoint, or the shape of a new one."""
+
+    num_hidden_layers: int = field(default=4, metadata={"help": "Blocks of a new model."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout of a new model, in attention and elsewhere."})
+    pooling: str = field(default=AstroformerVisionConfig.pooling, metadata={"help": "mean or cls."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Pixels that images are resized to. Default: that of the data if it has one, else 224."},
+    )
+    patch_size: int | None = field(default=None, metadata={"help": "Pixels of a patch. Default: an eighth of the image."})
+
+
+@dataclass
+class DataArguments(common.DataArguments):
+    """The data."""
+
+    image_column: str | None = field(default=None, metadata={"help": "Column of the image. Default: image, or img."})
+    label_column: str = field(default="label", metadata={"help": "Column of the label."})
+    augment: bool = field(
+        default=True,
+        metadata={"help": "Shift training images by up to an eighth of their size, and mirror half of them."},
+    )
+    mirror: bool | None = field(
+        default=None, metadata={"help": "Whether augmentation mirrors. Default: yes, but not the offline digits."}
+    )
+
+
+def digits():
+    """scikit-learn's 8 x 8 handwritten digits, every fifth for validation: a `DatasetDict` of `image` and `label`."""
+    data = load_digits()
+    images = [PilImage.fromarray((image * 255 / 16).round().astype("uint8")) for image in data.images]
+    rows = Dataset.from_dict({"image": images, "label": data.target}).cast_column("image", Image())
+    return DatasetDict(
+        train=rows.select([i for i in range(len(rows)) if i % 5]),
+        validation=rows.select(range(0, len(rows), 5)),
+    )
+
+
+def common_size(images):
+    """The size that all of the given square images have, or 224."""
+    sizes = {image.size for image in images}
+    width, height = next(iter(sizes))
+    return width if len(sizes) == 1 and width == height else 224
+
+
+class Collator:
+    """Turns examples into a batch: the image processor, then, for training, augmentation.
+
+    Args:
+        image_processor: makes pixel values of PIL images.
+        image_column, label_column (`str`): columns of an example.
+        encode (function): makes of a label what the model takes.
+    """
+
+    def __init__(self, image_processor, image_column, label_column, encode):
+        self.image_processor = image_processor
+        self.image_column, self.label_column = image_column, label_column
+        self.encode = encode
+
+    def __call__(self, examples):
+        images = [example[self.image_column].convert("RGB") for example in examples]
+        labels = [self.encode(example[self.label_column]) for example in examples]
+        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values, "labels": torch.tensor(labels)}
+
+
+def augment(pixel_values, mirror):
+    """Shifts each image by up to an eighth of its size, into its own reflection, and mirrors half of them if asked to.
+
+    Args:
+        pixel_values (`torch.Tensor`): `(batch, channels, height, width)`.
+        mirror (`bool`): whether to mirror.
+
+    Returns:
+        `torch.Tensor` of the same shape.
+    """
+    batch_size, channels, height, width = pixel_values.shape
+    reach = [size // 8 for size in (height, width)]
+    padded = torch.nn.functional.pad(pixel_values, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
+    rows, columns = (
+        torch.randint(2 * r + 1, (batch_size, 1)) + torch.arange(size) for r, size in zip(reach, (height, width))
+    )
+    if mirror:
+        columns = torch.where(torch.rand(batch_size, 1) < 0.5, columns, columns.flip(1))
+    padded = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3]))
+    return padded.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+
+
+class ImageTrainer(Trainer):
+    """A `Trainer` that augments its training batches, where they already are tensors and it costs little."""
+
+    mirror = None  # True or False; None turns augmentation off
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training and self.mirror is not None:
+            inputs = {**inputs, "pixel_values": augment(inputs["pixel_values"], self.mirror)}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def parse_arguments(arguments=None):
+    """Command-line (or given) arguments as (ModelArguments, DataArguments, TrainingArguments)."""
+    return common.parse_arguments(
+        ModelArguments,
+        DataArguments,
+        __doc__,
+        arguments,
+        output_dir="outputs/image_classification",
+        num_train_epochs=10,
+        per_device_train_batch_size=64,
+        per_device_eval_batch_size=256,
+        weight_decay=0.05,
+        remove_unused_columns=False,
+        metric_for_best_model="auto",  # accuracy, F1 or squared error, as the labels are
+    )
+
+
+def main(arguments=None):
+    model_args, data_args, training_args = parse_arguments(arguments)
+    transformers.set_seed(training_args.seed)
+    is_offline = data_args.dataset_name is None and data_args.dataset_dir is None
+    train, validation, validation_name = common.load_train_and_validation(
+        data_args, training_args.seed, (data_args.label_column,), offline=digits
+    )
+    columns = [data_args.image_column] if data_args.image_column else ["image", "img"]
+    image_column = next((column for column in columns if column in train.column_names), None)
+    if image_column is None:
+        raise ValueError(f"the data has no column {' or '.join(map(repr, columns))}; it has {train.column_names}")
+    train, validation = (split.cast_column(image_column, Image()) for split in (train, validation))
+    labels = common.Labels(train, data_args.label_column)
+
+    if model_args.source:
+        image_processor = AutoImageProcessor.from_pretrained(**model_args.source)
+        config = AutoConfig.from_pretrained(**model_args.source)
+    else:
+        image_size = model_args.image_size or common_size(train[:100][image_column])
+        config = AstroformerVisionConfig(
+            **model_args.architecture,
+            pooling=model_args.pooling,
+            image_size=image_size,
+            patch_size=model_args.patch_size or max(image_size // 8, 1),
+        )
+        image_processor = ViTImageProcessorPil(size={"height": image_size, "width": image_size}, do_convert_rgb=True)
+    labels.describe(config)
+    if model_args.source:
+        model = AutoModelForImageClassification.from_pretrained(
+            **model_args.source, config=config, ignore_mismatched_sizes=True
+        )
+    else:
+        model = AutoModelForImageClassification.from_config(config)
+
+    if training_args.metric_for_best_model == "auto":
+        training_args.metric_for_best_model = labels.best
+    trainer = ImageTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=image_processor,
+        data_collator=Collator(image_processor, image_column, data_args.label_column, labels.encode),
+        compute_metrics=labels.compute_metrics,
+    )
+    if data_args.augment:
+        trainer.mirror = not is_offline if data_args.mirror is None else data_args.mirror
+    known = {
+        "task": "image-classification",
+        "dataset": common.dataset_title(data_args, "scikit-learn digits"),
+        "split": validation_name,
+    }
+    unit = f"images, resized to {config.image_size} pixels"
+    return common.train(
+        trainer, common.resume_from(training_args), known, common.classification_record(labels, training_args, unit)
+    )
+
+
+if __name__ == "__main__":
+    main()

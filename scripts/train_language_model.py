@@ -1,0 +1,241 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Trains an Astroformer language model, causal or masked, on text of the Hub, of a local folder, or of Python itself.
+
+    python scripts/train_language_model.py --output_dir outputs/docstrings
+    python scripts/train_language_model.py --objective masked --tokenizer bpe --output_dir outputs/masked
+    python scripts/train_language_model.py --dataset_name Salesforce/wikitext --dataset_config_name wikitext-2-raw-v1 \\
+        --tokenizer bpe --output_dir outputs/wikitext
+    python scripts/train_language_model.py --dataset_dir my_texts --output_dir outputs/mine --attention_type softmax
+
+The column is `text`; a folder may hold `train.txt` and `validation.txt`. Without --dataset_name and --dataset_dir the
+docstrings of Python's standard library are taken. Texts are joined and cut into blocks of --block_size tokens. The
+tokenizer is one character a token, or a byte-pair encoding trained on the training split, or that of a checkpoint. A
+run that was killed continues when the same command is given again. In --output_dir it leaves the best checkpoint with
+its tokenizer and code, `results.json`, `learning_curve.png` and a model card.
+"""
+
+import math
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset, DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+)
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import docstrings_dataset
+import training_common as common
+from tokenization import train_bpe_tokenizer, train_character_tokenizer
+
+from astroformer_hf import AstroformerConfig
+
+
+OBJECTIVES = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
+
+
+@dataclass
+class ModelArguments(common.ModelArguments):
+    """The model: a checkpoint, or the shape of a new one."""
+
+    num_hidden_layers: int = field(default=4, metadata={"help": "Blocks of a new model."})
+    tokenizer: str = field(
+        default="character",
+        metadata={"help": "character, bpe (trained), or the name or folder of one. A checkpoint brings its own."},
+    )
+    vocab_size: int = field(default=8000, metadata={"help": "Size of a new byte-pair vocabulary."})
+
+
+@dataclass
+class DataArguments(common.DataArguments):
+    """The data, and what is to be predicted of it."""
+
+    objective: str = field(
+        default="causal", metadata={"help": "causal: predict the next token. masked: predict tokens behind a mask."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column of the text."})
+    block_size: int = field(default=256, metadata={"help": "Tokens per training example."})
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens to predict, with masked."})
+    num_sample_tokens: int = field(default=200, metadata={"help": "Tokens of the text that a causal model ends with."})
+
+    def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+
+
+def docstrings():
+    """The docstrings of Python's standard library: a `DatasetDict` with the column `text`."""
+    texts = sorted(docstrings_dataset.collect(Path(sysconfig.get_path("stdlib"))))
+    return DatasetDict(
+        train=Dataset.from_dict({"text": [t for t in texts if not docstrings_dataset.is_validation(t)]}),
+        validation=Dataset.from_dict({"text": [t for t in texts if docstrings_dataset.is_validation(t)]}),
+    )
+
+
+def make_tokenizer(model_args, texts, block_size):
+    """The tokenizer that was asked for, trained on `texts` if it must be."""
+    if model_args.source:
+        return AutoTokenizer.from_pretrained(**model_args.source)
+    if model_args.tokenizer == "character":
+        return train_character_tokenizer(texts, block_size)
+    if model_args.tokenizer == "bpe":
+        return train_bpe_tokenizer(texts, model_args.vocab_size, block_size)
+    return AutoTokenizer.from_pretrained(model_args.tokenizer)
+
+
+def in_blocks(dataset, tokenizer, text_column, block_size, description):
+    """Joins all texts, each closed by the end-of-text token, and cuts them into blocks of `input_ids`; a rest that does
+    not fill a block is left out."""
+    end = [] if tokenizer.eos_token_id is None or len(dataset) == 1 else [tokenizer.eos_token_id]
+
+    def encode(batch):
+        texts = [text for text in batch[text_column] if text]
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+        return {"ids": [sum((one + end for one in ids), [])]}
+
+    # few texts a batch: a book is one text
+    joined = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc=description)
+    ids = torch.cat([torch.tensor(row, dtype=torch.long) for row in joined["ids"]])
+    blocks = ids[: len(ids) // block_size * block_size].view(-1, block_size)
+    if len(blocks) == 0:
+        raise ValueError(f"{len(ids)} tokens do not fill a block; choose a --block_size below {block_size}")
+    return Dataset.from_dict({"input_ids": blocks.tolist()})
+
+
+class LanguageModelTrainer(Trainer):
+    """A `Trainer` that hides the same tokens at every evaluation, so that a difference is the model's."""
+
+    evaluation_collator = None
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        training_collator = self.data_collator
+        self.data_collator = self.evaluation_collator
+        self.data_collator.generator = None  # begins its random numbers anew, from its seed
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training_collator
+
+    def log(self, logs, *args, **kwargs):
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 100))
+        super().log(logs, *args, **kwargs)
+
+
+def parse_arguments(arguments=None):
+    """Command-line (or given) arguments as (ModelArguments, DataArguments, TrainingArguments)."""
+    return common.parse_arguments(
+        ModelArguments,
+        DataArguments,
+        __doc__,
+        arguments,
+        output_dir="outputs/language_model",
+        num_train_epochs=4,
+        adam_beta2=0.99,
+        weight_decay=0.1,
+        metric_for_best_model="loss",
+        prediction_loss_only=True,
+    )
+
+
+def main(arguments=None):
+    model_args, data_args, training_args = parse_arguments(arguments)
+    transformers.set_seed(training_args.seed)
+    train, validation, validation_name = common.load_train_and_validation(
+        data_args, training_args.seed, (data_args.text_column,), offline=docstrings
+    )
+    tokenizer = make_tokenizer(model_args, train[data_args.text_column], data_args.block_size)
+    is_masked = data_args.objective == "masked"
+    if is_masked and tokenizer.mask_token_id is None:
+        raise ValueError("--objective masked needs a tokenizer with a mask token; this one has none")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    auto_class = OBJECTIVES[data_args.objective]
+    if model_args.source:
+        config = AutoConfig.from_pretrained(**model_args.source)
+        model = auto_class.from_pretrained(**model_args.source, config=config)
+    else:
+        config = AstroformerConfig(
+            **model_args.architecture,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=data_args.block_size,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            is_decoder=not is_masked,
+        )
+        model = auto_class.from_config(config)
+
+    train, validation = (
+        in_blocks(split, tokenizer, data_args.text_column, data_args.block_size, f"Tokenizing {name}")
+        for split, name in ((train, "train"), (validation, validation_name))
+    )
+    collators = [
+        DataCollatorForLanguageModeling(
+            tokenizer, mlm=is_masked, mlm_probability=data_args.mlm_probability if is_masked else None, seed=seed
+        )
+        for seed in (training_args.seed, 0)
+    ]
+    trainer = LanguageModelTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        data_collator=collators[0],
+    )
+    trainer.evaluation_collator = collators[1]
+
+    def record(results, output_dir):
+        common.plot_learning_curve(
+            results["learning_curve"], "perplexity", output_dir / "learning_curve.png", common.title(results)
+        )
+        if not is_masked:
+            results["sample"] = sample(model, tokenizer, data_args.num_sample_tokens)
+            print(results["sample"])
+        common.write_model_card(
+            output_dir / "README.md",
+            "language_model.md.jinja",
+            results,
+            metrics=results["metrics"],
+            is_masked=is_masked,
+            mask_token=tokenizer.mask_token,
+            block_size=data_args.block_size,
+            training_args=training_args,
+        )
+
+    known = {
+        "task": "fill-mask" if is_masked else "text-generation",
+        "dataset": common.dataset_title(data_args, "Python docstrings"),
+        "split": validation_name,
+        "block_size": data_args.block_size,
+    }
+    return common.train(trainer, common.resume_from(training_args), known, record)
+
+
+def sample(model, tokenizer, num_tokens):
+    """A text that the model writes, as far as its positions reach."""
+    start = tokenizer("\n", return_tensors="pt").input_ids
+    if start.numel() == 0:
+        start = torch.tensor([[tokenizer.eos_token_id]])
+    if model.config.attention_type == "neuron_astrocyte" and model.config.astrocyte_code == "learned":
+        num_tokens = min(num_tokens, model.config.max_position_embeddings - start.shape[1])
+    output = model.eval().generate(
+        start.to(model.device), max_new_tokens=num_tokens, do_sample=True, top_k=50, pad_token_id=tokenizer.pad_token_id
+    )
+    return tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+if __name__ == "__main__":
+    main()
