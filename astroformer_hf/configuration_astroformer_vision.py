@@ -17,8 +17,8 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             `image_size`.
         num_channels (`int`, defaults to 3): channels of the images.
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0.0): as for text.
-        pooling (`str`, defaults to `"mean"`): how an image becomes one vector, "mean" over its patches or "cls", a class
-            token before them.
+        pooling (`str`, defaults to `"mean"`): how an image becomes one vector, "mean" over its patches or "cls", a
+            class token before them.
         initializer_range, layer_norm_eps, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size,
             hidden_act, classifier_dropout, attention_type, feature_map, num_hidden_neurons, num_random_features,
             presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,

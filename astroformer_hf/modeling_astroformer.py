@@ -164,8 +164,10 @@ class AstroformerAttention(nn.Module):
 
         attention_map = None
         if output_attentions:
-            weights = neuron_astrocyte_attention_weights(upcast(query), key, code, padding_mask, **operation)
-            attention_map = (weights * scale).to(value.dtype)
+            weights = neuron_astrocyte_attention_weights(upcast(query), key, code, padding_mask, **operation) * scale
+            attention_map = weights.to(value.dtype)
+            if operation.get("initial_state") is None:  # so that gradients reach the map, for who wants to see them
+                return attention_map @ written.to(value.dtype), attention_map
         return (output * scale).to(value.dtype), attention_map
 
     @staticmethod

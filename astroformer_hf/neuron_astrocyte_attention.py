@@ -16,14 +16,14 @@ the length. A sequence passes through them twice, per head:
 The astrocyte code R, where the astrocyte's processes lie in space, comes from ``astrocyte_code.py``. Without it and
 with alpha = 1, this is linear attention (Katharopoulos et al., ICML 2020) up to the constant 1/m.
 
-In the causal form a token reads what was written up to itself, and all of it is in a state whose size does not depend
-on the length.
+In the causal form a token reads what was written up to itself, and all of that is in a state whose size does not
+depend on the length.
 
 Two forms stand here side by side:
 
 - `neuron_astrocyte_network`: the biological network, token by token. Slow, to be read, and the oracle of the tests;
 - `neuron_astrocyte_attention`: the same in matrix products. This is the one to call. Bidirectionally, and causally for
-  one token, it writes all and then reads all; causally for more tokens, it does so in chunks (`write_and_read_causally`).
+  one token, it writes all and then reads all; causally for more tokens, it goes in chunks (`write_and_read_causally`).
 
 Letters in shape comments: B batch, H heads, N tokens, m hidden neurons (the size of a query), F features that phi
 makes of them (m, but the number of random features for "favor"), d head size (the size of a value).
@@ -36,9 +36,9 @@ from typing import NamedTuple
 import torch
 
 
-# Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and small
-# enough to leave every real signal alone. Below it a synapse is silent: it neither adds to the response nor is answered
-# by the feedback, which would be infinite.
+# Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and
+# small enough to leave every real signal alone. Below it a synapse is silent: it neither adds to the response nor is
+# answered by the feedback, which would be infinite.
 CALCIUM_FLOOR = 1e-20
 
 # exp saturates here, so that products of two activities, summed over any length, stay inside float32.
@@ -372,7 +372,9 @@ def neuron_astrocyte_attention_weights(
     if initial_state is None:
         initial_state = _initial_state(None, key, key, random_projection)
     with full_precision(query):
-        presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, initial_state)
+        presynaptic, process = _activity(
+            key, astrocyte_code, padding_mask, feature_map, random_projection, initial_state
+        )
         activity = FEATURE_MAPS[feature_map](query.to(presynaptic.dtype), random_projection)
         weights = activity @ (presynaptic + process).transpose(-1, -2) / query.shape[-1]  # (B, H, N, N)
         if causal:

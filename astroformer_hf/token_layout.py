@@ -12,8 +12,8 @@ Three geometries share one interface, which the codes of `astrocyte_code.py` are
 - `SequenceLayout` with `causal=True`: the same in one direction, j <= i, with a state that continues it;
 - `GridLayout`: the patches of an image, at their Euclidean distance. N is small, and r is built.
 
-Their methods couple a learned table (`coupled_table`), the sines and cosines of the positions (`coupled_waves`), and the
-keys of the batch (`neighbourhood`). Letters in shape comments: B batch, H heads, N tokens, m hidden neurons.
+Their methods couple a learned table (`coupled_table`), the sines and cosines of the positions (`coupled_waves`), and
+the keys of the batch (`neighbourhood`). Letters in shape comments: B batch, H heads, N tokens, m hidden neurons.
 """
 
 import math
@@ -295,9 +295,7 @@ def sequence_layout(length, device, attention_mask=None, position_ids=None, caus
             position_ids = torch.arange(past_length, past_length + length, device=device)[None]
         else:
             position_ids = (counted - 1).clamp(min=0)
-    return SequenceLayout(
-        causal, padding_mask, position_ids, end, is_contiguous, order, rank, num_written, full_mask
-    )
+    return SequenceLayout(causal, padding_mask, position_ids, end, is_contiguous, order, rank, num_written, full_mask)
 
 
 def reorder(x, index):
@@ -348,7 +346,7 @@ class GridLayout(NamedTuple):
         return coupling
 
     def coupled_table(self, table, scale):
-        """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this one: `(heads, length, m)`."""
+        """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this grid."""
         if self.grid != self.own_grid:
             class_row, rows = table[:, : self.has_class_token], table[:, self.has_class_token :]
             rows = rows.unflatten(1, self.own_grid).permute(0, 3, 1, 2)  # (H, m, rows, columns)
@@ -369,7 +367,9 @@ class GridLayout(NamedTuple):
         """r' K, as of `SequenceLayout`: `(batch, heads, length, m)`, and None."""
         others = self.coupling(scale, key.dtype).fill_diagonal_(0)
         # in units of the nearest neighbour, so that a large scale leaves something to normalise
-        others = others * math.exp(scale * min(1.0, *(own / size for own, size in zip(self.own_grid, self.grid))))
+        others = others * math.exp(
+            scale * min(1.0, *(own / size for own, size in zip(self.own_grid, self.grid, strict=True)))
+        )
         weight = others.sum(-1, keepdim=True)
         return (others / weight.clamp(min=torch.finfo(key.dtype).tiny)) @ key, None
 

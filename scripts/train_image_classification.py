@@ -4,7 +4,7 @@
 
     python scripts/train_image_classification.py --output_dir outputs/digits
     python scripts/train_image_classification.py --dataset_name uoft-cs/cifar10 --output_dir outputs/cifar10
-    python scripts/train_image_classification.py --dataset_dir my_data --output_dir outputs/mine --attention_type softmax
+    python scripts/train_image_classification.py --dataset_dir my_data --output_dir outputs/mine --pooling cls
 
 Columns are `image` (or `img`) and `label`. Without --dataset_name and --dataset_dir the 1,797 handwritten digits that
 come with scikit-learn are taken. Without --model_name_or_path a model is trained from scratch, by default on a grid of
@@ -42,7 +42,9 @@ class ModelArguments(common.ModelArguments):
         default=None,
         metadata={"help": "Pixels that images are resized to. Default: that of the data if it has one, else 224."},
     )
-    patch_size: int | None = field(default=None, metadata={"help": "Pixels of a patch. Default: an eighth of the image."})
+    patch_size: int | None = field(
+        default=None, metadata={"help": "Pixels of a patch. Default: an eighth of the image."}
+    )
 
 
 @dataclass
@@ -113,7 +115,8 @@ def augment(pixel_values, mirror):
     reach = [size // 8 for size in (height, width)]
     padded = torch.nn.functional.pad(pixel_values, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
     rows, columns = (
-        torch.randint(2 * r + 1, (batch_size, 1)) + torch.arange(size) for r, size in zip(reach, (height, width))
+        torch.randint(2 * r + 1, (batch_size, 1)) + torch.arange(size)
+        for r, size in zip(reach, (height, width), strict=True)
     )
     if mirror:
         columns = torch.where(torch.rand(batch_size, 1) < 0.5, columns, columns.flip(1))

@@ -75,9 +75,7 @@ def main(arguments=None):
         tokenizer = AutoTokenizer.from_pretrained(**model_args.source)
         config = AutoConfig.from_pretrained(**model_args.source)
     else:
-        tokenizer = train_wordpiece_tokenizer(
-            train[data_args.text_column], model_args.vocab_size, data_args.max_length
-        )
+        tokenizer = train_wordpiece_tokenizer(train[data_args.text_column], model_args.vocab_size, data_args.max_length)
         config = AstroformerConfig(
             **model_args.architecture,
             pooling=model_args.pooling,

@@ -21,7 +21,7 @@ import torch
 from datasets import ClassLabel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from astroformer_hf import AstroformerConfig
@@ -442,10 +442,7 @@ def train(trainer, resume_from, results, record):
         record(results, output_dir)
         write_json(output_dir / "results.json", results)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        print(
-            f"{title(results)}: {shown}\n"
-            f"Model, results.json, learning_curve.png and README.md are in {output_dir}"
-        )
+        print(f"{title(results)}: {shown}\nModel, results.json, learning_curve.png and README.md are in {output_dir}")
     return metrics
 
 

@@ -10,7 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
-from astroformer_hf import AstroformerConfig
+from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +52,20 @@ def tiny_config(**changes):
         "attention_probs_dropout_prob": 0.0,
     }
     return AstroformerConfig(**{**settings, **changes})
+
+
+def tiny_vision_config(**changes):
+    """The same for images."""
+    settings = {
+        "image_size": 16,
+        "patch_size": 4,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "initializer_range": 0.2,
+    }
+    return AstroformerVisionConfig(**{**settings, **changes})
 
 
 @pytest.fixture(params=VARIANTS, ids=[name.replace(", ", "_").replace(" ", "_") for name in VARIANTS])

@@ -9,9 +9,9 @@ from conftest import tiny_config
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
-from astroformer_hf.astrocyte_code import sequence_layout
 from astroformer_hf.modeling_astroformer import pool
 from astroformer_hf.neuron_astrocyte_attention import FEATURE_MAPS
+from astroformer_hf.token_layout import sequence_layout
 
 
 def make_classifier(**changes):
@@ -388,11 +388,6 @@ def test_bad_inputs_are_named(arguments, message):
 def test_codes_without_a_table_take_any_length():
     for kind in ("sinusoidal", "activity"):
         assert make_classifier(astrocyte_code=kind)(tokens(1, 1000)).logits.isfinite().all()
-
-
-def test_decoders_are_refused_clearly():
-    with pytest.raises(NotImplementedError, match="is_decoder"):
-        AstroformerModel(tiny_config(is_decoder=True))
 
 
 def test_pooling():

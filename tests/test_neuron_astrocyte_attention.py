@@ -72,38 +72,41 @@ def test_network_is_the_paper_s_equation():
         torch.testing.assert_close(output, expected)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_gradients_are_those_of_finite_differences(options):
+def test_gradients_are_those_of_finite_differences(options, causal):
     _, _, _, _, tensors = make_inputs(3, batch=1, heads=1, hidden_neurons=2, head_dim=2)
     mask = torch.tensor([[True, True, False]])
     projection = torch.randn(4, 2, dtype=torch.float64) if options["feature_map"] == "favor" else None
 
     def function(*tensors):
-        return neuron_astrocyte_attention(*tensors, mask, random_projection=projection, **options)
+        return neuron_astrocyte_attention(*tensors, mask, random_projection=projection, causal=causal, **options)
 
     assert torch.autograd.gradcheck(function, tensors)
 
 
 @pytest.mark.parametrize("side", ["left", "right", "inner"])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("function", [neuron_astrocyte_attention, neuron_astrocyte_network])
-def test_padding_adds_nothing_even_where_it_is_nan(function, side):
+def test_padding_adds_nothing_even_where_it_is_nan(function, side, causal):
     real = {"left": slice(4, 17), "right": slice(0, 13), "inner": [*range(5), *range(9, 17)]}[side]
     query, key, value, code, _ = make_inputs(17)
     mask = torch.zeros(2, 17, dtype=torch.bool)
     mask[:, real] = True
-    expected = function(*(x[:, :, real] for x in (query, key, value, code)), alpha=0.5)
+    expected = function(*(x[:, :, real] for x in (query, key, value, code)), alpha=0.5, causal=causal)
     poisoned = [x.detach().masked_fill(~mask[:, None, :, None], torch.nan) for x in (query, key, value, code)]
-    output = function(*poisoned, mask, alpha=0.5)
+    output = function(*poisoned, mask, alpha=0.5, causal=causal)
     torch.testing.assert_close(output[:, :, real], expected)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_sequence_of_padding_gives_zero_and_finite_gradients(options, dtype):
+def test_a_sequence_of_padding_gives_zero_and_finite_gradients(options, dtype, causal):
     query, key, value, code, tensors = make_inputs(9, dtype=dtype)
     mask = torch.tensor([[True] * 9, [False] * 9])
     output, gradients = output_and_gradients(
-        neuron_astrocyte_attention, (query, key, value, code, mask), tensors, **options
+        neuron_astrocyte_attention, (query, key, value, code, mask), tensors, causal=causal, **options
     )
     assert output.isfinite().all()
     assert (output[1] == 0).all()
@@ -130,8 +133,10 @@ def test_favor_converges_to_softmax_attention():
     assert errors[1] < 0.02 and errors[1] < errors[0] / 8  # sqrt(1024) = 32 in expectation
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_attention_weights_times_values_is_the_output(options):
+def test_attention_weights_times_values_is_the_output(options, causal):
+    options = {**options, "causal": causal}
     query, key, value, code, _ = make_inputs(21)
     mask = some_mask(2, 21)
     weights = neuron_astrocyte_attention_weights(query, key, code, mask, **options)
@@ -171,12 +176,13 @@ def test_written_in_pieces_and_read_once(function, split):
     torch.testing.assert_close(gradients, expected_gradients)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
-def test_half_precision_inputs_are_summed_in_float32(dtype, feature_map, alpha):
+def test_half_precision_inputs_are_summed_in_float32(dtype, feature_map, alpha, causal):
     query, key, value, code, _ = make_inputs(8192, batch=1, heads=1, dtype=dtype, code="shared")
-    options = {"alpha": alpha, "feature_map": feature_map}
+    options = {"alpha": alpha, "feature_map": feature_map, "causal": causal}
     output = neuron_astrocyte_attention(query, key, value, code, **options)
     exact = neuron_astrocyte_attention(query.double(), key.double(), value.double(), code.double(), **options)
     assert output.dtype == dtype
@@ -238,7 +244,67 @@ def test_bad_arguments_are_named(function, changes, message):
         function(**{"query": query, "key": key, "value": value, **changes})
 
 
-def test_the_causal_form_is_refused_clearly():
-    query, key, value, _, _ = make_inputs(7, code="none")
-    with pytest.raises(NotImplementedError, match="causal"):
-        neuron_astrocyte_attention(query, key, value, causal=True)
+@pytest.mark.parametrize("function", [neuron_astrocyte_attention, neuron_astrocyte_network])
+@pytest.mark.parametrize("pieces", [(1, 136), (10, 127), (64, 73), (100, 36, 1), (1, 1, 1, 70, 64)], ids=str)
+def test_causal_in_pieces_equals_the_whole(function, pieces):
+    query, key, value, code, tensors = make_inputs(137)
+    mask = some_mask(2, 137)
+    options = {"alpha": 0.5, "feature_map": "exp", "causal": True}
+    arguments = (query, key, value, code, mask)
+    expected, expected_gradients = output_and_gradients(neuron_astrocyte_attention, arguments, tensors, **options)
+
+    def in_pieces(query, key, value, code, mask, **options):
+        state, outputs, start = None, [], 0
+        for size in pieces:
+            piece = slice(start, start + size)
+            output, state = function(
+                *(x[:, :, piece] for x in (query, key, value, code)),
+                mask[:, piece],
+                initial_state=state,
+                output_final_state=True,
+                **options,
+            )
+            outputs.append(output)
+            start += size
+        assert state.hebbian.shape == (2, 3, 8, 5) and state.calcium.shape == (2, 3, 8)
+        return torch.cat(outputs, dim=2)
+
+    output, gradients = output_and_gradients(in_pieces, arguments, tensors, **options)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_nothing_later_is_read(options):
+    query, key, value, code, _ = make_inputs(130)
+    output = neuron_astrocyte_attention(query, key, value, code, causal=True, **options)
+    for t in (0, 63, 64, 128):
+        other = [x.detach().clone() for x in (query, key, value, code)]
+        for x in other:
+            x[:, :, t + 1 :] = torch.randn_like(x[:, :, t + 1 :]) * 10
+        changed = neuron_astrocyte_attention(*other, causal=True, **options)
+        torch.testing.assert_close(changed[:, :, : t + 1], output[:, :, : t + 1])
+        assert (changed[:, :, t + 1 :] != output[:, :, t + 1 :]).any()
+
+
+def test_causal_memory_is_linear_in_the_length():
+    def saved_bytes(length):
+        query, key, value, code, _ = make_inputs(length, batch=1, heads=1, dtype=torch.float32)
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: sizes.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}) or x, lambda x: x
+        ):
+            output = neuron_astrocyte_attention(query, key, value, code, alpha=0.5, causal=True)
+        assert output.requires_grad
+        return sum(sizes.values())
+
+    assert saved_bytes(16 * 1024) < 17 * saved_bytes(1024)
+
+
+def test_a_silent_synapse_is_not_answered_with_infinity():
+    query, key = torch.zeros(2, 1, 1, 2, 2).unbind(0)
+    query[..., 0], key[..., 1] = 1, 1  # relu: the query reads a neuron that no key has excited
+    code, value = torch.ones(1, 2, 2), torch.ones(1, 1, 2, 3)
+    for causal in (False, True):
+        output = neuron_astrocyte_attention(query, key, value, code, alpha=0.25, feature_map="relu", causal=causal)
+        assert (output == 0).all()

@@ -20,9 +20,11 @@ from astroformer_hf.configuration_astroformer import AUTO_MAP
 
 CODE_FILES = {
     "astrocyte_code.py",
+    "cache_astroformer.py",
     "configuration_astroformer.py",
     "modeling_astroformer.py",
     "neuron_astrocyte_attention.py",
+    "token_layout.py",
 }
 LOAD = """
 import json, sys, torch

@@ -194,13 +194,13 @@ def test_a_checkpoint_brings_its_shape():
     ],
 )
 def test_kinds_of_labels(labels, problem_type, encoded):
-    kind = train_text_classification.Labels(Dataset.from_dict({"label": labels}), "label")
+    kind = training_common.Labels(Dataset.from_dict({"label": labels}), "label")
     assert kind.problem_type == problem_type
     assert [kind.encode(label) for label in labels] == encoded
 
 
 def test_a_label_that_was_never_trained_is_named():
-    kind = train_text_classification.Labels(Dataset.from_dict({"label": ["a", "b"]}), "label")
+    kind = training_common.Labels(Dataset.from_dict({"label": ["a", "b"]}), "label")
     with pytest.raises(ValueError, match=r"label 'c' does not occur .* \['a', 'b'\]"):
         kind.encode("c")
 
