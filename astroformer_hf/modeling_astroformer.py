@@ -306,8 +306,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
             past_key_values (`AstroformerCache` or `DynamicCache`, *optional*): decoders only: the state after the
                 tokens before these, as an earlier call returned it (a `DynamicCache` in the softmax arm). It is
                 written to.
-            use_cache (`bool`, *optional*): decoders only: whether to return that state; by default
-                `config.use_cache`, and not in training.
+            use_cache (`bool`, *optional*): decoders only: whether to return that state; `config.use_cache` by default.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in every library model. The
                 attention maps are those that the arm applies, `(batch, heads, length, length)`; they are computed only
                 when asked for, at a memory that is quadratic in the length.
@@ -342,15 +341,13 @@ class AstroformerModel(AstroformerPreTrainedModel):
     def _check_cache(self, past_key_values, use_cache):
         """The cache to continue, a new one where one is wanted, or None."""
         config = self.config
-        if use_cache is None:
-            use_cache = config.use_cache and not self.training
         if not config.is_decoder:
             if past_key_values is not None:
                 raise ValueError("past_key_values belong to a decoder; this model has is_decoder=False")
             return None
         kind = DynamicCache if config.attention_type == "softmax" else AstroformerCache
         if past_key_values is None:
-            if not use_cache:
+            if not (config.use_cache if use_cache is None else use_cache):
                 return None
             return DynamicCache() if kind is DynamicCache else AstroformerCache(config.num_hidden_layers)
         if kind.__name__ not in {cls.__name__ for cls in type(past_key_values).__mro__}:  # remote code has its own copy
@@ -444,9 +441,19 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
     def _is_stateful(self):  # sums cannot take back a token, as assisted generation asks of a cache
         return self.config.attention_type != "softmax"
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls):
-        return False  # forward makes the cache that its arm needs
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        kind = generation_config.cache_implementation
+        if self._is_stateful and model_kwargs.get("past_key_values") is None and generation_config.use_cache:
+            if kind not in (None, "dynamic"):
+                raise ValueError(
+                    f"cache_implementation={kind!r} is for models whose cache grows; that of attention_type "
+                    f"{self.config.attention_type!r} never does, leave it out"
+                )
+            model_kwargs["past_key_values"] = AstroformerCache(self.config.num_hidden_layers)
+            return None
+        if kind is not None and "static" in kind:
+            raise ValueError(f"cache_implementation={kind!r} is not supported; leave it out for a dynamic cache")
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -466,7 +473,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values, use_cache: see
-                `AstroformerModel.forward`.
+                `AstroformerModel.forward`. In training no state is returned unless `use_cache` asks for it.
             labels (`torch.LongTensor`, *optional*): `(batch, length)`, the `input_ids` themselves (the shift by one
                 is done here); -100 is ignored.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): compute logits of the last so many tokens only, or
@@ -482,6 +489,8 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
         loss_arguments = pop_loss_arguments(kwargs)
+        if use_cache is None and self.training:
+            use_cache = False
         outputs = self.astroformer(
             input_ids,
             attention_mask,

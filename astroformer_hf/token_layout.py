@@ -282,11 +282,11 @@ def sequence_layout(length, device, attention_mask=None, position_ids=None, caus
     counted = None if full_mask is None else full_mask.long().cumsum(-1)[:, past_length:]  # (B, N)
 
     if not causal:
-        num_written = max(length, 1) if counted is None else counted[:, -1:, None, None].clamp(min=1)
+        num_written = max(length, 1) if counted is None else counted[:, -1:, None, None].clamp(min=1).float()
     elif counted is None:
-        num_written = torch.arange(past_length + 1, past_length + length + 1, device=device)[:, None]
+        num_written = torch.arange(past_length + 1, past_length + length + 1, device=device)[:, None].float()
     else:
-        num_written = counted[:, None, :, None].clamp(min=1)
+        num_written = counted[:, None, :, None].clamp(min=1).float()
 
     is_contiguous = position_ids is None and past_length == 0 and tokens_first
     end = None if position_ids is not None else past_length + length

@@ -10,6 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+import astroformer_hf
 from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
 
 
@@ -66,6 +67,74 @@ def tiny_vision_config(**changes):
         "initializer_range": 0.2,
     }
     return AstroformerVisionConfig(**{**settings, **changes})
+
+
+def _text(batch=4, length=9, **labels):
+    mask = torch.ones(batch, length, dtype=torch.long)
+    mask[1, :3] = 0
+    mask[2, 6:] = 0
+    return {"input_ids": torch.randint(1, 50, (batch, length)), "attention_mask": mask, **labels}
+
+
+def _choices():
+    inputs = _text(batch=12)
+    return {name: x.view(4, 3, 9) for name, x in inputs.items()} | {"labels": torch.tensor([0, 2, 1, 1])}
+
+
+CLASSES = torch.tensor([0, 1, 1, 0])
+
+# Every class with its Auto class, fields of its configuration, and inputs with labels.
+HEADS = {
+    "AstroformerModel": ("AutoModel", {}, _text),
+    "AstroformerForCausalLM": (
+        "AutoModelForCausalLM",
+        {},
+        lambda: _text(labels=torch.randint(1, 50, (4, 9))),
+    ),
+    "AstroformerForMaskedLM": (
+        "AutoModelForMaskedLM",
+        {},
+        lambda: _text(labels=torch.randint(1, 50, (4, 9))),
+    ),
+    "AstroformerForSequenceClassification": (
+        "AutoModelForSequenceClassification",
+        {},
+        lambda: _text(labels=CLASSES),
+    ),
+    "AstroformerForTokenClassification": (
+        "AutoModelForTokenClassification",
+        {"num_labels": 3},
+        lambda: _text(labels=torch.randint(0, 3, (4, 9))),
+    ),
+    "AstroformerForQuestionAnswering": (
+        "AutoModelForQuestionAnswering",
+        {},
+        lambda: _text(start_positions=torch.tensor([0, 3, 2, 5]), end_positions=torch.tensor([1, 5, 2, 8])),
+    ),
+    "AstroformerForMultipleChoice": ("AutoModelForMultipleChoice", {}, _choices),
+    "AstroformerVisionModel": ("AutoModel", {}, lambda: {"pixel_values": torch.randn(4, 3, 16, 16)}),
+    "AstroformerForImageClassification": (
+        "AutoModelForImageClassification",
+        {},
+        lambda: {"pixel_values": torch.randn(4, 3, 16, 16), "labels": CLASSES},
+    ),
+}
+LABELS = ("labels", "start_positions", "end_positions")
+
+
+def make_model(name, **changes):
+    """A small model of a class of `HEADS`, not in training mode."""
+    config = (tiny_vision_config if name in VISION else tiny_config)(**HEADS[name][1], **changes)
+    return getattr(astroformer_hf, name)(config).eval()
+
+
+VISION = ("AstroformerVisionModel", "AstroformerForImageClassification")
+
+
+@pytest.fixture(params=HEADS)
+def head(request):
+    """The name of a class."""
+    return request.param
 
 
 @pytest.fixture(params=VARIANTS, ids=[name.replace(", ", "_").replace(" ", "_") for name in VARIANTS])

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, tiny_config
+import transformers
+from conftest import HEADS, LABELS, ROOT, VARIANTS, VISION, make_model, tiny_config
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import astroformer_hf
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
-from astroformer_hf.configuration_astroformer import AUTO_MAP
 
 
 CODE_FILES = {
@@ -26,10 +26,10 @@ CODE_FILES = {
     "neuron_astrocyte_attention.py",
     "token_layout.py",
 }
+VISION_CODE_FILES = {"configuration_astroformer_vision.py", "modeling_astroformer_vision.py"}
 LOAD = """
-import json, sys, torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-folder, trust = sys.argv[1], sys.argv[2] == "trust"
+import pathlib, sys, torch, transformers
+root, trust = pathlib.Path(sys.argv[1]), sys.argv[2] == "trust"
 if trust:
     assert "astroformer_hf" not in sys.modules
     try:
@@ -40,35 +40,67 @@ if trust:
         raise SystemExit("the package must not be importable here")
 else:
     import astroformer_hf
-for auto_class in (AutoModelForSequenceClassification, AutoModel):
-    model, info = auto_class.from_pretrained(folder, trust_remote_code=trust, output_loading_info=True)
-    dropped = {"classifier.weight", "classifier.bias"} if auto_class is AutoModel else set()
-    assert set(info["unexpected_keys"]) == dropped and not info["missing_keys"] and not info["mismatched_keys"], info
-    assert type(model).__module__.startswith("transformers_modules" if trust else "astroformer_hf"), type(model)
-    expected = torch.load(f"{folder}/expected.pt", weights_only=True)
-    for name, tensor in model.state_dict().items():
-        prefix = "" if auto_class is not AutoModel else "astroformer."
-        assert torch.equal(tensor, expected["state"][prefix + name]), name
-    with torch.no_grad():
-        output = model.eval()(expected["input_ids"], attention_mask=expected["attention_mask"])
-    kind = "logits" if auto_class is not AutoModel else "last_hidden_state"
-    assert torch.equal(output[kind], expected[kind]), kind
-model.save_pretrained(f"{folder}/again")
-print("equal")
+for folder in sorted(root.iterdir()):
+    if not (folder / "expected.pt").exists():
+        continue
+    expected = torch.load(folder / "expected.pt", weights_only=True)
+    # as what it is, and as the bare model inside
+    for auto_name, prefix, outputs in (
+        (expected["auto_class"], "", expected["outputs"]),
+        ("AutoModel", expected["prefix"], expected["bare_outputs"]),
+    ):
+        auto_class = getattr(transformers, auto_name)
+        model, info = auto_class.from_pretrained(folder, trust_remote_code=trust, output_loading_info=True)
+        dropped = {name for name in expected["state"] if not name.startswith(prefix)} - {"lm_head.weight"}
+        assert set(info["unexpected_keys"]) - {"lm_head.weight"} == dropped, (folder, info)
+        assert not info["missing_keys"] and not info["mismatched_keys"], (folder, info)
+        assert type(model).__module__.startswith("transformers_modules" if trust else "astroformer_hf"), type(model)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, expected["state"][prefix + name]), (folder, name)
+        inputs = expected["inputs"]
+        if prefix:
+            inputs = {n: x.flatten(0, 1) if n != "pixel_values" and x.dim() == 3 else x for n, x in inputs.items()}
+        with torch.no_grad():
+            loaded = model.eval()(**inputs)
+        for name, tensor in outputs.items():
+            assert torch.equal(loaded[name], tensor), (folder, name)
+    model.save_pretrained(folder / "again")
+    print("equal", folder.name)
 """
 
 
-def save_with_expected_outputs(model, folder):
+def save_with_expected_outputs(model, inputs, folder):
+    """Saves a model, and beside it what it answers."""
+    name = type(model).__name__
     model.save_pretrained(folder)
-    inputs = {"input_ids": torch.randint(1, 50, (2, 9)), "attention_mask": torch.tensor([[1] * 9, [0] * 3 + [1] * 6])}
+    inputs = {key: x for key, x in inputs.items() if key not in LABELS}
+    bare_inputs = {key: x.flatten(0, 1) if key != "pixel_values" and x.dim() == 3 else x for key, x in inputs.items()}
     with torch.no_grad():
-        expected = {
-            "state": model.state_dict(),
-            "logits": model(**inputs).logits,
-            "last_hidden_state": model.astroformer(**inputs).last_hidden_state,
-            **inputs,
-        }
+        outputs, bare_outputs = model.eval()(**inputs), model.base_model(**bare_inputs)
+    expected = {
+        "auto_class": HEADS[name][0],
+        "prefix": "" if model.base_model is model else f"{model.base_model_prefix}.",
+        "state": model.state_dict(),
+        "inputs": inputs,
+        "outputs": {key: x for key, x in outputs.items() if torch.is_tensor(x)},
+        "bare_outputs": {"last_hidden_state": bare_outputs.last_hidden_state},
+    }
+    assert expected["outputs"]
     torch.save(expected, folder / "expected.pt")
+
+
+def overfit(model, inputs, steps=20):
+    """Trains on one batch; the losses."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-3)
+    losses = []
+    for _ in range(steps):
+        output = model(**inputs)
+        loss = output.loss if "loss" in output else output.last_hidden_state[..., 0].sub(1).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
 
 
 def run_elsewhere(arguments, folder, package):
@@ -95,17 +127,39 @@ def run_elsewhere(arguments, folder, package):
     )
 
 
+def check_elsewhere(folders, root, package):
+    """Each folder's model answers the same in a fresh process; what was loaded there can be saved and shared again."""
+    result = run_elsewhere([LOAD, str(root), "package" if package else "trust"], root, package)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.split() == [word for folder in sorted(folders) for word in ("equal", folder.name)]
+    for folder in folders:
+        kind = AstroformerConfig
+        expected = set(CODE_FILES)
+        if "vision" in json.loads((folder / "config.json").read_text())["model_type"]:
+            kind, expected = astroformer_hf.AstroformerVisionConfig, expected | VISION_CODE_FILES
+        assert expected <= {path.name for path in folder.iterdir()}
+        assert expected <= {path.name for path in (folder / "again").iterdir()}
+        assert json.loads((folder / "again" / "config.json").read_text())["auto_map"] == kind.auto_map_of_class
+
+
 @pytest.mark.parametrize("package", [True, False], ids=["installed", "remote_code"])
-def test_equal_bit_for_bit_in_another_process(variant, package, tmp_path):
-    model = AstroformerForSequenceClassification(tiny_config(**variant)).eval()
-    save_with_expected_outputs(model, tmp_path)
-    assert CODE_FILES <= {path.name for path in tmp_path.iterdir()}
-    trust = "package" if package else "trust"
-    result = run_elsewhere([LOAD, str(tmp_path), trust], tmp_path, package)
-    assert result.returncode == 0 and result.stdout.strip().endswith("equal"), result.stdout + result.stderr
-    # what was loaded from remote code can be saved and shared again
-    assert CODE_FILES <= {path.name for path in (tmp_path / "again").iterdir()}
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == AUTO_MAP
+def test_every_class_learns_and_is_equal_in_another_process(package, tmp_path):
+    for name, (_, _, make_inputs) in HEADS.items():
+        model, inputs = make_model(name), make_inputs()
+        losses = overfit(model, inputs)
+        assert losses[-1] < 0.3 * losses[0], name
+        save_with_expected_outputs(model, inputs, tmp_path / name)
+    check_elsewhere([tmp_path / name for name in HEADS], tmp_path, package)
+
+
+@pytest.mark.parametrize("package", [True, False], ids=["installed", "remote_code"])
+def test_every_variant_is_equal_in_another_process(package, tmp_path):
+    folders = []
+    for name in ("AstroformerForSequenceClassification", "AstroformerForCausalLM", *VISION):
+        for i, variant in enumerate(VARIANTS.values()):
+            folders.append(tmp_path / f"{name}_{i:02}")
+            save_with_expected_outputs(make_model(name, **variant), HEADS[name][2](), folders[-1])
+    check_elsewhere(folders, tmp_path, package)
 
 
 def test_loading_builds_every_buffer_and_parameter(variant, tmp_path):
@@ -141,19 +195,14 @@ def test_another_arm_takes_over_the_common_weights(tmp_path):
     assert model(torch.ones(1, 5).long()).last_hidden_state.isfinite().all()
 
 
-def test_registered_with_the_auto_classes_also_twice():
+def test_registered_with_the_auto_classes_also_twice(head):
     importlib.reload(astroformer_hf)
     assert type(AutoConfig.for_model("astroformer")) is AstroformerConfig
-    config = tiny_config()
-    assert type(AutoModel.from_config(config)) is AstroformerModel
-    assert type(AutoModelForSequenceClassification.from_config(config)) is AstroformerForSequenceClassification
-
-
-def test_the_map_of_classes_names_what_exists():
-    for auto_class, reference in AUTO_MAP.items():
-        module, name = reference.split(".")
-        assert hasattr(importlib.import_module(f"astroformer_hf.{module}"), name), auto_class
-        assert CODE_FILES >= {f"{module}.py"}
+    model = make_model(head)
+    auto_class = getattr(transformers, HEADS[head][0])
+    assert type(auto_class.from_config(model.config)) is type(model)
+    reference = model.config.auto_map_of_class[HEADS[head][0]]
+    assert reference == f"{type(model).__module__.split('.')[1]}.{head}"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
