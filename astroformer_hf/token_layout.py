@@ -350,7 +350,7 @@ class GridLayout(NamedTuple):
         if self.grid != self.own_grid:
             class_row, rows = table[:, : self.has_class_token], table[:, self.has_class_token :]
             rows = rows.unflatten(1, self.own_grid).permute(0, 3, 1, 2)  # (H, m, rows, columns)
-            rows = nn.functional.interpolate(rows, size=self.grid, mode="bicubic", align_corners=False, antialias=True)
+            rows = nn.functional.interpolate(rows, size=self.grid, mode="bicubic", align_corners=False)
             table = torch.cat((class_row, self._area * rows.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
         return self.coupling(scale, table.dtype) @ table
 

@@ -80,6 +80,11 @@ def common_size(images):
     return width if len(sizes) == 1 and width == height else 224
 
 
+def make_image_processor(image_size):
+    """An image processor that resizes any image to a square of so many pixels, in colour, with values from -1 to 1."""
+    return ViTImageProcessorPil(size={"height": image_size, "width": image_size}, do_convert_rgb=True)
+
+
 class Collator:
     """Turns examples into a batch: the image processor, then, for training, augmentation.
 
@@ -177,7 +182,7 @@ def main(arguments=None):
             image_size=image_size,
             patch_size=model_args.patch_size or max(image_size // 8, 1),
         )
-        image_processor = ViTImageProcessorPil(size={"height": image_size, "width": image_size}, do_convert_rgb=True)
+        image_processor = make_image_processor(image_size)
     labels.describe(config)
     if model_args.source:
         model = AutoModelForImageClassification.from_pretrained(

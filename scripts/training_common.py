@@ -4,6 +4,7 @@ so that a killed run continues, and the records of a run."""
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -81,6 +82,10 @@ class ModelArguments:
     num_attention_heads: int = field(default=4, metadata={"help": "Heads of a new model."})
     intermediate_size: int | None = field(default=None, metadata={"help": "Default: four times the hidden size."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout of a new model, in attention and elsewhere."})
+    initializer_range: float | None = field(
+        default=None,
+        metadata={"help": "Standard deviation of initial weights. Default: 0.02 as for 768 wide, in 1 / sqrt(width)."},
+    )
 
     def __post_init__(self):
         given = [
@@ -114,6 +119,7 @@ class ModelArguments:
         return {
             **{name: getattr(self, name) for name in same},
             "intermediate_size": self.intermediate_size or 4 * self.hidden_size,
+            "initializer_range": self.initializer_range or round(0.02 * math.sqrt(768 / self.hidden_size), 4),
             "hidden_dropout_prob": self.dropout,
             "attention_probs_dropout_prob": self.dropout,
         }
