@@ -16,11 +16,13 @@ tiles the whole line of positions, whether or not a token sits at each, so that 
 batch nor on its padded length.
 
 Initial values. An untrained neuron has about the activity phi(0), and an untrained code that starts at R = 0 is heard
-as loudly as that at every position: H_astro then dilutes H_neuron by a plain average of all values. So b starts where
-phi(b) is `RESTING_ACTIVITY` times the activity of an untrained neuron, the tables start near zero, and the astrocyte's
-term starts small and grows as far as it helps. The b adds nothing to what the paper's code can express (r is
-invertible, so W_rel could hold it); it gives the optimiser one number to move. There is no small start for "favor",
-whose features integrate to 1 for every R, nor for "activity" with "relu", where the keys outweigh so small a b.
+as loudly as that at every position: for "learned" and "sinusoidal", H_astro then dilutes H_neuron by a plain average of
+all values. So their tables start near zero and b starts where phi(b) is `config.astrocyte_resting_activity` times the
+activity of an untrained neuron: the astrocyte's term starts small and grows as far as it helps. For "activity", whose
+code tells the tokens apart from the start, a loud start can be the better one. The b adds nothing to what the paper's
+code can express (r is invertible, so W_rel could hold it); it gives the optimiser one number to move. There is no small
+start for "favor", whose features integrate to 1 for every R, nor for "activity" with "relu", where the keys outweigh so
+small a b.
 """
 
 import math
@@ -30,22 +32,20 @@ import torch
 from torch import nn
 
 
-# phi(b) at initialisation, in units of the activity of an untrained neuron.
-RESTING_ACTIVITY = 0.05
-
-
 def untrained_activity(feature_map, num_features):
     """About the activity phi(x) of a freshly initialised neuron, whose x is near 0: a float, by feature map."""
     return {"elu": 1.0, "exp": 1.0, "relu": 0.1, "favor": num_features**-0.5}[feature_map]
 
 
-def resting_level(feature_map):
-    """The b at which phi(b) is `RESTING_ACTIVITY` times `untrained_activity`; 0 for "favor", which has no such b."""
+def resting_level(feature_map, resting_activity):
+    """The b at which phi(b) is `resting_activity` times `untrained_activity`; 0 for "favor", which has no such b."""
     if feature_map == "favor":
         return 0.0
     if feature_map == "relu":
-        return RESTING_ACTIVITY * untrained_activity("relu", 1)
-    return math.log(RESTING_ACTIVITY)
+        return resting_activity * untrained_activity("relu", 1)
+    if feature_map == "elu" and resting_activity > 1:
+        return resting_activity - 1.0
+    return math.log(resting_activity)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ class AstrocyteCode(nn.Module):
 
     def initial_values(self, config):
         """Pairs of a parameter and its initial value, a tensor that broadcasts to it."""
-        return [(self.resting_bias, torch.tensor(resting_level(config.feature_map)))]
+        return [(self.resting_bias, torch.tensor(resting_level(config.feature_map, config.astrocyte_resting_activity)))]
 
 
 class LearnedAstrocyteCode(AstrocyteCode):

@@ -26,6 +26,7 @@ POSITIVE = (
     "num_hidden_neurons",
     "num_random_features",
     "num_channels",
+    "astrocyte_resting_activity",
     "astrocyte_scale",
     "initializer_range",
     "layer_norm_eps",
@@ -78,6 +79,7 @@ class AstroformerBaseConfig(PreTrainedConfig):
     use_calcium_feedback: bool = True
     astrocyte_scale: float | int = 1.0
     astrocyte_code: str = "activity"
+    astrocyte_resting_activity: float | int = 0.05
     calcium_normalization: str = "mean"
 
     def __post_init__(self, **kwargs):
@@ -168,6 +170,8 @@ class AstroformerConfig(AstroformerBaseConfig):
         astrocyte_scale (`float`, defaults to 1.0): scale of the coupling exp(-scale * distance) between processes.
         astrocyte_code (`str`, defaults to `"activity"`): R, "learned" (the paper's table of relative positions),
             "sinusoidal" (the same for any length) or "activity" (each process integrates its neighbours).
+        astrocyte_resting_activity (`float`, defaults to 0.05): how loud the astrocyte is before training: phi(b) of its
+            resting level b, in units of the activity of an untrained neuron. 1 is as loud as the neurons.
         calcium_normalization (`str`, defaults to `"mean"`): whether calcium and Hebbian weights are read as a mean over
             the tokens, a concentration, or literally as their "sum". With "sum" the attention's output grows with the
             number of tokens n as n^(1 - alpha), and as n without feedback.

@@ -22,7 +22,8 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
         initializer_range, layer_norm_eps, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size,
             hidden_act, classifier_dropout, attention_type, feature_map, num_hidden_neurons, num_random_features,
             presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,
-            calcium_normalization: as of `AstroformerConfig`. The unit of distance for `astrocyte_scale` is a patch.
+            astrocyte_resting_activity, calcium_normalization: as of `AstroformerConfig`. The unit of
+            distance for `astrocyte_scale` is a patch.
 
     Raises:
         ValueError: a value out of range, or a keyword that looks like a misspelt field.

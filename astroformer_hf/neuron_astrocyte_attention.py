@@ -315,7 +315,7 @@ def write_and_read_causally(
     hebbian = (imprint.transpose(-1, -2) @ written).cumsum(2) + state.hebbian[:, :, None]  # (B, H, chunks, F, d)
     hebbian_before = torch.cat((state.hebbian[:, :, None], hebbian[:, :, :-1]), dim=2)
     output = (read @ imprint.transpose(-1, -2)).tril() @ written + read @ hebbian_before
-    output = output.flatten(2, 3)[:, :, :length] / query.shape[-1]  # (B, H, N, d)
+    output = output.reshape(*query.shape[:2], -1, output.shape[-1])[:, :, :length] / query.shape[-1]  # (B, H, N, d)
     if feedback:
         output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
     return output, NeuronAstrocyteState(hebbian[:, :, -1], calcium[:, :, -1])
@@ -324,8 +324,9 @@ def write_and_read_causally(
 def _in_chunks(x):
     """`(batch, heads, length, size)` to `(batch, heads, chunks, CHUNK_SIZE, size)`, filled up with zeros."""
     chunk_size = min(CHUNK_SIZE, x.shape[2])
-    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % chunk_size))
-    return x.unflatten(2, (-1, chunk_size))
+    # made contiguous first: for no padding at all, pad keeps strides that a compiled graph does not expect
+    x = torch.nn.functional.pad(x.contiguous(), (0, 0, 0, -x.shape[2] % chunk_size))
+    return x.reshape(*x.shape[:2], -1, chunk_size, x.shape[3])
 
 
 def calcium_response(activity, calcium, alpha):

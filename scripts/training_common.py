@@ -77,6 +77,10 @@ class ModelArguments:
     astrocyte_scale: float = field(
         default=AstroformerConfig.astrocyte_scale, metadata={"help": "Scale of the coupling between processes."}
     )
+    astrocyte_resting_activity: float = field(
+        default=AstroformerConfig.astrocyte_resting_activity,
+        metadata={"help": "How loud the astrocyte is before training, in units of an untrained neuron."},
+    )
     num_hidden_layers: int = field(default=2, metadata={"help": "Blocks of a new model."})
     hidden_size: int = field(default=128, metadata={"help": "Width of a new model."})
     num_attention_heads: int = field(default=4, metadata={"help": "Heads of a new model."})
@@ -113,7 +117,7 @@ class ModelArguments:
         """The configuration fields of a new model that text and images share."""
         same = (
             *("attention_type", "astrocyte_code", "feature_map", "presynaptic_alpha", "use_astrocyte_hebbian"),
-            *("use_calcium_feedback", "calcium_normalization", "astrocyte_scale"),
+            *("use_calcium_feedback", "calcium_normalization", "astrocyte_scale", "astrocyte_resting_activity"),
             *("num_hidden_layers", "hidden_size", "num_attention_heads"),
         )
         return {

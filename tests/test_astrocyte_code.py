@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_vision_config
 
-from astroformer_hf.astrocyte_code import ASTROCYTE_CODES, RESTING_ACTIVITY, coupling_row_sum, untrained_activity
+from astroformer_hf.astrocyte_code import ASTROCYTE_CODES, coupling_row_sum, untrained_activity
 from astroformer_hf.modeling_astroformer import AstroformerModel
 from astroformer_hf.modeling_astroformer_vision import AstroformerVisionModel
 from astroformer_hf.neuron_astrocyte_attention import FEATURE_MAPS
@@ -125,14 +125,16 @@ def test_layouts():
     assert left.order.tolist() == [[1, 2, 0], [0, 2, 1]]
 
 
+@pytest.mark.parametrize("resting", [0.05, 1.0, 2.0])
 @pytest.mark.parametrize("scale", [0.01, 1.0])
 @pytest.mark.parametrize("feature_map", ["elu", "relu", "exp"])
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
-def test_an_untrained_code_is_quiet_and_can_grow(kind, feature_map, scale):
-    config, code = initialised(kind, feature_map=feature_map, astrocyte_scale=scale, initializer_range=0.02)
+def test_an_untrained_code_is_as_loud_as_it_should_be_and_can_grow(kind, feature_map, scale, resting):
+    changes = {"astrocyte_scale": scale, "initializer_range": 0.02, "astrocyte_resting_activity": resting}
+    config, code = initialised(kind, feature_map=feature_map, **changes)
     loudness = FEATURE_MAPS[feature_map](code(torch.zeros(1, 4, 80, 8), sequence_layout(80, None))[0], None)
     relative = loudness.mean() / untrained_activity(feature_map, 8)
-    assert 0.5 * RESTING_ACTIVITY < relative < 2.5 * RESTING_ACTIVITY
+    assert 0.5 * resting < relative < 2.5 * resting
     gradients = torch.autograd.grad(loudness.sum(), list(code.parameters()))
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
