@@ -44,10 +44,6 @@ def _register():
             else:
                 auto_class.register(config_class, own_class, exist_ok=True)
             own_class.register_for_auto_class(auto_name)
-    # images of a model without an image processor of its own
-    transformers.AutoImageProcessor.register(
-        AstroformerVisionConfig, slow_image_processor_class=transformers.ViTImageProcessor, exist_ok=True
-    )
 
 
 _register()

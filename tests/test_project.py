@@ -10,22 +10,24 @@ import pytest
 from conftest import ROOT
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_of_the_readme_runs_as_written(tmp_path):
+def test_the_examples_of_the_readme_run_as_written(tmp_path):
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(examples) == 1
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", examples[0]], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "torch.Size([2, 2])\n"
+    outputs = [
+        subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        for example in examples
+    ]
+    assert all(output.returncode == 0 for output in outputs), [output.stderr for output in outputs]
+    assert outputs[0].stdout == "torch.Size([2, 2])\n"
+    (short, short_bytes), (long, long_bytes) = (line.split() for line in outputs[1].stdout.splitlines())
+    assert (short, long) == ("15", "1005") and short_bytes == long_bytes
 
 
 def test_readme_agrees_with_the_records():
-    subprocess.run([sys.executable, str(ROOT / "scripts/report.py"), "--check"], check=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts/report.py"), "--check"], env=ENVIRONMENT, check=True)
 
 
 def test_files_that_the_readme_names_exist():
@@ -37,12 +39,13 @@ def test_files_that_the_readme_names_exist():
         assert (ROOT / path.rstrip("`.")).exists(), path
 
 
-@pytest.mark.parametrize("script", ["train_text_classification", "docstrings_dataset", "predict", "report"])
+SCRIPTS = [path.stem for path in (ROOT / "scripts").glob("*.py") if "def main" in path.read_text()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_explain_themselves(script):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, str(ROOT / f"scripts/{script}.py"), "--help"], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, str(ROOT / f"scripts/{script}.py"), "--help"]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0 and "usage" in result.stdout, result.stderr
 
 
