@@ -2,6 +2,7 @@
 """Training with the library's `Trainer`: accumulation, learning, and the scripts from the command line."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -11,11 +12,13 @@ import time
 
 import pytest
 import torch
+import train_language_model
 import train_text_classification
 import training_common
 from conftest import ROOT, tiny_config
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from tokenization import train_character_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from astroformer_hf import AstroformerForSequenceClassification
@@ -232,3 +235,90 @@ def test_json_is_whole_or_absent(tmp_path):
     with pytest.raises(TypeError):
         training_common.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def run_language_model(output_dir, environment, *more):
+    command = [
+        *(sys.executable, str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
+        *("--hidden_size", "32", "--num_hidden_layers", "1", "--block_size", "32", "--dropout", "0", "--use_cpu"),
+        *("--learning_rate", "1e-2", "--disable_tqdm", "true", *more),
+    ]
+    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads((output_dir / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def novel(tmp_path_factory):
+    """A folder with two text files of few words."""
+    folder = tmp_path_factory.mktemp("novel")
+    for split, lines in (("train", 400), ("validation", 60)):
+        text = "\n".join(
+            f"the {('calm', 'grey')[i % 2]} sea carries the {('ship', 'boat')[i % 2]}" for i in range(lines)
+        )
+        (folder / f"{split}.txt").write_text(text)
+    return folder
+
+
+def test_language_model_script_causal_by_character(tmp_path, environment, novel):
+    results = run_language_model(tmp_path, environment, "--dataset_dir", str(novel), "--num_train_epochs", "8")
+    assert results["metrics"]["loss"] < 0.5 and results["task"] == "text-generation"
+    assert results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["loss"]))
+    assert len(results["learning_curve"]["evaluation"]) == 8
+    words = set(results["sample"].split())
+    assert len(words & {"the", "calm", "grey", "sea", "carries", "ship", "boat"}) >= 5
+    write = pipeline("text-generation", model=str(tmp_path))
+    text = write("the calm sea", max_new_tokens=30, do_sample=False)[0]["generated_text"]
+    assert text.startswith("the calm sea carries the")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "text-generation" and "{{" not in card.content
+    again = run_language_model_again(tmp_path, environment, novel)
+    assert again["metrics"]["loss"] < results["metrics"]["loss"] + 0.05
+
+
+def run_language_model_again(folder, environment, novel):
+    """Fine-tunes what a run left."""
+    output_dir = folder / "again"
+    command = [
+        *(sys.executable, str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
+        *("--model_name_or_path", str(folder), "--dataset_dir", str(novel), "--num_train_epochs", "1"),
+        *("--block_size", "32", "--use_cpu", "--disable_tqdm", "true"),
+    ]
+    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads((output_dir / "results.json").read_text())
+
+
+def test_language_model_script_masked_with_byte_pairs(tmp_path, environment, novel):
+    options = ("--objective", "masked", "--tokenizer", "bpe", "--vocab_size", "300", "--num_train_epochs", "12")
+    results = run_language_model(tmp_path, environment, "--dataset_dir", str(novel), *options)
+    losses = [entry["eval_loss"] for entry in results["learning_curve"]["evaluation"]]
+    assert results["task"] == "fill-mask" and losses[-1] < 0.5 * losses[0]
+    fill = pipeline("fill-mask", model=str(tmp_path))
+    assert len(fill("the calm[MASK] carries the ship")) == 5
+
+
+def test_language_model_script_evaluates_behind_the_same_mask(tmp_path, environment, novel):
+    options = ("--objective", "masked", "--num_train_epochs", "2", "--learning_rate", "0")
+    results = run_language_model(tmp_path, environment, "--dataset_dir", str(novel), *options)
+    first, second = (entry["eval_loss"] for entry in results["learning_curve"]["evaluation"])
+    assert first == second == results["metrics"]["loss"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--objective", "prefix"], "--objective must be one of causal, masked, got 'prefix'"),
+        (["--model_name_or_path", "x", "--tokenizer", "bpe"], "--tokenizer shape a new model"),
+    ],
+)
+def test_language_model_script_names_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train_language_model.parse_arguments(arguments)
+
+
+def test_texts_are_joined_and_cut_into_blocks():
+    tokenizer = train_character_tokenizer(["abcdef"], 8)
+    data = Dataset.from_dict({"text": ["abc", "", "def", "ab"]})
+    blocks = train_language_model.in_blocks(data, tokenizer, "text", 4, "")["input_ids"]
+    assert [tokenizer.decode(block) for block in blocks] == ["abc[EOS]", "def[EOS]"]
+    with pytest.raises(ValueError, match="11 tokens do not fill a block; choose a --block_size below 64"):
+        train_language_model.in_blocks(data, tokenizer, "text", 64, "")
