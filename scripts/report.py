@@ -9,15 +9,19 @@ python scripts/report.py --check    fails if README.md does not agree with the J
 import argparse
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from training_common import DEFAULT_TRAINING_ARGUMENTS
 
 from astroformer_hf import AstroformerConfig
 
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ("neuron_astrocyte", "softmax", "linear")
-CODES = ("activity", "sinusoidal", "learned")
 BEGIN, END = "<!-- results: written by scripts/report.py -->", "<!-- end of results -->"
 
 
@@ -76,44 +80,48 @@ def classification_table(runs, what):
     ]
 
 
+def learning_rate(run):
+    """The learning rate of a run, from its command."""
+    words = shlex.split(run["command"])
+    option = "--learning_rate"
+    return float(words[words.index(option) + 1]) if option in words else DEFAULT_TRAINING_ARGUMENTS["learning_rate"]
+
+
+def settings(run):
+    """What a row of the table of language models stands for: all that was set, but for alpha."""
+    is_full = run["arm"] == "neuron_astrocyte"
+    return (
+        run["arm"] if not is_full else f"neuron_astrocyte, {field(run, 'astrocyte_code')}",
+        "" if run["arm"] == "softmax" else field(run, "feature_map"),
+        f"{field(run, 'astrocyte_scale'):g}" if is_full else "",
+        f"{field(run, 'astrocyte_resting_activity'):g}" if is_full else "",
+        f"{field(run, 'initializer_range'):g}",
+        f"{learning_rate(run):g}",
+    )
+
+
 def shakespeare_table(runs):
-    """A Markdown table of character language models, alpha by code."""
-    alphas = sorted({field(run, "presynaptic_alpha") for run in runs if run["arm"] == ARMS[0]}, reverse=True)
-    lines = [
-        "| arm | φ | " + " | ".join(f"α = {alpha:g}" for alpha in alphas) + " |",
-        "| --- | --- |" + " --- |" * len(alphas),
-    ]
+    """A Markdown table of character language models: a row for all that was set but alpha, a column for each alpha."""
+    full = [run for run in runs if run["arm"] == "neuron_astrocyte"]
+    alphas = sorted({field(run, "presynaptic_alpha") for run in full}, reverse=True)
+    rows = {}
     for run in runs:
-        if run["arm"] != ARMS[0]:
-            phi = "" if run["arm"] == "softmax" else field(run, "feature_map")
-            lines.append(f"| {run['arm']} | {phi} | {run['metrics']['loss']:.3f} |" + " |" * (len(alphas) - 1))
-    full = [run for run in runs if run["arm"] == ARMS[0]]
-    kinds = {
-        (field(run, "astrocyte_code"), field(run, "feature_map"), field(run, "astrocyte_scale"))
-        + (field(run, "astrocyte_resting_activity"),)
-        for run in full
-    }
-    for kind in sorted(kinds, key=lambda kind: (CODES.index(kind[0]), kind[1:])):
-        code, phi, scale, resting = kind
-        cells = []
-        for alpha in alphas:
-            losses = [
-                run["metrics"]["loss"]
-                for run in full
-                if (field(run, "astrocyte_code"), field(run, "feature_map"), field(run, "astrocyte_scale")) == kind[:3]
-                and field(run, "astrocyte_resting_activity") == resting
-                and field(run, "presynaptic_alpha") == alpha
-            ]
-            cells.append(", ".join(f"{loss:.3f}" for loss in losses))
-        name = f"neuron_astrocyte, {code} code, scale {scale:g}, resting {resting:g}"
-        lines.append(f"| {name} | {phi} | " + " | ".join(cells) + " |")
+        alpha = field(run, "presynaptic_alpha") if run in full else alphas[0]
+        rows.setdefault(settings(run), {})[alpha] = run["metrics"]["loss"]
+    names = ["arm, code", "φ", "scale", "resting", "init", "rate", *(f"α = {alpha:g}" for alpha in alphas)]
+    lines = [f"| {' | '.join(names)} |", "| " + "--- | " * len(names)]
+    for row in sorted(rows, key=lambda row: (row[4:], row[0] in ARMS[1:], min(rows[row].values()))):
+        losses = [f"{rows[row][alpha]:.3f}" if alpha in rows[row] else "" for alpha in alphas]
+        lines.append(f"| {' | '.join((*row, *losses))} |")
     first = runs[0]
     return [
-        *lines,
+        *(line.rstrip() for line in lines),
         "",
-        "Validation loss in nats per character, lower is better, at the best of the evaluations along 2,000 steps; "
-        f"{first['train_samples']:,} blocks of {first['block_size']} characters, one run each, {origin(first)}. "
-        "`scale` is `astrocyte_scale`, `resting` `astrocyte_resting_activity`.",
+        "Validation loss in nats per character, lower is better, at the best of the evaluations along 2,000 steps of "
+        f"batches of 12; {first['train_samples']:,} blocks of {first['block_size']} characters, "
+        f"{field(first, 'num_hidden_layers')} layers, {field(first, 'hidden_size')} wide, one run each, "
+        f"{origin(first)}. `scale` is `astrocyte_scale`, `resting` `astrocyte_resting_activity`, `init` "
+        "`initializer_range`, `rate` the learning rate; the softmax and linear arms have no α.",
         "",
         *commands(runs),
     ]
@@ -143,12 +151,13 @@ def plot_learning_curves(runs, path):
 
     metric = "accuracy" if "accuracy" in runs[0]["metrics"] else "loss"
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    if len(runs) > len(ARMS):  # too many to be told apart: of each arm and code its best
+        best = {}
+        for run in sorted(runs, key=lambda run: -run["metrics"][metric]):
+            best[settings(run)[0]] = run
+        runs = list(best.values())
     for run in runs:
-        label = run["arm"]
-        if len(runs) > len(ARMS):
-            label = {"neuron_astrocyte": f"{field(run, 'astrocyte_code')}, α={field(run, 'presynaptic_alpha'):g}"}.get(
-                label, f"{label} ({field(run, 'feature_map')})" if label == "linear" else label
-            )
+        label = run["arm"] if len(runs) <= len(ARMS) else settings(run)[0]
         train, evaluation = run["learning_curve"]["train"], run["learning_curve"]["evaluation"]
         left.plot([e["step"] for e in train], [e["loss"] for e in train], label=label, alpha=0.8, linewidth=1)
         right.plot([e["step"] for e in evaluation], [e[f"eval_{metric}"] for e in evaluation], ".-", label=label)

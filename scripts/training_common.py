@@ -84,6 +84,9 @@ class ModelArguments:
     num_hidden_layers: int = field(default=2, metadata={"help": "Blocks of a new model."})
     hidden_size: int = field(default=128, metadata={"help": "Width of a new model."})
     num_attention_heads: int = field(default=4, metadata={"help": "Heads of a new model."})
+    num_hidden_neurons: int | None = field(
+        default=None, metadata={"help": "m, the size of queries and keys per head. Default: the head size."}
+    )
     intermediate_size: int | None = field(default=None, metadata={"help": "Default: four times the hidden size."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout of a new model, in attention and elsewhere."})
     initializer_range: float | None = field(
@@ -122,6 +125,7 @@ class ModelArguments:
         )
         return {
             **{name: getattr(self, name) for name in same},
+            "num_hidden_neurons": self.num_hidden_neurons,
             "intermediate_size": self.intermediate_size or 4 * self.hidden_size,
             "initializer_range": self.initializer_range or round(0.02 * math.sqrt(768 / self.hidden_size), 4),
             "hidden_dropout_prob": self.dropout,
