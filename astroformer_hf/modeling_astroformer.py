@@ -516,6 +516,23 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
         )
 
 
+class AstroformerTransform(nn.Module):
+    """What stands before a masked language model's output embeddings, as in BERT.
+
+    A module of its own, so that its `norm` is not taken for that of the bare model when this is loaded from the
+    checkpoint of the whole.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states):
+        return self.norm(self.act_fn(self.dense(hidden_states)))
+
+
 class AstroformerForMaskedLM(AstroformerPreTrainedModel):
     """An encoder and a language-model head on it: predicts the tokens behind the mask."""
 
@@ -526,9 +543,7 @@ class AstroformerForMaskedLM(AstroformerPreTrainedModel):
         if config.is_decoder:
             raise ValueError("AstroformerForMaskedLM needs a model that sees both sides, got is_decoder=True")
         self.astroformer = AstroformerModel(config)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act_fn = ACT2FN[config.hidden_act]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.transform = AstroformerTransform(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -564,7 +579,7 @@ class AstroformerForMaskedLM(AstroformerPreTrainedModel):
         """
         loss_arguments = pop_loss_arguments(kwargs)
         outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        logits = self.lm_head(self.norm(self.act_fn(self.dense(outputs.last_hidden_state))))
+        logits = self.lm_head(self.transform(outputs.last_hidden_state))
         loss = None
         if labels is not None:
             check_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size")
