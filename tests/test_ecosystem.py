@@ -75,7 +75,7 @@ def test_encoder_pipelines(task, folder, no_warnings):
 def test_question_answering_pipeline(folder, no_warnings):
     tokenizer = train_wordpiece_tokenizer(TEXTS, 200, 64)
     if "question-answering" not in transformers.pipelines.SUPPORTED_TASKS:
-        pytest.skip("this release of transformers has no question-answering pipeline")
+        pytest.skip("transformers 5 has no question-answering pipeline any more")
     run = pipeline("question-answering", model=save("AstroformerForQuestionAnswering", tokenizer, folder))
     context = "the captain sails the ship over the calm sea"
     answer = run(question="who sails?", context=context)

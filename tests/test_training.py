@@ -69,7 +69,7 @@ def test_accumulated_batches_have_the_loss_and_gradient_of_the_whole(head, tmp_p
 def test_twenty_steps_overfit_a_batch(variant):
     model = AstroformerForSequenceClassification(tiny_config(num_labels=4, **variant)).train()
     ids, labels = torch.randint(1, 50, (8, 15)), torch.arange(8) % 4
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(20):
         loss = model(ids, labels=labels).loss
@@ -222,7 +222,7 @@ def test_metrics_work_without_a_network():
 def test_bad_data_is_named(tmp_path):
     with pytest.raises(ValueError, match="exactly one of --dataset_name and --dataset_dir"):
         training_common.load_splits()
-    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "notes.md").write_text("")
     with pytest.raises(ValueError, match=r"--dataset_dir must be a folder .*train.parquet"):
         training_common.load_splits(dataset_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"no split 'train'; it has \['other'\]"):
