@@ -107,21 +107,22 @@ def shakespeare_table(runs):
     rows = {}
     for run in runs:
         alpha = field(run, "presynaptic_alpha") if run in full else alphas[0]
-        rows.setdefault(settings(run), {})[alpha] = run["metrics"]["loss"]
+        rows.setdefault(settings(run), {}).setdefault(alpha, {})[run["seed"]] = run["metrics"]["loss"]
     names = ["arm, code", "φ", "scale", "resting", "init", "rate", *(f"α = {alpha:g}" for alpha in alphas)]
     lines = [f"| {' | '.join(names)} |", "| " + "--- | " * len(names)]
-    for row in sorted(rows, key=lambda row: (row[4:], row[0] in ARMS[1:], min(rows[row].values()))):
-        losses = [f"{rows[row][alpha]:.3f}" if alpha in rows[row] else "" for alpha in alphas]
+    for row in sorted(rows, key=lambda row: (row[4:], row[0] in ARMS[1:], row[0], *row[1:4])):
+        losses = [", ".join(f"{loss:.3f}" for _, loss in sorted(rows[row].get(alpha, {}).items())) for alpha in alphas]
         lines.append(f"| {' | '.join((*row, *losses))} |")
-    first = runs[0]
+    first = min(runs, key=lambda run: run["seed"])
     return [
         *(line.rstrip() for line in lines),
         "",
         "Validation loss in nats per character, lower is better, at the best of the evaluations along 2,000 steps of "
         f"batches of 12; {first['train_samples']:,} blocks of {first['block_size']} characters, "
-        f"{field(first, 'num_hidden_layers')} layers, {field(first, 'hidden_size')} wide, one run each, "
-        f"{origin(first)}. `scale` is `astrocyte_scale`, `resting` `astrocyte_resting_activity`, `init` "
-        "`initializer_range`, `rate` the learning rate; the softmax and linear arms have no α.",
+        f"{field(first, 'num_hidden_layers')} layers, {field(first, 'hidden_size')} wide, one run each or "
+        f"one for each of several seeds in turn; {origin(first)}. `scale` is `astrocyte_scale`, `resting` `astrocyte_resting_activity`, `init` "
+        "`initializer_range`, `rate` the learning rate; the softmax and linear arms have no α. The figure shows the best "
+        "run of each arm and code.",
         "",
         *commands(runs),
     ]
