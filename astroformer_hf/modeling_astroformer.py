@@ -188,7 +188,7 @@ class AstroformerAttention(nn.Module):
         if layout.full_mask is not None:
             mask = layout.full_mask[:, None, None, :]
         only_causal = layout.causal and mask is None and past_length == 0
-        if layout.causal and not only_causal and length > 1 or mask is not None and layout.causal:
+        if layout.causal and not only_causal and (length > 1 or mask is not None):
             own = torch.arange(past_length, past_length + length, device=key.device)[:, None]
             other = torch.arange(past_length + length, device=key.device)
             # a padded token looks at itself, so that its row, which nothing reads, has a softmax

@@ -117,8 +117,9 @@ def shakespeare_table(runs):
     return [
         *(line.rstrip() for line in lines),
         "",
-        "Validation loss in nats per character, lower is better, at the best of the evaluations along 2,000 steps of "
-        f"batches of 12; {first['train_samples']:,} blocks of {first['block_size']} characters, "
+        "Validation loss in nats per character, lower is better, at the best of the evaluations along "
+        f"{first['learning_curve']['evaluation'][-1]['step']:,} steps; "
+        f"{first['train_samples']:,} blocks of {first['block_size']} characters, "
         f"{field(first, 'num_hidden_layers')} layers, {field(first, 'hidden_size')} wide, one run each or "
         f"one for each of several seeds in turn; {origin(first)}. `scale` is `astrocyte_scale`, `resting` "
         "`astrocyte_resting_activity`, `init` `initializer_range`, `rate` the learning rate; the softmax and linear "
