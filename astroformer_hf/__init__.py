@@ -6,6 +6,7 @@ Importing the package registers its classes with the Auto classes of `transforme
 
 import transformers
 
+from .attention_backends import attention_backend
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
 from .configuration_astroformer_vision import AstroformerVisionConfig
@@ -65,6 +66,7 @@ __all__ = [
     "AstroformerVisionPreTrainedModel",
     "NeuronAstrocyteState",
     "__version__",
+    "attention_backend",
     "neuron_astrocyte_attention",
     "neuron_astrocyte_attention_weights",
     "neuron_astrocyte_network",

@@ -60,6 +60,9 @@ class AstrocyteCode(nn.Module):
     layout of `token_layout.py`), and, for a causal layout, the state that the call before returned. It returns R,
     `(heads, length, hidden_neurons)` or the same with a leading batch, in float32 (float64 for float64); and the state,
     None for codes that need none.
+
+    `geometry(layout)` is what the codes of all layers have in common; a model works it out once and puts it into the
+    layout. It may be None.
     """
 
     def __init__(self, config):
@@ -71,8 +74,52 @@ class AstrocyteCode(nn.Module):
         """Pairs of a parameter and its initial value, a tensor that broadcasts to it."""
         return [(self.resting_bias, torch.tensor(resting_level(config.feature_map, config.astrocyte_resting_activity)))]
 
+    @property
+    def dtype(self):
+        return upcast(self.resting_bias).dtype
 
-class LearnedAstrocyteCode(AstrocyteCode):
+
+class PositionalAstrocyteCode(AstrocyteCode):
+    """A code that follows from positions and parameters alone.
+
+    In inference the last one is remembered, for the next input of that length. It is forgotten when a parameter changes
+    (optimisers, `load_state_dict` and other in-place operations), moves or is cast, and when the module is switched
+    between training and evaluation, as it should be after a write to a parameter's `.data`, which nothing notices.
+    """
+
+    _remembered = None
+
+    def forward(self, key, layout, state=None):
+        parameters = list(self.parameters())
+        remember = not (
+            self.training
+            or torch.is_grad_enabled()
+            or layout.place is None
+            or torch.compiler.is_compiling()
+            or any(p.is_inference() for p in parameters)  # these do not count their changes
+        )
+        if not remember:
+            return self.positional_code(layout), None
+        # the parameters themselves are kept too, lest another tensor comes to lie at the address of a freed one
+        sources = [(p.detach(), p.data_ptr(), p._version) for p in parameters]
+        circumstances = (layout.place, [source[1:] for source in sources])
+        if self._remembered is None or self._remembered[0] != circumstances:
+            self._remembered = (circumstances, sources, self.positional_code(layout))
+        return self._remembered[2], None
+
+    def train(self, mode=True):
+        self._remembered = None
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs):
+        self._remembered = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_remembered": None}
+
+
+class LearnedAstrocyteCode(PositionalAstrocyteCode):
     """R = r W_rel + b with a learned row of W_rel per position, and no position past the last row."""
 
     def __init__(self, config):
@@ -85,11 +132,14 @@ class LearnedAstrocyteCode(AstrocyteCode):
         std = config.initializer_range / coupling_row_sum(self.scale, config.num_position_dimensions)
         return [*super().initial_values(config), (self.relative_embedding, _normal_like(self.relative_embedding, std))]
 
-    def forward(self, key, layout, state=None):
-        return layout.coupled_table(upcast(self.relative_embedding), self.scale) + self.resting_bias, None
+    def geometry(self, layout):
+        return layout.coupling(self.scale, self.dtype)
+
+    def positional_code(self, layout):
+        return layout.coupled_table(upcast(self.relative_embedding), self.scale) + self.resting_bias
 
 
-class SinusoidalAstrocyteCode(AstrocyteCode):
+class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
     """R = r S W + b with the sines and cosines S of the positions: like "learned", without a table."""
 
     def __init__(self, config):
@@ -105,11 +155,13 @@ class SinusoidalAstrocyteCode(AstrocyteCode):
         std = std / math.sqrt(self.num_frequencies * dimensions)
         return [*super().initial_values(config), (self.weight, _normal_like(self.weight, std))]
 
-    def forward(self, key, layout, state=None):
-        weight = upcast(self.weight)
-        waves = layout.coupled_waves(self.num_frequencies, self.scale, weight.dtype)  # r S, (1 or B, N, waves)
-        code = waves[:, None] @ weight + self.resting_bias  # (1 or B, H, N, m)
-        return (code[0] if code.shape[0] == 1 else code), None
+    def geometry(self, layout):
+        return layout.coupled_waves(self.num_frequencies, self.scale, self.dtype)  # r S, (1 or B, N, waves)
+
+    def positional_code(self, layout):
+        waves = self.geometry(layout) if layout.geometry is None else layout.geometry
+        code = waves[:, None] @ upcast(self.weight) + self.resting_bias  # (1 or B, H, N, m)
+        return code[0] if code.shape[0] == 1 else code
 
 
 class ActivityAstrocyteCode(AstrocyteCode):
@@ -122,6 +174,9 @@ class ActivityAstrocyteCode(AstrocyteCode):
 
     def initial_values(self, config):
         return [*super().initial_values(config), (self.weight, torch.eye(self.weight.shape[-1]))]
+
+    def geometry(self, layout):
+        return layout.neighbour_weights(self.scale, self.dtype)
 
     def forward(self, key, layout, state=None):
         neighbourhood, state = layout.neighbourhood(upcast(key), self.scale, state)

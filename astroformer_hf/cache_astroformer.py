@@ -10,6 +10,7 @@ class SynapseCacheLayer(CacheLayerMixin):
     Attributes:
         synapses: the `NeuronAstrocyteState` of the attention, or None before the first token.
         neighbourhood: the `NeighbourhoodState` of the "activity" astrocyte code, None for the others.
+        counted: `(batch, 1)`, how many tokens so far are real, or None if all are.
         length: tokens so far, padding included.
     """
 
@@ -17,9 +18,9 @@ class SynapseCacheLayer(CacheLayerMixin):
         super().__init__()
         self.reset()
 
-    def update(self, synapses, neighbourhood, num_tokens):
+    def update(self, synapses, neighbourhood, counted, num_tokens):
         """Takes over the states after `num_tokens` more tokens."""
-        self.synapses, self.neighbourhood = synapses, neighbourhood
+        self.synapses, self.neighbourhood, self.counted = synapses, neighbourhood, counted
         self.length += num_tokens
         self.is_initialized = True
 
@@ -43,7 +44,7 @@ class SynapseCacheLayer(CacheLayerMixin):
         return sum(x.numel() * x.element_size() for state in self._states() for x in state)
 
     def reset(self):
-        self.synapses = self.neighbourhood = None
+        self.synapses = self.neighbourhood = self.counted = None
         self.length = 0
         self.is_initialized = False
 
@@ -80,6 +81,8 @@ class SynapseCacheLayer(CacheLayerMixin):
             state = getattr(self, name)
             if state is not None:
                 setattr(self, name, type(state)(*map(function, state)))
+        if self.counted is not None:
+            self.counted = function(self.counted)
 
 
 class AstroformerCache(Cache):

@@ -9,6 +9,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -136,39 +137,56 @@ class AstroformerAttention(nn.Module):
         return self.o_proj(output), attention_map
 
     def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, past_key_values):
-        padding_mask = layout.padding_mask
-        operation = {**self.operation, "causal": layout.causal}
-        if self.random_projection is not None:
-            operation["random_projection"] = self.random_projection
-        neighbourhood = None
-        if past_key_values is not None:
-            memory = past_key_values.layers[self.layer_idx]
-            operation["initial_state"], neighbourhood = memory.synapses, memory.neighbourhood
-        code = None
-        if self.astrocyte_code is not None:
-            with full_precision(key):
-                code, neighbourhood = self.astrocyte_code(key, layout, neighbourhood)
-
         written = value
         if self.training and self.dropout_prob > 0:
             release = nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), self.dropout_prob)  # (B, H, N, 1)
             written = value * release
         # at least in float32, so that neither a long sum nor its scale leaves the range of float16
         written = upcast(written)
-        output, synapses = neuron_astrocyte_attention(
-            query, key, written, code, padding_mask, **operation, output_final_state=True
-        )
-        scale = self.scale * layout.num_written**self.length_exponent
-        if past_key_values is not None:
-            memory.update(synapses, neighbourhood, key.shape[2])
+        memory = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        recompute = self.astrocyte_code is not None and torch.is_grad_enabled() and key.requires_grad
+        if recompute and memory is None and not output_attentions and not torch.compiler.is_compiling():
+            # what the code is made of is cheap to make again and would be as large as the keys
+            output, *_ = checkpoint(
+                self._answer, query, key, written, layout, None, use_reentrant=False, preserve_rng_state=False
+            )
+            return output.to(value.dtype), None
+        output, operation, code = self._answer(query, key, written, layout, memory)
 
         attention_map = None
         if output_attentions:
-            weights = neuron_astrocyte_attention_weights(upcast(query), key, code, padding_mask, **operation) * scale
+            weights = neuron_astrocyte_attention_weights(
+                upcast(query), key, code, layout.padding_mask, **operation
+            ) * self._output_scale(layout)
             attention_map = weights.to(value.dtype)
-            if operation.get("initial_state") is None:  # so that gradients reach the map, for who wants to see them
+            if operation["initial_state"] is None:  # so that gradients reach the map, for who wants to see them
                 return attention_map @ written.to(value.dtype), attention_map
-        return (output * scale).to(value.dtype), attention_map
+        return output.to(value.dtype), attention_map
+
+    def _answer(self, query, key, written, layout, memory):
+        """The output of the operation, scaled, `(batch, heads, length, head_dim)`; the operation's options; and R.
+
+        `memory` is this layer's part of a cache, or None.
+        """
+        operation = {**self.operation, "causal": layout.causal, "initial_state": None}
+        if self.random_projection is not None:
+            operation["random_projection"] = self.random_projection
+        neighbourhood = code = None
+        if memory is not None:
+            operation["initial_state"], neighbourhood = memory.synapses, memory.neighbourhood
+        if self.astrocyte_code is not None:
+            with full_precision(key):
+                code, neighbourhood = self.astrocyte_code(key, layout, neighbourhood)
+        output, synapses = neuron_astrocyte_attention(
+            query, key, written, code, layout.padding_mask, **operation, output_final_state=True
+        )
+        if memory is not None:
+            counted = None if layout.counted is None else layout.counted[:, -1:]
+            memory.update(synapses, neighbourhood, counted, key.shape[2])
+        return output * self._output_scale(layout), operation, code
+
+    def _output_scale(self, layout):
+        return self.scale * layout.num_written**self.length_exponent if self.length_exponent else self.scale
 
     @staticmethod
     def _scale(config, alpha, feature_map, feedback):
@@ -208,6 +226,17 @@ class AstroformerAttention(nn.Module):
         if mask is not None:
             attention_map = attention_map.masked_fill(~mask, 0)  # a sequence of nothing but padding attends to nothing
         return nn.functional.dropout(attention_map, dropout_prob) @ value, attention_map
+
+
+def with_geometry(layout, layers):
+    """The layout with what the astrocyte codes of the layers have in common, so that it is worked out once."""
+    code = layers[0].attention.astrocyte_code if len(layers) else None
+    return layout if code is None else layout._replace(geometry=code.geometry(layout))
+
+
+def isinstance_by_name(x, cls):
+    """`isinstance`, also for the class's copy in code that came with a checkpoint."""
+    return cls.__name__ in {base.__name__ for base in type(x).__mro__}
 
 
 class AstroformerMLP(nn.Module):
@@ -324,9 +353,14 @@ class AstroformerModel(AstroformerPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length
         )
         inputs = input_ids if inputs_embeds is None else inputs_embeds
-        layout = sequence_layout(
-            inputs.shape[1], inputs.device, attention_mask, position_ids, self.config.is_decoder, past_length
+        past_counted = (
+            past_key_values.layers[0].counted if isinstance_by_name(past_key_values, AstroformerCache) else None
         )
+        layout = sequence_layout(
+            *(inputs.shape[1], inputs.device, attention_mask, position_ids),
+            *(self.config.is_decoder, past_length, past_counted),
+        )
+        layout = with_geometry(layout, self.layers)
         output_attentions = kwargs.get("output_attentions")
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -350,7 +384,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
             if not (config.use_cache if use_cache is None else use_cache):
                 return None
             return DynamicCache() if kind is DynamicCache else AstroformerCache(config.num_hidden_layers)
-        if kind.__name__ not in {cls.__name__ for cls in type(past_key_values).__mro__}:  # remote code has its own copy
+        if not isinstance_by_name(past_key_values, kind):
             raise ValueError(
                 f"past_key_values must be a {kind.__name__} for attention_type {config.attention_type!r}, got a "
                 f"{type(past_key_values).__name__}; leave it out, and the model makes one"

@@ -16,6 +16,7 @@ from .modeling_astroformer import (
     classifier_dropout,
     pool,
     sequence_classification_loss,
+    with_geometry,
 )
 from .token_layout import grid_layout, sinusoidal_features
 
@@ -121,6 +122,7 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         hidden_states, layout = self.embeddings(pixel_values, interpolate_pos_encoding)
+        layout = with_geometry(layout, self.layers)
         for layer in self.layers:
             hidden_states = layer(hidden_states, layout, output_attentions)
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))

@@ -22,8 +22,9 @@ depend on the length.
 Two forms stand here side by side:
 
 - `neuron_astrocyte_network`: the biological network, token by token. Slow, to be read, and the oracle of the tests;
-- `neuron_astrocyte_attention`: the same in matrix products. This is the one to call. Bidirectionally, and causally for
-  one token, it writes all and then reads all; causally for more tokens, it goes in chunks (`write_and_read_causally`).
+- `neuron_astrocyte_attention`: the same in matrix products. This is the one to call. Bidirectionally it writes all and
+  then reads all (`write_mode`, `read_mode`); causally it goes in chunks (`write_and_read_causally`). These three passes
+  stand here in their plain form; on most machines `attention_backends.py` has them computed by faster ones.
 
 Letters in shape comments: B batch, H heads, N tokens, m hidden neurons (the size of a query), F features that phi
 makes of them (m, but the number of random features for "favor"), d head size (the size of a value).
@@ -34,6 +35,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+
+from .attention_backends import run_pass
 
 
 # Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and
@@ -72,7 +75,7 @@ class NeuronAstrocyteState(NamedTuple):
 
 def _elu(x, random_projection):
     # elu(x) + 1, in a form that keeps exp(x) below the rounding of 1
-    return x.clamp(max=0).exp() + x.clamp(min=0)
+    return x.clamp(max=0).exp() + x.relu()
 
 
 def _relu(x, random_projection):
@@ -150,11 +153,15 @@ def neuron_astrocyte_network(
     _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     working = _working_dtype(query, key, value)
     random_projection = _random_projection(feature_map, random_projection, query)
-    hebbian, calcium = _initial_state(initial_state, key, value, random_projection)
     num_hidden_neurons = query.shape[-1]
 
     def phi(x):
         return FEATURE_MAPS[feature_map](x.to(working), random_projection)
+
+    if initial_state is None:
+        hebbian, calcium = _empty_state(phi(key[:, :, :0]), value)
+    else:
+        hebbian, calcium = _checked_state(initial_state, phi(key[:, :, :0]), value)
 
     hebbian_neuron = hebbian / num_hidden_neurons  # (B, H, F, d); what came before, by whichever plasticity
     hebbian_astro = torch.zeros_like(hebbian_neuron)
@@ -264,61 +271,109 @@ def neuron_astrocyte_attention(
         ValueError: for shapes or values that do not fit; the message gives them.
     """
     _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
-    random_projection = _random_projection(feature_map, random_projection, query)
-    state = _initial_state(initial_state, key, value, random_projection)
+    num_hidden_neurons, output_dtype = query.shape[-1], value.dtype
+    if _working_dtype(query, key, value, *(initial_state or ())) == torch.float64:
+        query, key, value = query.double(), key.double(), value.double()
+        astrocyte_code = None if astrocyte_code is None else astrocyte_code.double()
     with full_precision(query):
-        if causal and query.shape[2] > 1 and key.shape[2] > 1:
-            output, state = write_and_read_causally(
-                query, key, value, astrocyte_code, padding_mask, state, alpha, feature_map, feedback, random_projection
+        if feature_map == "favor":
+            query, key, astrocyte_code = _random_features(query, key, astrocyte_code, random_projection)
+            feature_map = "identity"
+        state = None if initial_state is None else _checked_state(initial_state, key, value)
+        if causal and query.shape[2] > 0 and key.shape[2] > 0:
+            output, *state = run_pass(
+                write_and_read_causally,
+                *(query, key, value, astrocyte_code, padding_mask, *(state or _empty_state(key, value))),
+                alpha=alpha,
+                feature_map=feature_map,
+                feedback=feedback,
+                scale=1 / num_hidden_neurons,
+                output_dtype=output_dtype,
             )
-        else:  # a single token reads all that was written, its own key included
-            state = write_mode(key, value, astrocyte_code, padding_mask, state, feature_map, random_projection)
-            output = read_mode(query, state, alpha, feature_map, feedback, random_projection)
-    output = output.to(value.dtype)
+            state = NeuronAstrocyteState(*state)
+        else:
+            written = run_pass(write_mode, key, value, astrocyte_code, padding_mask, feature_map=feature_map)
+            state = NeuronAstrocyteState(*written if state is None else map(torch.add, state, written))
+            plasticity = presynaptic_plasticity(state.calcium, alpha) if feedback else None
+            output = run_pass(
+                read_mode,
+                *(query, state.hebbian / num_hidden_neurons, plasticity),
+                feature_map=feature_map,
+                output_dtype=output_dtype,
+            )
     return (output, state) if output_final_state else output
 
 
-def write_mode(key, value, astrocyte_code, padding_mask, state, feature_map, random_projection):
-    """Keys and values imprint the synapses: `state` plus all that these tokens write. See `_activity` for a mask."""
-    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state)
-    calcium = presynaptic.sum(dim=-2)  # (B, H, F)
-    hebbian = (presynaptic + process).transpose(-1, -2) @ _silenced(value, padding_mask).to(calcium.dtype)
-    return NeuronAstrocyteState(state.hebbian + hebbian, state.calcium + calcium)
+def write_mode(key, value, astrocyte_code, padding_mask, *, feature_map):
+    """Keys and values imprint the synapses: what these tokens write, as `(hebbian, calcium)`.
+
+    Arguments of this and the next two as for `neuron_astrocyte_attention`, but that for "favor" query, key and code are
+    random features already, and `feature_map` is "identity".
+    """
+    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
+    hebbian = (presynaptic + process).transpose(-1, -2) @ _silenced(value, padding_mask).to(presynaptic.dtype)
+    return hebbian, presynaptic.sum(dim=-2)
 
 
-def read_mode(query, state, alpha, feature_map, feedback, random_projection):
-    """Queries are answered from the synapses: `(batch, heads, length, head_dim)` in the state's dtype."""
-    num_hidden_neurons = query.shape[-1]
-    activity = FEATURE_MAPS[feature_map](query.to(state.calcium.dtype), random_projection)  # (B, H, N, F)
-    output = activity @ (state.hebbian / num_hidden_neurons)  # (B, H, N, d)
-    if feedback:
-        output = output * astrocyte_feedback(calcium_response(activity, state.calcium, alpha))
-    return output
+def read_mode(query, hebbian, plasticity, *, feature_map, output_dtype):
+    """Queries are answered from the synapses, `(batch, heads, length, head_dim)` in `output_dtype`.
+
+    Args:
+        hebbian (`torch.Tensor`): `(batch, heads, features, head_dim)`, H_neuron + H_astro.
+        plasticity (`torch.Tensor`, *optional*): g, `(batch, heads, features)`; without it there is no feedback.
+    """
+    activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
+    output = activity @ hebbian  # (B, H, N, d)
+    if plasticity is not None:
+        output = output * astrocyte_feedback(activity @ plasticity[..., None])
+    return output.to(output_dtype)
 
 
 def write_and_read_causally(
-    query, key, value, astrocyte_code, padding_mask, state, alpha, feature_map, feedback, random_projection
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    hebbian,
+    calcium,
+    *,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    output_dtype,
 ):
-    """The causal form in chunks: `(output, state)`, each token reading what was written up to and including itself.
+    """The causal form in chunks: `(output, hebbian, calcium)`, each token reading what was written up to itself.
 
     Inside a chunk a token reads its predecessors through a masked `CHUNK_SIZE` x `CHUNK_SIZE` attention map; what the
     chunks before have written it reads from their Hebbian weights. Time and memory are linear in the length.
+
+    Args:
+        hebbian, calcium (`torch.Tensor`): the state before these tokens.
+        scale (`float`): factor of the output, 1/m.
     """
     length = query.shape[2]
-    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state)
-    activity = FEATURE_MAPS[feature_map](query.to(presynaptic.dtype), random_projection)  # (B, H, N, F)
-    calcium = state.calcium[:, :, None] + presynaptic.cumsum(-2)  # z_t, (B, H, N, F)
+    if length == 1:  # a single token reads all that was written, its own key included
+        written = write_mode(key, value, astrocyte_code, padding_mask, feature_map=feature_map)
+        hebbian, calcium = hebbian + written[0], calcium + written[1]
+        plasticity = presynaptic_plasticity(calcium, alpha) if feedback else None
+        output = read_mode(query, hebbian * scale, plasticity, feature_map=feature_map, output_dtype=output_dtype)
+        return output, hebbian, calcium
+    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
+    activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
+    calcium = calcium[:, :, None] + presynaptic.cumsum(-2)  # z_t, (B, H, N, F)
 
     read, imprint, written = (  # (B, H, chunks, C, .)
         _in_chunks(x) for x in (activity, presynaptic + process, _silenced(value, padding_mask).to(activity.dtype))
     )
-    hebbian = (imprint.transpose(-1, -2) @ written).cumsum(2) + state.hebbian[:, :, None]  # (B, H, chunks, F, d)
-    hebbian_before = torch.cat((state.hebbian[:, :, None], hebbian[:, :, :-1]), dim=2)
-    output = (read @ imprint.transpose(-1, -2)).tril() @ written + read @ hebbian_before
-    output = output.reshape(*query.shape[:2], -1, output.shape[-1])[:, :, :length] / query.shape[-1]  # (B, H, N, d)
+    after = (imprint.transpose(-1, -2) @ written).cumsum(2) + hebbian[:, :, None]  # (B, H, chunks, F, d)
+    before = torch.cat((hebbian[:, :, None], after[:, :, :-1]), dim=2)
+    output = (read @ imprint.transpose(-1, -2)).tril() @ written + read @ before
+    output = output.reshape(*query.shape[:2], -1, output.shape[-1])[:, :, :length] * scale  # (B, H, N, d)
     if feedback:
         output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
-    return output, NeuronAstrocyteState(hebbian[:, :, -1], calcium[:, :, -1])
+    return output.to(output_dtype), after[:, :, -1], calcium[:, :, -1]
 
 
 def _in_chunks(x):
@@ -369,22 +424,22 @@ def neuron_astrocyte_attention_weights(
         `torch.Tensor` of shape `(batch, heads, length, length)` in the dtype of `query`. Memory is quadratic.
     """
     _validate(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
-    random_projection = _random_projection(feature_map, random_projection, query)
-    if initial_state is None:
-        initial_state = _initial_state(None, key, key, random_projection)
+    num_hidden_neurons = query.shape[-1]
     with full_precision(query):
-        presynaptic, process = _activity(
-            key, astrocyte_code, padding_mask, feature_map, random_projection, initial_state
-        )
-        activity = FEATURE_MAPS[feature_map](query.to(presynaptic.dtype), random_projection)
-        weights = activity @ (presynaptic + process).transpose(-1, -2) / query.shape[-1]  # (B, H, N, N)
+        if feature_map == "favor":
+            query, key, astrocyte_code = _random_features(query, key, astrocyte_code, random_projection)
+            feature_map = "identity"
+        presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
+        activity = phi(query.to(presynaptic.dtype), feature_map)
+        earlier = 0 if initial_state is None else initial_state.calcium
+        weights = activity @ (presynaptic + process).transpose(-1, -2) / num_hidden_neurons  # (B, H, N, N)
         if causal:
             weights = weights.tril()
         if feedback:
             if causal:
-                calcium = initial_state.calcium[:, :, None] + presynaptic.cumsum(-2)
+                calcium = presynaptic.cumsum(-2) + (earlier if initial_state is None else earlier[:, :, None])
             else:
-                calcium = initial_state.calcium + presynaptic.sum(-2)
+                calcium = presynaptic.sum(-2) + earlier
             weights = weights * astrocyte_feedback(calcium_response(activity, calcium, alpha))
     return weights.to(query.dtype)
 
@@ -394,13 +449,18 @@ def _silenced(value, padding_mask):
     return value if padding_mask is None else value.masked_fill(~padding_mask[:, None, :, None], 0)
 
 
-def _activity(key, astrocyte_code, padding_mask, feature_map, random_projection, state):
-    """phi(K) and phi(R) in the state's dtype, 0 at padded tokens; a scalar 0 stands for phi(R) without a code."""
-    phi, working = FEATURE_MAPS[feature_map], state.calcium.dtype
-    presynaptic = phi(key.to(working), random_projection)  # (B, H, N, F)
+def phi(x, feature_map):
+    """The activity phi(x), of "identity" x itself."""
+    return x if feature_map == "identity" else FEATURE_MAPS[feature_map](x, None)
+
+
+def _activity(key, astrocyte_code, padding_mask, feature_map):
+    """phi(K) and phi(R) in the working dtype, 0 at padded tokens; a scalar 0 stands for phi(R) without a code."""
+    working = _working_dtype(key)
+    presynaptic = phi(key.to(working), feature_map)  # (B, H, N, F)
     process = presynaptic.new_zeros(())
     if astrocyte_code is not None:
-        process = phi(astrocyte_code.to(working), random_projection)  # (H, N, F) or (B, H, N, F)
+        process = phi(astrocyte_code.to(working), feature_map)  # (H, N, F) or (B, H, N, F)
     if padding_mask is not None:
         padded = ~padding_mask[:, None, :, None]  # (B, 1, N, 1)
         presynaptic = presynaptic.masked_fill(padded, 0)
@@ -430,22 +490,26 @@ def _random_projection(feature_map, random_projection, query):
     return random_projection
 
 
-def _initial_state(state, key, value, random_projection):
-    """`state` after a check of its shapes, or that of synapses to which nothing was written."""
-    batch_size, num_heads, _, num_features = key.shape
-    if random_projection is not None:
-        num_features = random_projection.shape[0]
-    calcium_shape = (batch_size, num_heads, num_features)
-    hebbian_shape = (*calcium_shape, value.shape[-1])
-    if state is None:
-        working = _working_dtype(key, value)
-        return NeuronAstrocyteState(
-            value.new_zeros(hebbian_shape, dtype=working), value.new_zeros(calcium_shape, dtype=working)
-        )
+def _random_features(query, key, astrocyte_code, random_projection):
+    """Query, key and astrocyte code, before the feature map, as features of "favor" in the working dtype."""
+    projection, working = _random_projection("favor", random_projection, query), _working_dtype(query, key)
+    inputs = (query, key, astrocyte_code)
+    return (None if x is None else FEATURE_MAPS["favor"](x.to(working), projection) for x in inputs)
+
+
+def _empty_state(key, value):
+    """The state of synapses to which nothing was written; the last dimension of `key` is the features'."""
+    shape, working = (*key.shape[:2], key.shape[3], value.shape[3]), _working_dtype(key, value)
+    return NeuronAstrocyteState(value.new_zeros(shape, dtype=working), value.new_zeros(shape[:3], dtype=working))
+
+
+def _checked_state(state, key, value):
+    """`state` in the working dtype, after a check of its shapes; the last dimension of `key` is the features'."""
     hebbian, calcium = state
-    if hebbian.shape != hebbian_shape or calcium.shape != calcium_shape:
+    hebbian_shape = (*key.shape[:2], key.shape[3], value.shape[3])
+    if hebbian.shape != hebbian_shape or calcium.shape != hebbian_shape[:3]:
         raise ValueError(
-            f"initial_state must hold hebbian of shape {hebbian_shape} and calcium of shape {calcium_shape}, "
+            f"initial_state must hold hebbian of shape {hebbian_shape} and calcium of shape {hebbian_shape[:3]}, "
             f"got {tuple(hebbian.shape)} and {tuple(calcium.shape)}"
         )
     working = _working_dtype(key, value, hebbian)

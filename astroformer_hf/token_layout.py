@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .attention_backends import run_pass
+
 
 # Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
 CHUNK_SIZE = 64
@@ -149,9 +151,11 @@ class SequenceLayout(NamedTuple):
         order: `(batch, length)`, the index of each real token in turn, then of the padding; None if the real tokens
             come first anyway.
         rank: `(batch, length)`, the inverse of `order` on real tokens (and a valid index elsewhere), or None with it.
+        counted: `(batch, length)`, the number of real tokens up to each, those in the cache included; None if all are.
         num_written: number of real tokens, at least 1, that each token can read: an int, or a tensor that broadcasts to
             `(batch, heads, length, 1)`.
         full_mask: `(batch, past + length)` bool, the mask of the tokens in the cache as well; None if all are real.
+        geometry: what the layers' codes share, as of `AstrocyteCode.geometry`; None where each works it out.
     """
 
     causal: bool
@@ -161,15 +165,32 @@ class SequenceLayout(NamedTuple):
     is_contiguous: bool
     order: torch.Tensor | None
     rank: torch.Tensor | None
+    counted: torch.Tensor | None
     num_written: torch.Tensor | int
     full_mask: torch.Tensor | None
+    geometry: torch.Tensor | None = None
+
+    @property
+    def place(self):
+        """What the positions of the tokens follow from, if that is no more than numbers, else None."""
+        return (self.causal, self.position_ids.shape[1]) if self.is_contiguous else None
+
+    def coupling(self, scale, dtype):
+        """r is never built here: None."""
+
+    neighbour_weights = coupling
 
     def coupled_table(self, table, scale):
         """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch."""
+        reach = math.ceil(-math.log(torch.finfo(table.dtype).eps) / scale)  # farther, a coupling is below rounding
+        if self.causal and self.position_ids.shape[1] == 1:
+            steps = torch.arange(min(reach + 1, table.shape[1]), device=table.device)
+            rows = self.position_ids - steps  # (1 or B, steps)
+            coupling = torch.exp(-scale * steps) * (rows >= 0)
+            coupled = (coupling[..., None] * table[:, rows.clamp(min=0)]).sum(2, keepdim=True).transpose(0, 1)
+            return coupled[0] if coupled.shape[0] == 1 else coupled
         if self.end is not None:
-            # rows so far past the last token that their coupling is below rounding need not be read
-            reach = 0 if self.causal else math.ceil(-math.log(torch.finfo(table.dtype).eps) / scale)
-            table = table[:, : self.end + reach]
+            table = table[:, : self.end + (0 if self.causal else reach)]
         coupled = decayed_sum(table, scale) if self.causal else exponential_coupling(table, scale)
         if self.is_contiguous:
             return coupled[:, : self.position_ids.shape[1]]
@@ -198,9 +219,6 @@ class SequenceLayout(NamedTuple):
     def neighbourhood(self, key, scale, state=None):
         """r' K: for each token the mean key of the others (causally, of those before it), weighted by their coupling.
 
-        Distances count real tokens only, so padding, on either side or between, changes nothing. A token without
-        neighbours has 0.
-
         Args:
             key (`torch.Tensor`): `(batch, heads, length, m)`.
             scale (`float`): scale of the coupling.
@@ -209,32 +227,52 @@ class SequenceLayout(NamedTuple):
         Returns:
             `(batch, heads, length, m)`, and the `NeighbourhoodState` after the last real token (None if not causal).
         """
-        padding_mask = self.padding_mask
-        if self.order is not None:
-            key = reorder(key, self.order)
-            padding_mask = padding_mask.gather(1, self.order)
-        real = key.new_ones(key.shape[0], 1, key.shape[2], 1)
-        if padding_mask is not None:
-            real = padding_mask[:, None, :, None].to(key.dtype)  # (B, 1, N, 1)
-            key = key.masked_fill(real == 0, 0)
-        if self.causal:
-            total = _continued(key, scale, None if state is None else state.total)
-            weight = _continued(real, scale, None if state is None else state.weight)
-            state = NeighbourhoodState(_after_last(total, padding_mask), _after_last(weight, padding_mask))
-            total, weight = total[:, :, :-1], weight[:, :, :-1]
-        else:
-            total, weight = coupling_to_others(key, scale), coupling_to_others(real, scale)
-        neighbourhood = total / weight.clamp(min=torch.finfo(total.dtype).tiny)
-        if self.order is not None:
-            neighbourhood = reorder(neighbourhood, self.rank)
-        return neighbourhood, state
+        if self.causal and state is None:
+            state = NeighbourhoodState(key.new_zeros(*key.shape[:2], key.shape[3]), key.new_zeros(len(key), 1, 1))
+        total, weight = (None, None) if state is None else state
+        means, total, weight = run_pass(
+            mean_of_neighbours,
+            *(key, self.padding_mask, total, weight, self.order, self.rank),
+            scale=scale,
+            causal=self.causal,
+        )
+        return means, NeighbourhoodState(total, weight) if self.causal else None
+
+
+def mean_of_neighbours(key, padding_mask, total, weight, order, rank, *, scale, causal):
+    """The mean of the keys before and after each token (causally, before it), weighted by the coupling.
+
+    Distances count real tokens only, so padding, on either side or between, changes nothing. A token without neighbours
+    has 0.
+
+    Args:
+        key (`torch.Tensor`): `(batch, heads, length, m)`.
+        padding_mask, order, rank (`torch.Tensor`, *optional*): as of `SequenceLayout`.
+        total, weight (`torch.Tensor`): the fields of the `NeighbourhoodState` to go on from; None if not causal.
+
+    Returns:
+        `(means, total, weight)`: `(batch, heads, length, m)`, and the fields of the state after the last real token.
+    """
+    if order is not None:
+        key = reorder(key, order)
+        padding_mask = padding_mask.gather(1, order)
+    real = key.new_ones(key.shape[0], 1, key.shape[2], 1)
+    if padding_mask is not None:
+        real = padding_mask[:, None, :, None].to(key.dtype)  # (B, 1, N, 1)
+        key = key.masked_fill(real == 0, 0)
+    if causal:
+        totals, weights = _continued(key, scale, total), _continued(real, scale, weight)
+        total, weight = _after_last(totals, padding_mask), _after_last(weights, padding_mask)
+        totals, weights = totals[:, :, :-1], weights[:, :, :-1]
+    else:
+        totals, weights = coupling_to_others(key, scale), coupling_to_others(real, scale)
+    means = totals / weights.clamp(min=torch.finfo(totals.dtype).tiny)
+    return means if rank is None else reorder(means, rank), total, weight
 
 
 def _continued(x, scale, before):
     """`decayed_sum` of `(batch, heads, length, channels)` that goes on from `before`, `(batch, heads, channels)`, which
     also stands at the head of the result: `(batch, heads, 1 + length, channels)`."""
-    if before is None:
-        return nn.functional.pad(decayed_sum(x, scale), (0, 0, 1, 0))
     before = before[:, :, None]
     steps = torch.arange(1, x.shape[2] + 1, device=x.device, dtype=x.dtype)[:, None]
     return torch.cat((before, decayed_sum(x, scale) + torch.exp(-scale * steps) * before), dim=2)
@@ -248,11 +286,14 @@ def _after_last(x, padding_mask):
     return x.gather(2, last).squeeze(2)
 
 
-def sequence_layout(length, device, attention_mask=None, position_ids=None, causal=False, past_length=0):
+def sequence_layout(
+    length, device, attention_mask=None, position_ids=None, causal=False, past_length=0, past_counted=None
+):
     """The `SequenceLayout` of a batch.
 
     Left and inner padding are laid out as if the padding were not there. Whether a mask has any is asked of its values,
-    which a compiled or exported graph cannot do: there the general layout, right for every mask, is taken.
+    which a compiled or exported graph cannot do: there the general layout, right for every mask, is taken. Nor is it
+    asked for a single token, so that no step of decoding waits for the device.
 
     Args:
         length (`int`): tokens per sequence, padding included.
@@ -261,25 +302,33 @@ def sequence_layout(length, device, attention_mask=None, position_ids=None, caus
         position_ids (`torch.Tensor`, *optional*): `(1 or batch, length)`, instead of counting the real tokens.
         causal (`bool`): whether a token sees only those up to itself.
         past_length (`int`): tokens that are already in the cache, padding included.
+        past_counted (`torch.Tensor`, *optional*): `(batch, 1)`, how many of them are real; counted in the mask, and
+            without one all, by default.
     """
-    full_mask = padding_mask = order = rank = None
-    tokens_first = all_real = True
+    full_mask = padding_mask = order = rank = counted = None
+    tokens_first = True
     if attention_mask is not None:
         full_mask = attention_mask != 0
         padding_mask = full_mask[:, past_length:]
+        if past_length > 0 and past_counted is None:
+            past_counted = full_mask[:, :past_length].sum(-1, keepdim=True)
         if torch.compiler.is_compiling():
-            tokens_first = all_real = False
-        else:
-            all_real = bool(full_mask.all())
+            tokens_first = length == 1
+        elif length > 1:
             if padding_mask.all():
                 padding_mask = None
+                full_mask = full_mask if past_length > 0 else None
             else:
                 tokens_first = not (~padding_mask[:, :-1] & padding_mask[:, 1:]).any()
-            full_mask = None if all_real else full_mask
     if not tokens_first:
         order = padding_mask.long().argsort(dim=-1, descending=True, stable=True)
         rank = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)
-    counted = None if full_mask is None else full_mask.long().cumsum(-1)[:, past_length:]  # (B, N)
+    if padding_mask is not None or past_counted is not None:
+        if padding_mask is None:
+            counted = torch.arange(1, length + 1, device=device)[None]
+        else:
+            counted = padding_mask.long().cumsum(-1)
+        counted = counted + (past_length if past_counted is None else past_counted)  # (B, N)
 
     if not causal:
         num_written = max(length, 1) if counted is None else counted[:, -1:, None, None].clamp(min=1).float()
@@ -295,7 +344,9 @@ def sequence_layout(length, device, attention_mask=None, position_ids=None, caus
             position_ids = torch.arange(past_length, past_length + length, device=device)[None]
         else:
             position_ids = (counted - 1).clamp(min=0)
-    return SequenceLayout(causal, padding_mask, position_ids, end, is_contiguous, order, rank, num_written, full_mask)
+    return SequenceLayout(
+        *(causal, padding_mask, position_ids, end, is_contiguous, order, rank, counted, num_written, full_mask)
+    )
 
 
 def reorder(x, index):
@@ -320,16 +371,23 @@ class GridLayout(NamedTuple):
         grid: rows and columns of the image.
         own_grid: rows and columns of the grid that the model was made for.
         has_class_token: whether a class token stands before the patches.
+        geometry, place: as of `SequenceLayout`.
     """
 
     coordinates: torch.Tensor
     grid: tuple[int, int]
     own_grid: tuple[int, int]
     has_class_token: bool
+    geometry: torch.Tensor | None = None
 
     causal = False
     padding_mask = None
+    counted = None
     full_mask = None
+
+    @property
+    def place(self):
+        return self.grid
 
     @property
     def num_written(self):
@@ -352,7 +410,8 @@ class GridLayout(NamedTuple):
             rows = rows.unflatten(1, self.own_grid).permute(0, 3, 1, 2)  # (H, m, rows, columns)
             rows = nn.functional.interpolate(rows, size=self.grid, mode="bicubic", align_corners=False)
             table = torch.cat((class_row, self._area * rows.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
-        return self.coupling(scale, table.dtype) @ table
+        coupling = self.coupling(scale, table.dtype) if self.geometry is None else self.geometry
+        return coupling @ table
 
     def coupled_waves(self, num_frequencies, scale, dtype):
         """r S of the sines and cosines S of rows, then of columns: `(1, length, 4 * num_frequencies)`."""
@@ -365,13 +424,17 @@ class GridLayout(NamedTuple):
 
     def neighbourhood(self, key, scale, state=None):
         """r' K, as of `SequenceLayout`: `(batch, heads, length, m)`, and None."""
-        others = self.coupling(scale, key.dtype).fill_diagonal_(0)
+        weights = self.neighbour_weights(scale, key.dtype) if self.geometry is None else self.geometry
+        return weights @ key, None
+
+    def neighbour_weights(self, scale, dtype):
+        """r', `(length, length)`."""
+        others = self.coupling(scale, dtype).fill_diagonal_(0)
         # in units of the nearest neighbour, so that a large scale leaves something to normalise
         others = others * math.exp(
             scale * min(1.0, *(own / size for own, size in zip(self.own_grid, self.grid, strict=True)))
         )
-        weight = others.sum(-1, keepdim=True)
-        return (others / weight.clamp(min=torch.finfo(key.dtype).tiny)) @ key, None
+        return others / others.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
 
     @property
     def _area(self):

@@ -1,0 +1,165 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Which code computes neuron-astrocyte attention. This is the one place that decides.
+
+| backend | what it is | what it takes |
+| --- | --- | --- |
+| "plain" | the form in `neuron_astrocyte_attention.py`, in PyTorch's own operations | everything |
+| "cpp" | `neuron_astrocyte_cpu.py`, built by the machine's C++ compiler | float32, bfloat16 and float16 on a CPU |
+| "triton" | `neuron_astrocyte_triton.py`, built by Triton | the same on a GPU |
+
+"auto", the default, takes for each call the one that is made for the tensors' device and dtype, if the machine can
+build it, and else the plain form. `with attention_backend(name):` names another for a while, the environment variable
+`ASTROFORMER_BACKEND` another default; one that is named and cannot run is an error. What `torch.compile`,
+`torch.export` and the transforms of `torch.func` trace is always the plain form, which they compile themselves.
+
+A backend computes passes, each the twin of a plain function: `write_mode`, `read_mode` and `write_and_read_causally` of
+`neuron_astrocyte_attention.py`, and `mean_of_neighbours` of `token_layout.py`. A pass that a backend lacks runs in its
+plain form. Backward passes keep no more than the inputs. Where a second derivative is asked for, the plain form is
+differentiated in their place.
+"""
+
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+from .neuron_astrocyte_cpu import KERNELS as CPU_KERNELS
+from .neuron_astrocyte_cpu import is_available as cpu_is_available
+
+try:
+    from .neuron_astrocyte_triton import KERNELS as TRITON_KERNELS
+    from .neuron_astrocyte_triton import is_available as triton_is_available
+except ImportError:
+    triton_is_available = lambda x: False
+
+
+BACKENDS = ("auto", "plain", "cpp", "triton")
+
+_chosen = ContextVar("attention_backend", default=None)
+
+
+@contextmanager
+def attention_backend(name):
+    """Names the backend that computes neuron-astrocyte attention inside a `with` block.
+
+    Args:
+        name (`str`): "auto", "plain", "cpp" or "triton"; see the module's docstring.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    token = _chosen.set(_checked(name, "attention_backend"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def choose_backend(*tensors):
+    """The backend that computes a call on `tensors`, of which some may be None: "plain", "cpp" or "triton".
+
+    Raises:
+        RuntimeError: a backend was named that cannot take these tensors or cannot be built here.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "plain"
+    name = _chosen.get() or _checked(os.environ.get("ASTROFORMER_BACKEND") or "auto", "ASTROFORMER_BACKEND")
+    if name == "plain":
+        return name
+    tensors = [x for x in tensors if x is not None]
+    device = tensors[0].device
+    backend = name
+    if name == "auto":
+        backend = "cpp" if device.type == "cpu" else "triton"
+    obstacle = _obstacle(backend, device, tensors)
+    if obstacle is None:
+        return backend
+    if name == "auto":
+        return "plain"
+    raise RuntimeError(f"attention backend {name!r} was asked for, but {obstacle}; 'auto' would take another")
+
+
+def run_pass(plain, *tensors, **options):
+    """Computes one pass by the backend that is made for its tensors.
+
+    Args:
+        plain (function): the pass in its plain form; kernels are found under its name.
+        tensors (`torch.Tensor`, *optional*): its arguments by position, of which some may be None.
+        options: its arguments by name.
+    """
+    kernels = _KERNELS[choose_backend(*tensors)].get(plain.__name__)
+    if kernels is None:
+        return plain(*tensors, **options)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return _FusedPass.apply(kernels, plain, options, *tensors)
+    return kernels[0](*tensors, **options)
+
+
+def _checked(name, source):
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return name
+
+
+def _obstacle(backend, device, tensors):
+    """Why a backend cannot compute a call, or None if it can."""
+    if any(type(x) not in (torch.Tensor, torch.nn.Parameter) for x in tensors):  # fake or distributed, say
+        return f"it takes plain tensors, not {', '.join(sorted({type(x).__name__ for x in tensors}))}"
+    if any(x.dtype == torch.float64 for x in tensors):
+        return "it does not compute in float64"
+    if any(x.device != device for x in tensors):
+        return "the tensors are on several devices"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func does not transform it"
+    if backend == "cpp":
+        if device.type != "cpu":
+            return f"the tensors are on {device}"
+        return None if cpu_is_available() else "it could not be built here: no C++ compiler (see the log)"
+    return None if triton_is_available(tensors[0]) else f"Triton cannot compute on {device} here"
+
+
+_KERNELS = {"plain": {}, "cpp": CPU_KERNELS, "triton": TRITON_KERNELS}
+
+# Where a pass takes the padding mask, which has no gradient; and the names of the gradients that its backward kernel takes.
+_PADDING_MASK = {"write_mode": 3, "write_and_read_causally": 4, "mean_of_neighbours": 1}
+_GRADIENTS = {
+    "write_mode": ("d_hebbian", "d_calcium"),
+    "read_mode": ("d_output",),
+    "write_and_read_causally": ("d_output", "d_hebbian", "d_calcium"),
+    "mean_of_neighbours": ("d_means", "d_total", "d_weight"),
+}
+
+
+class _FusedPass(torch.autograd.Function):
+    """A pass by its kernels, as a node of the graph."""
+
+    @staticmethod
+    def forward(ctx, kernels, plain, options, *tensors):
+        ctx.backward_kernel, ctx.plain, ctx.options = kernels[1], plain, options
+        ctx.save_for_backward(*tensors)
+        return kernels[0](*tensors, **options)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        tensors, name = ctx.saved_tensors, ctx.plain.__name__
+        if torch.is_grad_enabled():  # a derivative of the gradients themselves will be asked for
+            outputs = ctx.plain(*tensors, **ctx.options)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            pairs = [(y, d_y) for y, d_y in zip(outputs, gradients, strict=True) if y is not None and y.requires_grad]
+            wanted = [i for i, x in enumerate(tensors) if x is not None and x.requires_grad]
+            found = torch.autograd.grad(
+                [y for y, _ in pairs],
+                [tensors[i] for i in wanted],
+                [gradient for _, gradient in pairs],
+                create_graph=True,
+                allow_unused=True,
+            )
+            of_tensors = dict(zip(wanted, found, strict=True))
+            return None, None, None, *(of_tensors.get(i) for i in range(len(tensors)))
+        options = {option: value for option, value in ctx.options.items() if option != "output_dtype"}
+        named = dict(zip(_GRADIENTS[name], gradients, strict=True))
+        of_tensors = list(ctx.backward_kernel(*tensors, **options, **named))
+        if name in _PADDING_MASK:
+            of_tensors.insert(_PADDING_MASK[name], None)
+        return None, None, None, *of_tensors

@@ -1,0 +1,1169 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Neuron-astrocyte attention on the CPU: the operation's passes fused in C++, built by the machine's own compiler.
+
+The plain form in `neuron_astrocyte_attention.py` spends most of its time moving activities through memory. Here a block
+of `BLOCK` tokens is taken through everything that happens to it while it lies in the nearest cache: its activity is
+worked out, multiplied, and forgotten. Nothing of the size of the input is written but the result, forward and backward;
+the backward pass works the activities out again. Six functions, each the twin of a pass of the plain form, make up the
+interface of a backend (see `attention_backends.py`):
+
+    write_forward, write_backward      write mode: keys, values and the astrocyte code to the synapses
+    read_forward, read_backward        read mode: queries to answers
+    causal_forward, causal_backward    both at once, each token reading what was written up to itself
+
+The source is compiled when it is first needed, which takes a few seconds, and kept in `~/.cache/astroformer_hf` (or in
+`ASTROFORMER_CACHE`). It is portable C++ with the vector extensions of GCC and Clang, and does not depend on lengths or
+sizes: nothing is ever compiled twice. Without a compiler `is_available` is False, and the plain form runs.
+
+Letters in shape comments: B batch, H heads, N tokens, F features (phi of m hidden neurons), d head size.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+
+FEATURE_MAPS = ("elu", "relu", "exp", "identity")  # as numbered by FeatureMap in the source
+
+SOURCE = r"""
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+// ---- vectors ---------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+enum { LANES = 16, COLUMNS = 4 };
+#elif defined(__AVX__)
+enum { LANES = 8, COLUMNS = 2 };
+#elif defined(__aarch64__)
+enum { LANES = 4, COLUMNS = 4 };
+#else
+enum { LANES = 4, COLUMNS = 2 };
+#endif
+enum { ROWS = 6, BLOCK = 48 };  // rows of a register tile; tokens per block
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline Vector load(const float* p) { return *(const Unaligned*)p; }
+static inline void store(float* p, Vector x) { *(Unaligned*)p = x; }
+static inline Vector broadcast(float x) { return Vector{} + x; }
+
+template <int N>
+struct Lanes {
+    typedef float Type __attribute__((vector_size(4 * N)));
+};
+
+template <int N>
+static inline float sum_of(typename Lanes<N>::Type x) {  // by halves
+    if (N == 2) return x[0] + x[1];
+    enum { HALF = N > 2 ? N / 2 : 2 };
+    typename Lanes<HALF>::Type low, high;
+    memcpy(&low, &x, sizeof low);
+    memcpy(&high, (char*)&x + sizeof x - sizeof high, sizeof high);
+    return sum_of<HALF>(low + high);
+}
+
+static inline float sum(Vector x) { return sum_of<LANES>(x); }
+
+// e^x for x <= 88, within 2 units in the last place; below -87 it stays at e^-87
+static inline Vector exponential(Vector x) {
+    x = x < -87.0f ? broadcast(-87.0f) : x;                // in this order a NaN stays one
+    const Vector shifted = x * 1.44269504f + 12582912.0f;  // the nearest integer to x / log 2 is in the low bits
+    const Vector n = shifted - 12582912.0f;
+    const Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    Vector y = r * 8.31252057e-3f + 4.18901592e-2f;  // minimax, relative to e^r on |r| <= log(2) / 2
+    y = y * r + 1.66671142e-1f;
+    y = y * r + 4.99992311e-1f;
+    y = y * (r * r) + r + 1.0f;
+    return (Vector)((Integers)y + ((Integers)shifted << 23));
+}
+
+// natural logarithm of a positive normal number
+static inline Vector logarithm(Vector x) {
+    // x = 2^n y with y in [sqrt(1/2), sqrt(2))
+    const Integers bits = (Integers)x - 0x3f3504f3;
+    const Vector n = __builtin_convertvector(bits >> 23, Vector);
+    const Vector r = (Vector)((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
+    Vector y = r * 7.0376836292e-2f - 1.1514610310e-1f;
+    y = y * r + 1.1676998740e-1f;
+    y = y * r - 1.2420140846e-1f;
+    y = y * r + 1.4249322787e-1f;
+    y = y * r - 1.6668057665e-1f;
+    y = y * r + 2.0000714765e-1f;
+    y = y * r - 2.4999993993e-1f;
+    y = y * r + 3.3333331174e-1f;
+    y = (y * r - 0.5f) * (r * r) + r;
+    return y + n * 0.693147181f;
+}
+
+// ---- small matrix products -----------------------------------------------------------------------------------------
+
+enum Result { SET, ADD };              // c = a b, or c += a b
+enum Operand { PLAIN, TRANSPOSED };    // whether a is stored as (m x k) or as (k x m)
+enum Triangle { FULL, LOWER, UPPER };  // which entries of a, whose rows and columns are tokens, are not zero
+
+template <int R, int C, Result RESULT, Operand A>
+static inline void tile(int64_t k, const float* a, int64_t a_row, const float* b, int64_t b_row, float* c,
+                        int64_t c_row) {
+    Vector sums[R][C] = {};
+    for (int64_t i = 0; i < k; i++, b += b_row) {
+        Vector right[C];
+#pragma GCC unroll 8
+        for (int j = 0; j < C; j++) right[j] = load(b + j * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const float left = A == TRANSPOSED ? a[i * a_row + r] : a[r * a_row + i];
+#pragma GCC unroll 8
+            for (int j = 0; j < C; j++) sums[r][j] += left * right[j];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < C; j++) {
+            float* p = c + r * c_row + j * LANES;
+            store(p, RESULT == ADD ? load(p) + sums[r][j] : sums[r][j]);
+        }
+}
+
+template <int C, Result RESULT, Operand A>
+static inline void tile_of_rows(int64_t rows, int64_t k, const float* a, int64_t a_row, const float* b, int64_t b_row,
+                                float* c, int64_t c_row) {
+    switch (rows) {
+        case 1: return tile<1, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
+        case 2: return tile<2, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
+        case 3: return tile<3, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
+        case 4: return tile<4, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
+        case 5: return tile<5, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
+        default: return tile<ROWS, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
+    }
+}
+
+// c (m x n) from a (m x k) and b (k x n); n is a whole number of vectors, each row of a stored matrix a stride long
+template <Result RESULT, Operand A = PLAIN, Triangle SHAPE = FULL>
+static void product(int64_t m, int64_t k, int64_t n, const float* a, int64_t a_row, const float* b, int64_t b_row,
+                    float* c, int64_t c_row) {
+    for (int64_t i = 0; i < m; i += ROWS) {
+        const int64_t rows = smaller(m - i, ROWS);
+        const int64_t first = SHAPE == UPPER ? i : 0, terms = (SHAPE == LOWER ? smaller(i + rows, k) : k) - first;
+        const float* left = a + (A == TRANSPOSED ? first * a_row + i : i * a_row + first);
+        for (int64_t j = 0; j < n; j += COLUMNS * LANES) {
+            const float* right = b + first * b_row + j;
+            float* result = c + i * c_row + j;
+            switch (smaller((n - j) / LANES, COLUMNS)) {
+                case 1: tile_of_rows<1, RESULT, A>(rows, terms, left, a_row, right, b_row, result, c_row); break;
+                case 2: tile_of_rows<2, RESULT, A>(rows, terms, left, a_row, right, b_row, result, c_row); break;
+                case 3: tile_of_rows<3, RESULT, A>(rows, terms, left, a_row, right, b_row, result, c_row); break;
+                default: tile_of_rows<COLUMNS, RESULT, A>(rows, terms, left, a_row, right, b_row, result, c_row);
+            }
+        }
+    }
+}
+
+// ---- what the functions are given: see Arguments in Python ---------------------------------------------------------
+
+struct View {  // a tensor (B, H, N, .), contiguous in its last dimension; no data if there is no tensor
+    float* data;
+    int64_t batch, head, row;  // strides in elements
+    float* at(int64_t b, int64_t h, int64_t t) const { return data + b * batch + h * head + t * row; }
+};
+
+struct Mask {  // (B, N), not 0 where a token is real
+    const uint8_t* data;
+    int64_t batch, row;
+    bool real(int64_t b, int64_t t) const { return !data || data[b * batch + t * row]; }
+};
+
+struct Arguments {
+    int64_t threads, batch, heads, length, features, head_dim, splits, feature_map, feedback, causal, adjoint;
+    double alpha, scale;
+    View query, key, value, code, output, d_query, d_key, d_value, d_code, d_output;
+    Mask mask;
+    float *hebbian, *calcium, *plasticity;        // (B, H, F, d), (B, H, F), (B, H, F), contiguous
+    float *d_hebbian, *d_calcium, *d_plasticity;  // the same
+    float *end_hebbian, *end_calcium;             // the same, after the last token
+};
+
+enum FeatureMap { ELU, RELU, EXP, IDENTITY };
+
+static const float CALCIUM_FLOOR = 1e-20f, EXP_CEILING = 30.0f;
+
+// ---- rows of a block, between tensors and the cache; there they are padded with zeros to whole vectors --------------
+
+static inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+static inline Vector keep(Vector x, int64_t n) {  // the first n lanes, 0 in the others
+    if (n >= LANES) return x;
+    Vector kept = {};
+    memcpy(&kept, &x, 4 * n);
+    return kept;
+}
+
+static inline Vector load_some(const float* p, int64_t n) {
+    if (n >= LANES) return load(p);
+    Vector x = {};
+    memcpy(&x, p, 4 * n);
+    return x;
+}
+
+static inline void store_some(float* p, Vector x, int64_t n) {
+    if (n >= LANES) store(p, x);
+    else memcpy(p, &x, 4 * n);
+}
+
+template <FeatureMap MAP>
+static inline Vector phi(Vector x) {  // each keeps a NaN
+    const Vector zero = {};
+    if (MAP == ELU) return exponential(x > zero ? zero : x) + (x > zero ? x : zero);
+    if (MAP == RELU) return x < zero ? zero : x;
+    if (MAP == EXP) return exponential(x > EXP_CEILING ? broadcast(EXP_CEILING) : x);
+    return x;
+}
+
+// the same of the last n values of a row, with zeros after them
+template <FeatureMap MAP>
+static inline Vector rest_of(const float* p, int64_t n) {
+    return keep(phi<MAP>(load_some(p, n)), n);
+}
+
+template <FeatureMap MAP>
+static inline Vector slope(Vector x, Vector activity) {  // of phi
+    const Vector zero = {}, one = broadcast(1.0f);
+    if (MAP == ELU) return x > zero ? one : activity;
+    if (MAP == RELU) return x > zero ? one : zero;
+    if (MAP == EXP) return x > EXP_CEILING ? zero : activity;
+    return one;
+}
+
+struct Place {  // a block of tokens of one head
+    const Arguments& in;
+    int64_t b, h, start, rows;
+    int64_t F, d, Fp, dp;  // features and head size, and both padded
+
+    Place(const Arguments& in, int64_t b, int64_t h, int64_t start, int64_t end)
+        : in(in),
+          b(b),
+          h(h),
+          start(start),
+          rows(smaller(BLOCK, end - start)),
+          F(in.features),
+          d(in.head_dim),
+          Fp(padded(F)),
+          dp(padded(d)) {}
+
+    bool real(int64_t t) const { return in.mask.real(b, start + t); }
+
+    template <FeatureMap MAP, Result RESULT>
+    void activity_of(const View& x, bool masked, float* y) const {
+        for (int64_t t = 0; t < rows; t++, y += Fp) {
+            if (masked && !real(t)) {
+                if (RESULT == SET) memset(y, 0, 4 * Fp);
+                continue;
+            }
+            const float* row = x.at(b, h, start + t);
+            for (int64_t j = 0; j < F; j += LANES) {
+                Vector activity = j + LANES <= F ? phi<MAP>(load(row + j)) : rest_of<MAP>(row + j, F - j);
+                store(y + j, RESULT == ADD ? load(y + j) + activity : activity);
+            }
+        }
+    }
+
+    // y = phi(x), or added to y; 0 at padded tokens if `masked`
+    template <Result RESULT = SET>
+    void activity(const View& x, bool masked, float* y) const {
+        switch (in.feature_map) {
+            case ELU: return activity_of<ELU, RESULT>(x, masked, y);
+            case RELU: return activity_of<RELU, RESULT>(x, masked, y);
+            case EXP: return activity_of<EXP, RESULT>(x, masked, y);
+            default: return activity_of<IDENTITY, RESULT>(x, masked, y);
+        }
+    }
+
+    template <FeatureMap MAP>
+    void back_through(const View& x, bool masked, const float* y, const float* d_y, const View& d_x, bool add) const {
+        for (int64_t t = 0; t < rows; t++, y += Fp, d_y += Fp) {
+            float* d_row = d_x.at(b, h, start + t);
+            if (masked && !real(t)) {
+                if (!add) memset(d_row, 0, 4 * F);
+                continue;
+            }
+            const float* row = x.at(b, h, start + t);
+            for (int64_t j = 0; j < F; j += LANES) {
+                Vector gradient = load(d_y + j) * slope<MAP>(load_some(row + j, F - j), load(y + j));
+                if (add) gradient += load_some(d_row + j, F - j);
+                store_some(d_row + j, gradient, F - j);
+            }
+        }
+    }
+
+    // d_x = (or +=) the gradient of x, given y = phi(x) and its gradient
+    void gradient(const View& x, bool masked, const float* y, const float* d_y, const View& d_x,
+                  bool add = false) const {
+        switch (in.feature_map) {
+            case ELU: return back_through<ELU>(x, masked, y, d_y, d_x, add);
+            case RELU: return back_through<RELU>(x, masked, y, d_y, d_x, add);
+            case EXP: return back_through<EXP>(x, masked, y, d_y, d_x, add);
+            default: return back_through<IDENTITY>(x, masked, y, d_y, d_x, add);
+        }
+    }
+
+    void load_rows(const View& x, bool masked, float* y) const {  // of the head size
+        for (int64_t t = 0; t < rows; t++, y += dp) {
+            if (masked && !real(t)) {
+                memset(y, 0, 4 * dp);
+                continue;
+            }
+            const float* row = x.at(b, h, start + t);
+            for (int64_t j = 0; j < d; j += LANES) store(y + j, load_some(row + j, d - j));
+        }
+    }
+
+    // the same where they lie if nothing needs to be done to them; `stride` tells them apart
+    const float* rows_of(const View& x, bool masked, float* copy, int64_t& stride) const {
+        const bool as_is = d == dp && !(masked && in.mask.data);
+        stride = as_is ? x.row : dp;
+        if (!as_is) load_rows(x, masked, copy);
+        return as_is ? x.at(b, h, start) : copy;
+    }
+
+    void store_rows(const float* y, const View& x, bool masked = false) const {
+        for (int64_t t = 0; t < rows; t++, y += dp) {
+            float* row = x.at(b, h, start + t);
+            if (masked && !real(t)) memset(row, 0, 4 * d);
+            else
+                for (int64_t j = 0; j < d; j += LANES) store_some(row + j, load(y + j), d - j);
+        }
+    }
+
+    // phi(K) + phi(R), and phi(K) alone if `presynaptic` is not null
+    void imprint(float* imprint, float* presynaptic) const {
+        activity(in.key, true, imprint);
+        if (presynaptic) memcpy(presynaptic, imprint, 4 * rows * Fp);
+        if (in.code.data) activity<ADD>(in.code, true, imprint);
+    }
+};
+
+static inline void scale_row(float* row, int64_t n, float factor) {
+    for (int64_t j = 0; j < n; j += LANES) store(row + j, load(row + j) * factor);
+}
+
+static inline void add_row(float* sum, const float* row, int64_t n, float factor = 1) {
+    for (int64_t j = 0; j < n; j += LANES) store(sum + j, load(sum + j) + load(row + j) * factor);
+}
+
+static inline float dot(const float* a, const float* b, int64_t n) {
+    Vector total = {};
+    for (int64_t j = 0; j < n; j += LANES) total += load(a + j) * load(b + j);
+    return sum(total);
+}
+
+static inline float feedback_of(float response) {
+    return response > CALCIUM_FLOOR || response != response ? 1 / response : 0;
+}
+
+// matrices of a state, (F, d) or (F), to and from their padded form
+static void load_matrix(const float* x, int64_t rows, int64_t columns, float* y, int64_t y_row, float factor = 1) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j += LANES)
+            store(y + i * y_row + j, load_some(x + i * columns + j, columns - j) * factor);
+}
+
+static void store_matrix(const float* y, int64_t y_row, int64_t rows, int64_t columns, float* x) {
+    for (int64_t i = 0; i < rows; i++) memcpy(x + i * columns, y + i * y_row, 4 * columns);
+}
+
+// y (n x m) = x (m x n); in squares of a cache line, so that neither side strides through memory
+static void transpose(const float* x, int64_t m, int64_t n, int64_t x_row, float* y, int64_t y_row) {
+    enum { SIDE = 16 };
+    for (int64_t i = 0; i < m; i += SIDE)
+        for (int64_t j = 0; j < n; j += SIDE)
+            for (int64_t c = j; c < smaller(j + SIDE, n); c++)
+                for (int64_t r = i; r < smaller(i + SIDE, m); r++) y[c * y_row + r] = x[r * x_row + c];
+}
+
+// memory of one thread, handed out in pieces that start out as zeros
+struct Scratch {
+    char* memory = nullptr;
+    size_t used = 0, size;
+    explicit Scratch(size_t floats) : size(4 * floats + 64 * 64) {
+        memory = (char*)aligned_alloc(64, (size + 63) / 64 * 64);
+    }
+    ~Scratch() { free(memory); }
+    Scratch(const Scratch&) = delete;
+    float* take(int64_t floats) {
+        float* piece = (float*)(memory + used);
+        used += (4 * floats + 63) / 64 * 64;
+        memset(piece, 0, 4 * floats);
+        return piece;
+    }
+};
+
+// one of `parts` about equal ranges of whole blocks
+static inline void range_of(int64_t length, int64_t part, int64_t parts, int64_t& first, int64_t& last) {
+    const int64_t blocks = (length + BLOCK - 1) / BLOCK;
+    first = smaller(blocks * part / parts * BLOCK, length), last = smaller(blocks * (part + 1) / parts * BLOCK, length);
+}
+
+// ---- write mode ----------------------------------------------------------------------------------------------------
+
+// hebbian (splits, B, H, F, d) and calcium (splits, B, H, F): what each part of the sequence writes
+extern "C" void write_forward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(Fp * dp + Fp + BLOCK * (Fp + dp));
+        float *hebbian = scratch.take(Fp * dp), *calcium = scratch.take(Fp);
+        float *imprint = scratch.take(BLOCK * Fp), *value = scratch.take(BLOCK * dp);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < heads * in.splits; task++) {
+            const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
+            int64_t first, last;
+            range_of(in.length, task / heads, in.splits, first, last);
+            memset(hebbian, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
+            for (int64_t start = first; start < last; start += BLOCK) {
+                const Place place(in, b, h, start, last);
+                place.activity(in.key, true, imprint);
+                for (int64_t t = 0; t < place.rows; t++) add_row(calcium, imprint + t * Fp, Fp);
+                if (in.code.data) place.activity<ADD>(in.code, true, imprint);
+                int64_t stride;
+                const float* rows = place.rows_of(in.value, true, value, stride);
+                product<ADD, TRANSPOSED>(F, place.rows, dp, imprint, Fp, rows, stride, hebbian, dp);
+            }
+            store_matrix(hebbian, dp, F, d, in.hebbian + task * F * d);
+            memcpy(in.calcium + task * F, calcium, 4 * F);
+        }
+    }
+}
+
+// d_key, d_value, d_code of d_hebbian and d_calcium; a code that the batch shares collects the gradients of all of it
+extern "C" void write_backward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d);
+    const bool shared = in.code.data && in.code.batch == 0;
+    const int64_t batches = shared ? in.batch : 1, heads = in.batch * in.heads / batches;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(2 * Fp * dp + Fp + BLOCK * (4 * Fp + 2 * dp));
+        float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(dp * Fp), *calcium = scratch.take(Fp);
+        float *presynaptic = scratch.take(BLOCK * Fp), *process = scratch.take(BLOCK * Fp);
+        float *d_imprint = scratch.take(BLOCK * Fp), *d_presynaptic = scratch.take(BLOCK * Fp);
+        float *value = scratch.take(BLOCK * dp), *d_value = scratch.take(BLOCK * dp);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < heads * in.splits; task++) {
+            int64_t first, last;
+            range_of(in.length, task / heads, in.splits, first, last);
+            for (int64_t batch = 0; batch < batches; batch++) {
+                const int64_t b = shared ? batch : task % heads / in.heads, h = task % in.heads,
+                              head = b * in.heads + h;
+                load_matrix(in.d_hebbian + head * F * d, F, d, hebbian, dp);
+                transpose(hebbian, F, d, dp, transposed, Fp);
+                memcpy(calcium, in.d_calcium + head * F, 4 * F);
+                for (int64_t start = first; start < last; start += BLOCK) {
+                    const Place place(in, b, h, start, last);
+                    place.load_rows(in.value, true, value);
+                    product<SET>(place.rows, d, Fp, value, dp, transposed, Fp, d_imprint, Fp);
+                    place.activity(in.key, true, presynaptic);
+                    for (int64_t i = 0; i < place.rows; i++)
+                        for (int64_t j = 0; j < Fp; j += LANES)
+                            store(d_presynaptic + i * Fp + j, load(d_imprint + i * Fp + j) + load(calcium + j));
+                    place.gradient(in.key, true, presynaptic, d_presynaptic, in.d_key);
+                    if (in.code.data) {
+                        place.activity(in.code, true, process);
+                        place.gradient(in.code, true, process, d_imprint, in.d_code, batch > 0);
+                        for (int64_t i = 0; i < place.rows; i++) add_row(presynaptic + i * Fp, process + i * Fp, Fp);
+                    }
+                    product<SET>(place.rows, F, dp, presynaptic, Fp, hebbian, dp, d_value, dp);
+                    place.store_rows(d_value, in.d_value, true);
+                }
+            }
+        }
+    }
+}
+
+// ---- read mode -----------------------------------------------------------------------------------------------------
+
+// output of query, hebbian and, with feedback, plasticity
+extern "C" void read_forward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(Fp * dp + Fp + BLOCK * (Fp + dp));
+        float *hebbian = scratch.take(Fp * dp), *plasticity = scratch.take(Fp);
+        float *activity = scratch.take(BLOCK * Fp), *output = scratch.take(BLOCK * dp);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < heads * in.splits; task++) {
+            const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
+            int64_t first, last;
+            range_of(in.length, task / heads, in.splits, first, last);
+            load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
+            if (in.feedback) memcpy(plasticity, in.plasticity + head * F, 4 * F);
+            for (int64_t start = first; start < last; start += BLOCK) {
+                const Place place(in, b, h, start, last);
+                place.activity(in.query, false, activity);
+                float* rows = d == dp ? in.output.at(b, h, start) : output;
+                const int64_t stride = d == dp ? in.output.row : dp;
+                product<SET>(place.rows, F, dp, activity, Fp, hebbian, dp, rows, stride);
+                if (in.feedback)
+                    for (int64_t t = 0; t < place.rows; t++)
+                        scale_row(rows + t * stride, dp, feedback_of(dot(activity + t * Fp, plasticity, Fp)));
+                if (d != dp) place.store_rows(output, in.output);
+            }
+        }
+    }
+}
+
+// d_query, and for each part of the sequence d_hebbian (splits, B, H, F, d) and d_plasticity (splits, B, H, F)
+extern "C" void read_backward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(3 * Fp * dp + 2 * Fp + BLOCK * (2 * Fp + dp));
+        float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(dp * Fp), *plasticity = scratch.take(Fp);
+        float *d_hebbian = scratch.take(Fp * dp), *d_plasticity = scratch.take(Fp);
+        float *activity = scratch.take(BLOCK * Fp), *d_activity = scratch.take(BLOCK * Fp);
+        float* d_output = scratch.take(BLOCK * dp);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < heads * in.splits; task++) {
+            const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
+            int64_t first, last;
+            range_of(in.length, task / heads, in.splits, first, last);
+            load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
+            transpose(hebbian, F, d, dp, transposed, Fp);
+            if (in.feedback) memcpy(plasticity, in.plasticity + head * F, 4 * F);
+            memset(d_hebbian, 0, 4 * Fp * dp), memset(d_plasticity, 0, 4 * Fp);
+            for (int64_t start = first; start < last; start += BLOCK) {
+                const Place place(in, b, h, start, last);
+                place.load_rows(in.d_output, false, d_output);
+                product<SET>(place.rows, d, Fp, d_output, dp, transposed, Fp, d_activity, Fp);
+                place.activity(in.query, false, activity);
+                if (in.feedback)
+                    for (int64_t t = 0; t < place.rows; t++) {
+                        float* of_activity = d_activity + t * Fp;
+                        const float feedback = feedback_of(dot(activity + t * Fp, plasticity, Fp));
+                        // d_output . (phi(Q) H), which the forward pass had and did not keep, is phi(Q) . (d_output
+                        // H^T)
+                        const float d_response = -feedback * feedback * dot(activity + t * Fp, of_activity, Fp);
+                        scale_row(of_activity, Fp, feedback), scale_row(d_output + t * dp, dp, feedback);
+                        add_row(of_activity, plasticity, Fp, d_response);
+                        add_row(d_plasticity, activity + t * Fp, Fp, d_response);
+                    }
+                place.gradient(in.query, false, activity, d_activity, in.d_query);
+                product<ADD, TRANSPOSED>(F, place.rows, dp, activity, Fp, d_output, dp, d_hebbian, dp);
+            }
+            store_matrix(d_hebbian, dp, F, d, in.d_hebbian + task * F * d);
+            if (in.feedback) memcpy(in.d_plasticity + task * F, d_plasticity, 4 * F);
+        }
+    }
+}
+
+// ---- causal: both at once ------------------------------------------------------------------------------------------
+
+// g = z^alpha, and where `slope` is not null alpha z^(alpha - 1): presynaptic_plasticity in Python
+static inline void plasticity_of(const float* calcium, float alpha, int64_t n, float* plasticity, float* slope) {
+    for (int64_t j = 0; j < n; j += LANES) {
+        const Vector z = load(calcium + j), zero = {}, floored = z < CALCIUM_FLOOR ? broadcast(CALCIUM_FLOOR) : z;
+        const Vector g = alpha == 1 ? z : exponential(alpha * logarithm(floored));
+        store(plasticity + j, z > CALCIUM_FLOOR ? g : z != z ? z : zero);
+        if (slope) store(slope + j, z > CALCIUM_FLOOR ? alpha * g / floored : zero);
+    }
+}
+
+static void clear_outside(float* scores, int64_t rows, Triangle shape) {  // as far as a triangular product reads
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t tile = i / ROWS * ROWS;
+        if (shape == LOWER)
+            for (int64_t j = i + 1; j < smaller(tile + ROWS, rows); j++) scores[i * BLOCK + j] = 0;
+        else
+            for (int64_t j = tile; j < i; j++) scores[i * BLOCK + j] = 0;
+    }
+}
+
+// output; end_hebbian and end_calcium continue hebbian and calcium
+extern "C" void causal_forward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(Fp * dp + 2 * Fp + BLOCK * (4 * Fp + 2 * dp + BLOCK));
+        float *hebbian = scratch.take(Fp * dp), *calcium = scratch.take(Fp), *plasticity = scratch.take(Fp);
+        float *activity = scratch.take(BLOCK * Fp), *presynaptic = scratch.take(BLOCK * Fp);
+        float *imprint = scratch.take(BLOCK * Fp), *transposed = scratch.take(Fp * BLOCK);
+        float *value = scratch.take(BLOCK * dp), *output = scratch.take(BLOCK * dp),
+              *scores = scratch.take(BLOCK * BLOCK);
+#pragma omp for schedule(dynamic)
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t b = head / in.heads, h = head % in.heads;
+            load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
+            memcpy(calcium, in.calcium + head * F, 4 * F);
+            for (int64_t start = 0; start < in.length; start += BLOCK) {
+                const Place place(in, b, h, start, in.length);
+                const int64_t rows = place.rows;
+                place.activity(in.query, false, activity);
+                place.imprint(imprint, presynaptic);
+                place.load_rows(in.value, true, value);
+                product<SET>(rows, F, dp, activity, Fp, hebbian, dp, output, dp);
+                transpose(imprint, rows, F, Fp, transposed, BLOCK);
+                product<SET>(rows, F, padded(rows), activity, Fp, transposed, BLOCK, scores, BLOCK);
+                clear_outside(scores, rows, LOWER);
+                product<ADD, PLAIN, LOWER>(rows, rows, dp, scores, BLOCK, value, dp, output, dp);
+                for (int64_t t = 0; t < rows; t++) {
+                    float factor = in.scale;
+                    if (in.feedback) {
+                        add_row(calcium, presynaptic + t * Fp, Fp);
+                        plasticity_of(calcium, in.alpha, Fp, plasticity, nullptr);
+                        factor *= feedback_of(dot(activity + t * Fp, plasticity, Fp));
+                    }
+                    scale_row(output + t * dp, dp, factor);
+                }
+                place.store_rows(output, in.output);
+                product<ADD, TRANSPOSED>(F, rows, dp, imprint, Fp, value, dp, hebbian, dp);
+                if (!in.feedback)
+                    for (int64_t t = 0; t < rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
+            }
+            store_matrix(hebbian, dp, F, d, in.end_hebbian + head * F * d);
+            memcpy(in.end_calcium + head * F, calcium, 4 * F);
+        }
+    }
+}
+
+// d_query by going through the sequence with the state again; d_key, d_value, d_code by going back with the gradient of
+// the state, which at last is that of the initial one. d_hebbian and d_calcium hold the gradient of the end on entry
+// and that of the beginning on return.
+extern "C" void causal_backward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
+    const int64_t blocks = (in.length + BLOCK - 1) / BLOCK;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(2 * Fp * dp + 3 * Fp + blocks * (Fp + 2 * BLOCK) + BLOCK * (8 * Fp + 4 * dp + 2 * BLOCK));
+        float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(Fp * dp);
+        float *calcium = scratch.take(Fp), *plasticity = scratch.take(Fp);
+        float *d_calcium = scratch.take(Fp), *calcium_before = scratch.take(blocks * Fp);
+        float *feedback = scratch.take(blocks * BLOCK), *d_response = scratch.take(blocks * BLOCK);
+        float *activity = scratch.take(BLOCK * Fp), *d_activity = scratch.take(BLOCK * Fp);
+        float *presynaptic = scratch.take(BLOCK * Fp), *process = scratch.take(BLOCK * Fp);
+        float *imprint = scratch.take(BLOCK * Fp), *d_imprint = scratch.take(BLOCK * Fp);
+        float *slopes = scratch.take(BLOCK * Fp), *features_by_row = scratch.take(Fp * BLOCK);
+        float *value = scratch.take(BLOCK * dp), *d_value = scratch.take(BLOCK * dp),
+              *d_output = scratch.take(BLOCK * dp);
+        float *values_by_row = scratch.take(dp * BLOCK), *scores = scratch.take(BLOCK * BLOCK);
+#pragma omp for schedule(dynamic)
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t b = head / in.heads, h = head % in.heads;
+
+            load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
+            transpose(hebbian, F, d, dp, transposed, Fp);  // H^T is what goes through the sequence here
+            memcpy(calcium, in.calcium + head * F, 4 * F);
+            for (int64_t block = 0; block < blocks; block++) {
+                const Place place(in, b, h, block * BLOCK, in.length);
+                const int64_t rows = place.rows;
+                memcpy(calcium_before + block * Fp, calcium, 4 * Fp);
+                place.activity(in.query, false, activity);
+                place.imprint(imprint, presynaptic);
+                place.load_rows(in.value, true, value);
+                place.load_rows(in.d_output, false, d_output);
+                product<SET>(rows, d, Fp, d_output, dp, transposed, Fp, d_activity, Fp);
+                transpose(value, rows, d, dp, values_by_row, BLOCK);
+                product<SET>(rows, d, padded(rows), d_output, dp, values_by_row, BLOCK, scores, BLOCK);
+                clear_outside(scores, rows, LOWER);
+                product<ADD, PLAIN, LOWER>(rows, rows, Fp, scores, BLOCK, imprint, Fp, d_activity, Fp);
+                for (int64_t t = 0; t < rows; t++) {
+                    float *of_activity = d_activity + t * Fp, factor = in.scale;
+                    if (in.feedback) {
+                        add_row(calcium, presynaptic + t * Fp, Fp);
+                        plasticity_of(calcium, in.alpha, Fp, plasticity, nullptr);
+                        const float p = feedback_of(dot(activity + t * Fp, plasticity, Fp));
+                        d_response[place.start + t] = -in.scale * p * p * dot(activity + t * Fp, of_activity, Fp);
+                        factor *= p;
+                    }
+                    scale_row(of_activity, Fp, factor);
+                    if (in.feedback) add_row(of_activity, plasticity, Fp, d_response[place.start + t]);
+                    feedback[place.start + t] = factor;
+                }
+                place.gradient(in.query, false, activity, d_activity, in.d_query);
+                product<ADD, TRANSPOSED>(d, rows, Fp, value, dp, imprint, Fp, transposed, Fp);
+            }
+
+            load_matrix(in.d_hebbian + head * F * d, F, d, hebbian, dp);  // from here on, its gradient
+            memcpy(d_calcium, in.d_calcium + head * F, 4 * F);
+            for (int64_t block = blocks - 1; block >= 0; block--) {
+                const Place place(in, b, h, block * BLOCK, in.length);
+                const int64_t rows = place.rows;
+                place.activity(in.query, false, activity);
+                place.activity(in.key, true, presynaptic);
+                memcpy(imprint, presynaptic, 4 * rows * Fp);
+                if (in.code.data) {
+                    place.activity(in.code, true, process);
+                    for (int64_t t = 0; t < rows; t++) add_row(imprint + t * Fp, process + t * Fp, Fp);
+                }
+                place.load_rows(in.value, true, value);
+                place.load_rows(in.d_output, false, d_output);
+                for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[place.start + t]);
+
+                transpose(hebbian, F, d, dp, transposed, Fp);
+                product<SET>(rows, d, Fp, value, dp, transposed, Fp, d_imprint, Fp);
+                transpose(d_output, rows, d, dp, values_by_row, BLOCK);
+                product<SET>(rows, d, padded(rows), value, dp, values_by_row, BLOCK, scores, BLOCK);
+                clear_outside(scores, rows, UPPER);
+                product<ADD, PLAIN, UPPER>(rows, rows, Fp, scores, BLOCK, activity, Fp, d_imprint, Fp);
+
+                product<SET>(rows, F, dp, imprint, Fp, hebbian, dp, d_value, dp);
+                transpose(activity, rows, F, Fp, features_by_row, BLOCK);
+                product<SET>(rows, F, padded(rows), imprint, Fp, features_by_row, BLOCK, scores, BLOCK);
+                clear_outside(scores, rows, UPPER);
+                product<ADD, PLAIN, UPPER>(rows, rows, dp, scores, BLOCK, d_output, dp, d_value, dp);
+                place.store_rows(d_value, in.d_value, true);
+
+                if (in.code.data) place.gradient(in.code, true, process, d_imprint, in.d_code);
+                if (in.feedback) {
+                    memcpy(calcium, calcium_before + block * Fp, 4 * Fp);
+                    for (int64_t t = 0; t < rows; t++) {
+                        add_row(calcium, presynaptic + t * Fp, Fp);
+                        plasticity_of(calcium, in.alpha, Fp, plasticity, slopes + t * Fp);
+                    }
+                }
+                for (int64_t t = rows - 1; t >= 0; t--) {
+                    if (in.feedback)
+                        for (int64_t j = 0; j < Fp; j += LANES)
+                            store(d_calcium + j, load(d_calcium + j) + load(activity + t * Fp + j) *
+                                                                           load(slopes + t * Fp + j) *
+                                                                           d_response[place.start + t]);
+                    add_row(d_imprint + t * Fp, d_calcium, Fp);
+                }
+                place.gradient(in.key, true, presynaptic, d_imprint, in.d_key);
+                product<ADD, TRANSPOSED>(F, rows, dp, activity, Fp, d_output, dp, hebbian, dp);
+            }
+            store_matrix(hebbian, dp, F, d, in.d_hebbian + head * F * d);
+            memcpy(in.d_calcium + head * F, d_calcium, 4 * F);
+        }
+    }
+}
+
+// ---- the astrocyte's neighbourhoods --------------------------------------------------------------------------------
+
+// output_t, the mean of key_i over the real tokens i before and after t (causally, before it), at the weight
+// decay^(number of real tokens between), 0 at padded tokens; or, if `adjoint`, the gradient of the keys from that of
+// such means in `key`. Causally, hebbian (B, H, F) and calcium (B) are the sums of the tokens before, of keys and of
+// weights, and end_hebbian and end_calcium those after; for the adjoint they are gradients and go the other way.
+extern "C" void neighbourhood(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t F = in.features, Fp = padded(F), N = in.length, heads = in.batch * in.heads;
+    const float decay = in.alpha;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(Fp + N);
+        float *running = scratch.take(Fp), *weights = scratch.take(N);
+#pragma omp for schedule(dynamic)
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t b = head / in.heads, h = head % in.heads;
+
+            float weight = in.causal ? in.calcium[b] : 0;
+            for (int64_t t = 0; t < N; t++)
+                if (in.mask.real(b, t)) weights[t] = weight, weight = decay * weight + 1;
+            if (in.causal && !in.adjoint) in.end_calcium[b] = weight;
+            weight = 0;
+            for (int64_t t = N - 1; t >= 0; t--)
+                if (in.mask.real(b, t)) {
+                    if (!in.causal) weights[t] += weight;
+                    weights[t] = weights[t] > 0 ? 1 / weights[t] : 0;
+                    weight = decay * weight + 1;
+                }
+
+            // backwards in time, unless it is causal, and forwards, unless it is the gradient of that
+            for (int backwards = 1; backwards >= 0; backwards--) {
+                if (in.causal && backwards != in.adjoint) continue;
+                memset(running, 0, 4 * Fp);
+                if (in.causal) memcpy(running, in.hebbian + head * F, 4 * F);
+                const bool last = in.causal || !backwards;
+                for (int64_t step = 0; step < N; step++) {
+                    const int64_t t = backwards ? N - 1 - step : step;
+                    const float* x = in.key.at(b, h, t);
+                    float* y = in.output.at(b, h, t);
+                    if (!in.mask.real(b, t)) {
+                        memset(y, 0, 4 * F);
+                        continue;
+                    }
+                    const float before = in.adjoint ? weights[t] : 1, after = last && !in.adjoint ? weights[t] : 1;
+                    for (int64_t j = 0; j < F; j += LANES) {
+                        const Vector so_far = load(running + j);
+                        const Vector others = in.causal || backwards ? so_far : so_far + load_some(y + j, F - j);
+                        store(running + j, so_far * decay + load_some(x + j, F - j) * before);
+                        store_some(y + j, others * after, F - j);
+                    }
+                }
+            }
+            if (in.causal) memcpy(in.end_hebbian + head * F, running, 4 * F);
+        }
+    }
+}
+"""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Building and loading
+# --------------------------------------------------------------------------------------------------------------------
+
+COMPILERS = ("c++", "g++", "clang++")
+# NaN and infinity keep their meaning (no -ffast-math); a product and a sum may become one instruction
+COMPILER_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast")
+# Multiplications below which a second thread costs more than it brings.
+WORK_OF_ONE_THREAD = 2**19
+FUNCTIONS = (
+    *("write_forward", "write_backward", "read_forward", "read_backward", "causal_forward", "causal_backward"),
+    "neighbourhood",
+)
+
+logger = logging.getLogger(__name__)
+
+
+class _View(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("head", ctypes.c_int64), ("row", ctypes.c_int64)]
+
+
+class _Mask(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("row", ctypes.c_int64)]
+
+
+_SIZES = (
+    *("threads", "batch", "heads", "length", "features", "head_dim", "splits"),
+    *("feature_map", "feedback", "causal", "adjoint"),
+)
+_VIEWS = ("query", "key", "value", "code", "output", "d_query", "d_key", "d_value", "d_code", "d_output")
+_STATES = (
+    *("hebbian", "calcium", "plasticity", "d_hebbian", "d_calcium", "d_plasticity"),
+    *("end_hebbian", "end_calcium"),
+)
+
+
+class _Arguments(ctypes.Structure):
+    """`Arguments` of the source."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_double) for name in ("alpha", "scale")),
+        *((name, _View) for name in _VIEWS),
+        ("mask", _Mask),
+        *((name, ctypes.c_void_p) for name in _STATES),
+    ]
+
+
+def is_available():
+    """Whether the functions of this module can be called on this machine; the first call compiles them."""
+    return _library() is not None
+
+
+@functools.cache
+def _library():
+    """The compiled source, or None where that is not to be had; the log says why."""
+    try:
+        if sys.platform != "linux":
+            raise RuntimeError(f"it is built on Linux only, and this is {sys.platform}")
+        library = ctypes.CDLL(str(_built()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        logger.info("Neuron-astrocyte attention runs in its plain form on this CPU: %s", error)
+        return None
+    for name in FUNCTIONS:
+        getattr(library, name).argtypes = [ctypes.POINTER(_Arguments)]
+        getattr(library, name).restype = None
+    return library
+
+
+def _built():
+    """Path of the shared library for this machine, compiled now unless an earlier process has left it."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
+    if compiler is None:
+        raise RuntimeError(f"no C++ compiler was found; install one of {', '.join(COMPILERS)}, or name it in CXX")
+    native = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
+    runtime = _openmp_runtime()
+    identity = (SOURCE, os.path.realpath(compiler), *COMPILER_FLAGS, native, runtime, _instruction_set())
+    name = f"neuron_astrocyte_{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
+    path = _cache_directory() / name
+    if path.exists():
+        return path
+    logger.info("Compiling neuron-astrocyte attention for this CPU into %s, once", path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source, compiled, linked = (Path(folder) / f"kernels{suffix}" for suffix in (".cpp", ".o", ".so"))
+        source.write_text(SOURCE)
+        _run(compiler, *COMPILER_FLAGS, native, "-c", source, "-o", compiled)
+        # linked with PyTorch's own OpenMP runtime: the threads of two would stand in each other's way
+        _run(compiler, "-shared", "-Wl,-z,defs", compiled, runtime, "-o", linked)
+        linked.replace(path)  # whole or not at all
+    return path
+
+
+def _run(*command):
+    process = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise RuntimeError(f"{command[0]} could not build it: {lines[0]}")
+
+
+def _openmp_runtime():
+    """Path of the OpenMP runtime that PyTorch has loaded."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if re.match(r"lib(gomp|iomp5|omp)\b.*\.so", os.path.basename(path)):
+            return path
+    raise RuntimeError("PyTorch has loaded no OpenMP runtime")
+
+
+def _instruction_set():
+    """What tells CPUs apart that a library built for one might not run on: a home may be shared between machines."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _cache_directory():
+    """A folder that is this user's alone: what lies in it is run."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = Path(os.environ.get("ASTROFORMER_CACHE") or os.path.join(base, "astroformer_hf"))
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(path, os.W_OK):
+            return path
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="astroformer_hf_"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The six functions of a backend
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def write_forward(key, value, astrocyte_code, padding_mask, feature_map):
+    """`(hebbian, calcium)`, `(B, H, F, d)` and `(B, H, F)`: the sums of (phi(k) + phi(r)) v^T and of phi(k)."""
+    call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
+    splits = call.split()
+    hebbian = key.new_empty(splits, *call.state_shape, dtype=torch.float32)
+    calcium = key.new_empty(splits, *call.state_shape[:3], dtype=torch.float32)
+    call.run("write_forward", hebbian=hebbian, calcium=calcium)
+    return _total(hebbian), _total(calcium)
+
+
+def write_backward(key, value, astrocyte_code, padding_mask, feature_map, d_hebbian, d_calcium):
+    """Gradients of key, value and astrocyte code from those of `write_forward`'s results."""
+    call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
+    call.split(1 if astrocyte_code is None or astrocyte_code.dim() == 4 else key.shape[0])
+    gradients = call.gradients("key", "value", "code")
+    call.run("write_backward", d_hebbian=d_hebbian, d_calcium=d_calcium)
+    return _like(gradients, (key, value, astrocyte_code))
+
+
+def read_forward(query, hebbian, plasticity, feature_map, output_dtype):
+    """`(B, H, N, d)`: phi(Q) H, divided by C = phi(Q) g unless there is no plasticity g."""
+    call = _Call(feature_map, None, hebbian, query=query)
+    call.split()
+    output = call.output(query, hebbian.shape[-1])
+    call.run("read_forward", hebbian=hebbian, plasticity=plasticity)
+    return output.to(output_dtype)
+
+
+def read_backward(query, hebbian, plasticity, feature_map, d_output):
+    """Gradients of query, hebbian and plasticity from that of `read_forward`'s result."""
+    call = _Call(feature_map, None, hebbian, query=query, d_output=d_output)
+    splits = call.split()
+    d_hebbian = hebbian.new_empty(splits, *hebbian.shape)
+    d_plasticity = None if plasticity is None else plasticity.new_empty(splits, *plasticity.shape)
+    gradients = call.gradients("query")
+    call.run("read_backward", hebbian=hebbian, plasticity=plasticity, d_hebbian=d_hebbian, d_plasticity=d_plasticity)
+    return *_like(gradients, (query,)), _total(d_hebbian), None if plasticity is None else _total(d_plasticity)
+
+
+def causal_forward(
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    hebbian,
+    calcium,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    output_dtype,
+):
+    """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it, and the last state."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
+    output = call.output(value, value.shape[-1])
+    end_hebbian, end_calcium = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (hebbian, calcium))
+    call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.run("causal_forward", hebbian=hebbian, calcium=calcium, end_hebbian=end_hebbian, end_calcium=end_calcium)
+    return output.to(output_dtype), end_hebbian, end_calcium
+
+
+def causal_backward(
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    hebbian,
+    calcium,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    d_output,
+    d_hebbian,
+    d_calcium,
+):
+    """Gradients of query, key, value, astrocyte code and initial state from those of `causal_forward`'s results."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
+    d_hebbian, d_calcium = (x.clone(memory_format=torch.contiguous_format) for x in (d_hebbian, d_calcium))
+    gradients = call.gradients("query", "key", "value")
+    d_code = None
+    if astrocyte_code is not None:  # heads run side by side, also where they share a code
+        d_code = torch.empty_like(call.tensors["key"])
+        call.set_views(d_code=d_code)
+    call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.run("causal_backward", hebbian=hebbian, calcium=calcium, d_hebbian=d_hebbian, d_calcium=d_calcium)
+    if astrocyte_code is not None and astrocyte_code.dim() == 3:
+        d_code = d_code.sum(0)
+    return *_like((*gradients, d_code), (query, key, value, astrocyte_code)), d_hebbian, d_calcium
+
+
+def neighbourhood_forward(key, padding_mask, total, weight, order, rank, scale, causal):
+    """`(means, total, weight)`: the mean key of each token's neighbours, and causally the sums that it goes on from."""
+    call = _Call("identity", padding_mask, key=key)
+    call.set(alpha=math.exp(-scale), causal=causal)
+    means = call.output(key, key.shape[-1])
+    if causal:
+        end_total, end_weight = torch.empty_like(total), torch.empty_like(weight)
+        call.run("neighbourhood", hebbian=total, calcium=weight, end_hebbian=end_total, end_calcium=end_weight)
+        return means, end_total, end_weight
+    call.run("neighbourhood")
+    return means, total, weight
+
+
+def neighbourhood_backward(key, padding_mask, total, weight, order, rank, scale, causal, d_means, d_total, d_weight):
+    """Gradients of the tensors but the padding mask, from those of `neighbourhood_forward`'s results."""
+    call = _Call("identity", padding_mask, key=d_means)
+    call.set(alpha=math.exp(-scale), causal=causal, adjoint=True)
+    d_key = call.output(key, key.shape[-1])
+    if causal:
+        start_total = torch.empty_like(total)
+        call.run("neighbourhood", hebbian=d_total, calcium=weight, end_hebbian=start_total)
+        return d_key.to(key.dtype), start_total, None, None, None
+    call.run("neighbourhood")
+    return d_key.to(key.dtype), None, None, None, None
+
+
+class _Call:
+    """The arguments of one call, filled in from tensors of any strides and of any floating-point dtype.
+
+    Args:
+        feature_map (`str`): phi.
+        padding_mask (`torch.Tensor`, *optional*): `(B, N)`.
+        hebbian (`torch.Tensor`, *optional*): `(B, H, F, d)`, where there is no value to take d from.
+        tensors: `(B, H, N, .)` each, the code perhaps without its batch; by the names of the source.
+    """
+
+    def __init__(self, feature_map, padding_mask, hebbian=None, **tensors):
+        self.tensors = {name: _rows(x) for name, x in tensors.items() if x is not None}
+        features = self.tensors["key" if "key" in tensors else "query"]
+        self.batch_size, self.num_heads, self.length, self.num_features = features.shape
+        head_dim = self.num_features
+        if hebbian is not None or "value" in tensors:
+            head_dim = (hebbian if hebbian is not None else tensors["value"]).shape[-1]
+        self.state_shape = (self.batch_size, self.num_heads, self.num_features, head_dim)
+        work = self.batch_size * self.num_heads * self.length * self.num_features * head_dim
+        self.arguments = _Arguments(
+            threads=torch.get_num_threads() if work > WORK_OF_ONE_THREAD else 1,
+            batch=self.batch_size,
+            heads=self.num_heads,
+            length=self.length,
+            features=self.num_features,
+            head_dim=head_dim,
+            splits=1,
+            feature_map=FEATURE_MAPS.index(feature_map),
+        )
+        self.set_views(**self.tensors)
+        if padding_mask is not None:
+            self.arguments.mask = _Mask(padding_mask.data_ptr(), *padding_mask.stride())
+
+    def set(self, **numbers):
+        for name, number in numbers.items():
+            setattr(self.arguments, name, number)
+
+    def set_views(self, **tensors):
+        for name, x in tensors.items():
+            strides = x.stride()[:-1]
+            setattr(self.arguments, name, _View(x.data_ptr(), *(strides if len(strides) == 3 else (0, *strides))))
+
+    def split(self, batches_per_task=1):
+        """Cuts the sequence, so that every thread has something to do: the number of parts."""
+        tasks = self.batch_size * self.num_heads // batches_per_task
+        parts = min(-(-4 * self.arguments.threads // tasks), -(-self.length // 128)) if tasks else 1
+        self.arguments.splits = max(parts, 1) if self.arguments.threads > 1 else 1
+        return self.arguments.splits
+
+    def output(self, like, head_dim):
+        """An uninitialised `(B, H, N, d)`, laid out as `like`, so that what follows in a model finds its strides."""
+        if like.stride(1) < like.stride(2):  # made of (B, N, H, .)
+            output = like.new_empty(self.batch_size, self.length, self.num_heads, head_dim, dtype=torch.float32)
+            output = output.transpose(1, 2)
+        else:
+            output = like.new_empty(self.batch_size, self.num_heads, self.length, head_dim, dtype=torch.float32)
+        self.set_views(output=output)
+        return output
+
+    def gradients(self, *names):
+        """Uninitialised gradients of those tensors that there are, None for the others."""
+        gradients = {name: torch.empty_like(self.tensors[name]) for name in names if name in self.tensors}
+        self.set_views(**{f"d_{name}": x for name, x in gradients.items()})
+        return tuple(gradients.get(name) for name in names)
+
+    def run(self, function, **states):
+        """Calls a function of the source. `states` are float32; results are contiguous, as made by the caller."""
+        states = {name: x.contiguous() for name, x in states.items() if x is not None}
+        self.set(**{name: x.data_ptr() for name, x in states.items()})
+        if "plasticity" in states:
+            self.arguments.feedback = 1
+        getattr(_library(), function)(self.arguments)
+
+
+def _rows(x):
+    """`x` in float32 and contiguous in its last dimension."""
+    x = x.float()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _total(parts):
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
+def _like(gradients, tensors):
+    """The gradients in the dtypes of their tensors."""
+    return tuple(None if x is None else gradient.to(x.dtype) for gradient, x in zip(gradients, tensors, strict=True))
+
+
+# Each pass forward and backward, under the name of its plain form.
+KERNELS = {
+    "write_mode": (write_forward, write_backward),
+    "read_mode": (read_forward, read_backward),
+    "write_and_read_causally": (causal_forward, causal_backward),
+    "mean_of_neighbours": (neighbourhood_forward, neighbourhood_backward),
+}

@@ -1,0 +1,412 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Every backend that the machine has, against the network token by token: values, gradients, choice and failure."""
+
+import itertools
+import threading
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from astroformer_hf import (
+    AstroformerForCausalLM,
+    AstroformerModel,
+    NeuronAstrocyteState,
+    attention_backend,
+    neuron_astrocyte_attention,
+    neuron_astrocyte_cpu,
+    neuron_astrocyte_network,
+)
+from astroformer_hf.attention_backends import choose_backend
+from astroformer_hf.token_layout import sequence_layout
+
+
+BACKENDS = ["plain"]
+if neuron_astrocyte_cpu.is_available():
+    BACKENDS.append("cpp")
+DEVICES = {"plain": "cpu", "cpp": "cpu", "triton": "cuda"}
+if torch.cuda.is_available():
+    BACKENDS.append("triton")
+
+# (hidden neurons, head size): smaller than a vector, no whole number of vectors, and whole
+SIZES = [(3, 5), (24, 40), (64, 64), (16, 112)]
+OPTIONS = [
+    {"feature_map": feature_map, "alpha": alpha, "feedback": feedback}
+    for feature_map, alpha, feedback in itertools.product(
+        ("elu", "relu", "exp", "favor"), (1.0, 0.5, 0.3), (True, False)
+    )
+]
+
+
+def make_inputs(length, sizes, code, has_state, feature_map, batch=2, heads=3):
+    """Tensors in float64 by name; None for those that there are not."""
+    hidden_neurons, head_dim = sizes
+    features = 256 if feature_map == "favor" else hidden_neurons
+    # (batch, length, heads, .) transposed, as a model's projections are
+    query, key = torch.randn(2, batch, length, heads, hidden_neurons).transpose(2, 3).double().unbind(0)
+    codes = {"none": None, "shared": (heads,), "batched": (batch, heads)}[code]
+    return {
+        "query": query,
+        "key": key,
+        "value": torch.randn(batch, heads, length, head_dim, dtype=torch.float64),
+        "code": None if codes is None else torch.randn(*codes, length, hidden_neurons, dtype=torch.float64),
+        "hebbian": torch.randn(batch, heads, features, head_dim).double() if has_state else None,
+        "calcium": torch.rand(batch, heads, features).double() * 9 if has_state else None,
+    }
+
+
+def results(function, inputs, mask, dtype, device="cpu", **options):
+    """Output, final state and the gradients of a function of all three, in float64, by name."""
+    given = {name: x if x is None else x.to(device, dtype).requires_grad_() for name, x in inputs.items()}
+    state = None if given["hebbian"] is None else NeuronAstrocyteState(given["hebbian"], given["calcium"])
+    output, final = function(
+        *(given[name] for name in ("query", "key", "value", "code")),
+        None if mask is None else mask.to(device),
+        initial_state=state,
+        output_final_state=True,
+        **options,
+    )
+    found = {"output": output, "final hebbian": final.hebbian, "final calcium": final.calcium}
+    assert output.dtype == dtype
+    loss = sum(
+        (x.double() * torch.linspace(-1, 1, x.numel(), device=device).view(x.shape)).sum() * weight
+        for x, weight in zip(found.values(), (1.0, 0.1, 0.1), strict=True)
+    )
+    wanted = [x for x in given.values() if x is not None]
+    names = [f"gradient of {name}" for name, x in given.items() if x is not None]
+    found.update(zip(names, torch.autograd.grad(loss, wanted), strict=True))
+    return {name: x.double().cpu() for name, x in found.items()}
+
+
+def assert_close(found, expected, tolerance):
+    """Each tensor within `tolerance` of its own size."""
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        size = max(x.abs().max().item(), 1e-2) if x.numel() else 1  # where it is 0, rounding is left
+        torch.testing.assert_close(
+            found[name], x, rtol=tolerance, atol=tolerance * size, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("has_state", [False, True], ids=["", "state"])
+@pytest.mark.parametrize("length", [1, 2, 63, 130])
+def test_equals_the_network_in_values_and_gradients(length, has_state, padded, causal):
+    codes = itertools.cycle(("none", "shared", "batched"))
+    sizes = itertools.cycle(SIZES)
+    for options in OPTIONS if length < 130 else OPTIONS[has_state + 2 * padded :: 4]:
+        options = {**options, "causal": causal}
+        inputs = make_inputs(length, next(sizes), next(codes), has_state, options["feature_map"])
+        mask = torch.rand(2, length) > 0.3 if padded else None
+        expected = results(neuron_astrocyte_network, inputs, mask, torch.float64, **options)
+        for backend in BACKENDS:
+            with attention_backend(backend):
+                found = results(neuron_astrocyte_attention, inputs, mask, torch.float32, DEVICES[backend], **options)
+            assert_close(found, expected, 2e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, causal, backend):
+    inputs = make_inputs(130, (24, 40), "shared", False, "elu")
+    rounded = {name: x if x is None else x.to(dtype).double() for name, x in inputs.items()}
+    options = {"alpha": 0.5, "causal": causal}
+    expected = results(neuron_astrocyte_network, rounded, None, torch.float64, **options)
+    with attention_backend(backend):
+        found = results(neuron_astrocyte_attention, rounded, None, dtype, DEVICES[backend], **options)
+    assert_close(found, expected, 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("name", ["query", "key", "value", "code"])
+def test_padding_that_is_nan_and_strides_of_any_kind(name, causal, backend):
+    inputs = make_inputs(70, (24, 24), "batched", False, "elu")
+    mask = torch.rand(2, 70) > 0.3
+    odd = dict(inputs)
+    odd[name] = inputs[name].transpose(-1, -2).contiguous().transpose(-1, -2)  # not contiguous in its last dimension
+    if name != "query":  # a padded query is answered all the same, and nothing reads the answer
+        odd[name] = odd[name].masked_fill(~mask[:, None, :, None], torch.nan)
+    options = {"alpha": 0.5, "causal": causal}
+    expected = results(neuron_astrocyte_network, inputs, mask, torch.float64, **options)
+    with attention_backend(backend):
+        found = results(neuron_astrocyte_attention, odd, mask, torch.float32, DEVICES[backend], **options)
+    assert_close(found, expected, 2e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_what_is_not_a_number_stays_so(causal, backend):
+    for feature_map in ("elu", "relu", "exp"):
+        for name in ("query", "key", "value", "code"):
+            inputs = {
+                k: x.float() for k, x in make_inputs(70, (24, 24), "shared", False, "elu").items() if x is not None
+            }
+            inputs[name][..., 60, 3] = torch.nan
+            given = [inputs[k].to(DEVICES[backend]) for k in ("query", "key", "value", "code")]
+            expected = neuron_astrocyte_network(*given, alpha=0.5, feature_map=feature_map, causal=causal).isnan()
+            with attention_backend(backend):
+                found = neuron_astrocyte_attention(*given, alpha=0.5, feature_map=feature_map, causal=causal).isnan()
+            assert expected.any()
+            assert (found | ~expected).all()  # none is lost; a few tokens before it may see one, as 0 times it
+            assert causal or torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_large_and_small_activity(causal, backend):
+    for feature_map, factor in (("exp", 20.0), ("elu", 200.0), ("relu", 1e-3), ("exp", -40.0)):
+        inputs = make_inputs(70, (16, 16), "shared", False, "elu")
+        inputs = {k: x * factor if x is not None and k != "value" else x for k, x in inputs.items()}
+        options = {"alpha": 0.5, "feature_map": feature_map, "causal": causal}
+        expected = results(neuron_astrocyte_network, inputs, None, torch.float64, **options)
+        with attention_backend(backend):
+            found = results(neuron_astrocyte_attention, inputs, None, torch.float32, DEVICES[backend], **options)
+        assert_close(found, expected, 2e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_a_second_derivative_is_that_of_the_plain_form(backend):
+    def penalty(name, causal):
+        torch.manual_seed(0)
+        inputs = make_inputs(7, (3, 5), "shared", False, "elu")
+        given = [inputs[k].float().to(DEVICES[backend]).requires_grad_() for k in ("query", "key", "value", "code")]
+        with attention_backend(name):
+            output = neuron_astrocyte_attention(*given, alpha=0.5, causal=causal)
+        first = torch.autograd.grad(output.square().sum(), given, create_graph=True)
+        return torch.autograd.grad(sum(x.square().sum() for x in first), given)
+
+    for causal in (False, True):
+        torch.testing.assert_close(penalty(backend, causal), penalty("plain", causal), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_the_backward_pass_keeps_its_inputs_alone(causal, backend):
+    inputs = make_inputs(130, (24, 24), "shared", False, "elu")
+    given = [inputs[k].float().to(DEVICES[backend]).requires_grad_() for k in ("query", "key", "value", "code")]
+    kept = {}
+    with (
+        attention_backend(backend),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.update({x.untyped_storage().data_ptr(): x.numel()}) or x, lambda x: x
+        ),
+    ):
+        neuron_astrocyte_attention(*given, alpha=0.5, causal=causal)
+    states = 2 * 3 * 24 * (24 + 8)  # hebbian, and what becomes of the calcium
+    assert sum(kept.values()) <= sum(x.numel() for x in given) + 2 * states
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_only_some_inputs_need_gradients(backend):
+    inputs = make_inputs(9, (8, 8), "shared", False, "elu")
+    given = [inputs[k].float().to(DEVICES[backend]) for k in ("query", "key", "value", "code")]
+    given[2].requires_grad_()
+    for causal in (False, True):
+        with attention_backend(backend):
+            neuron_astrocyte_attention(*given, causal=causal).sum().backward()
+    assert given[2].grad.isfinite().all() and given[0].grad is None
+
+
+needs_cpp = pytest.mark.skipif("cpp" not in BACKENDS, reason="there is no C++ compiler on this machine")
+
+
+@needs_cpp
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_threads_share_the_work_and_change_nothing(causal):
+    # so long that the sequence itself is cut between the threads
+    inputs = make_inputs(3000, (32, 32), "shared", False, "elu", batch=1, heads=1)
+    found = {}
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with attention_backend("cpp"):
+                found[threads] = results(
+                    neuron_astrocyte_attention, inputs, None, torch.float32, alpha=0.5, causal=causal
+                )
+    finally:
+        torch.set_num_threads(before)
+    assert_close(found[2], found[1], 1e-4)
+    assert_close(found[3], found[1], 1e-4)
+
+
+@needs_cpp
+def test_several_python_threads_at_once():
+    inputs = make_inputs(200, (32, 32), "shared", False, "elu")
+    given = [inputs[k].float() for k in ("query", "key", "value", "code")]
+    expected = neuron_astrocyte_attention(*given, causal=True)
+    found = [None] * 4
+
+    def work(i):
+        for _ in range(20):
+            found[i] = neuron_astrocyte_attention(*given, causal=True)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(output, expected) for output in found)
+
+
+@needs_cpp
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("padding", ["none", "left", "right", "inner", "all"])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 60.0])
+def test_neighbourhoods(scale, padding, causal):
+    """The activity code's r' K by the compiled form and by the plain one, whole and in pieces."""
+    batch, heads, length, channels = 2, 3, 150, 20
+    mask = torch.ones(batch, length, dtype=torch.long)
+    if padding != "none":
+        mask[
+            1, {"left": slice(0, 40), "right": slice(90, 150), "inner": slice(7, 77, 2), "all": slice(0, 150)}[padding]
+        ] = 0
+    mask = None if padding == "none" else mask
+    layout = sequence_layout(length, "cpu", mask, causal=causal)
+    found = {}
+    for backend, dtype in (("plain", torch.float64), ("cpp", torch.float32)):
+        torch.manual_seed(1)
+        key = (
+            torch.randn(batch, length, heads, channels, dtype=torch.float64).transpose(1, 2).to(dtype).requires_grad_()
+        )
+        with attention_backend(backend):
+            means, state = layout.neighbourhood(key, scale)
+            if causal:
+                pieces, piece_state = [], None
+                for start, end in ((0, 50), (50, 51), (51, 150)):
+                    part = sequence_layout(
+                        end - start, "cpu", None if mask is None else mask[:, :end], causal=True, past_length=start
+                    )
+                    piece, piece_state = part.neighbourhood(key[:, :, start:end], scale, piece_state)
+                    pieces.append(piece)
+                joined = torch.cat(pieces, dim=2)
+        real = torch.ones(batch, length).bool() if mask is None else mask.bool()
+        real = real[:, None, :, None]
+        outputs = {"means": means * real}
+        if causal:
+            outputs.update({"total": state.total, "weight": state.weight, "in pieces": joined * real})
+        probe = torch.linspace(-1, 1, key.numel(), dtype=dtype).view(key.shape)
+        outputs["gradient"] = torch.autograd.grad((outputs["means"] * probe).sum(), key, retain_graph=True)[0]
+        if causal:
+            gradient = torch.autograd.grad((outputs["in pieces"] * probe).sum() + state.total.sum(), key)[0]
+            outputs["gradient of pieces"] = gradient
+        found[backend] = {name: x.double() for name, x in outputs.items()}
+    assert_close(found["cpp"], found["plain"], 1e-4)
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+@pytest.mark.parametrize("code", ["learned", "sinusoidal", "activity"])
+@needs_cpp
+def test_a_model_is_the_same_in_every_backend(code, is_decoder):
+    model = AstroformerModel(tiny_config(astrocyte_code=code, is_decoder=is_decoder, use_cache=False))
+    input_ids = torch.randint(1, 50, (3, 70))
+    mask = torch.ones_like(input_ids)
+    mask[0, :9], mask[1, 50:], mask[2, 20:30] = 0, 0, 0
+    found = {}
+    for backend in ("plain", "cpp"):
+        model.zero_grad()
+        with attention_backend(backend):
+            hidden = model(input_ids, attention_mask=mask).last_hidden_state * mask[..., None]
+            (hidden * torch.linspace(-1, 1, hidden.numel()).view(hidden.shape)).sum().backward()
+        gradients = {f"gradient of {k}": p.grad for k, p in model.named_parameters() if p.grad is not None}
+        found[backend] = {"hidden": hidden.detach(), **gradients}
+    assert_close(found["cpp"], found["plain"], 1e-3)
+
+
+def test_the_choice_is_by_device_and_dtype():
+    x = torch.zeros(1, 1, 2, 2)
+    expected = "cpp" if "cpp" in BACKENDS else "plain"
+    assert choose_backend(x) == choose_backend(x.half(), None) == choose_backend(torch.nn.Parameter(x)) == expected
+    assert choose_backend(x.double()) == choose_backend(x, x.double()) == "plain"
+    assert choose_backend(x.to("meta")) == "plain"
+    with attention_backend("plain"):
+        assert choose_backend(x) == "plain"
+        with attention_backend("auto"):
+            assert choose_backend(x) == expected
+    assert choose_backend(x) == expected
+
+    with pytest.raises(ValueError, match="'cuda'.*|attention_backend must be one of 'auto'"):
+        with attention_backend("cuda"):
+            pass
+    with attention_backend("triton"), pytest.raises(RuntimeError, match="'triton' was asked for"):
+        neuron_astrocyte_attention(x, x, x)
+    if expected == "cpp":
+        with attention_backend("cpp"), pytest.raises(RuntimeError, match="'cpp' was asked for.*float64"):
+            neuron_astrocyte_attention(x.double(), x.double(), x.double())
+
+
+def test_transforms_and_fake_tensors_take_the_plain_form():
+    x = torch.randn(4, 1, 1, 5, 3)
+    mapped = torch.func.vmap(lambda x: neuron_astrocyte_attention(x, x, x))(x)
+    torch.testing.assert_close(mapped, torch.stack([neuron_astrocyte_attention(y, y, y) for y in x]))
+    meta = torch.zeros(1, 1, 5, 3, device="meta")
+    assert neuron_astrocyte_attention(meta, meta, meta).shape == meta.shape
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.zeros(1, 1, 5, 3)
+        assert neuron_astrocyte_attention(fake, fake, fake, causal=True).shape == fake.shape
+
+
+@needs_cpp
+def test_compiled_once_and_left_for_later(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASTROFORMER_CACHE", str(tmp_path / "cache"))
+    built = neuron_astrocyte_cpu._built()
+    time = built.stat().st_mtime_ns
+    assert list((tmp_path / "cache").iterdir()) == [built]  # nothing else is left behind
+    assert neuron_astrocyte_cpu._built() == built and built.stat().st_mtime_ns == time
+
+    built.parent.chmod(0o777)  # what others may write to is not run from
+    assert neuron_astrocyte_cpu._cache_directory() != built.parent
+
+
+@pytest.mark.parametrize("compiler", ["none", "broken"])
+def test_without_a_compiler_the_plain_form_runs(tmp_path, monkeypatch, caplog, compiler):
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    if compiler == "broken":
+        (binaries / "c++").write_text("#!/bin/sh\necho 'c++: cannot do that' >&2\nexit 1\n")
+        (binaries / "c++").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binaries}:/bin" if compiler == "broken" else str(binaries))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("ASTROFORMER_CACHE", str(tmp_path / "cache"))
+    caplog.set_level("INFO")
+    neuron_astrocyte_cpu._library.cache_clear()
+    try:
+        x = torch.ones(1, 2, 5, 3)
+        assert choose_backend(x) == "plain"
+        assert neuron_astrocyte_attention(x, x, x).isfinite().all()
+        assert {"none": "no C++ compiler was found", "broken": "cannot do that"}[compiler] in caplog.text
+        with (
+            attention_backend("cpp"),
+            pytest.raises(RuntimeError, match="'cpp' was asked for, but it could not be built"),
+        ):
+            neuron_astrocyte_attention(x, x, x)
+    finally:
+        neuron_astrocyte_cpu._library.cache_clear()
+
+
+def test_the_environment_names_the_default(monkeypatch):
+    x = torch.zeros(1, 1, 2, 2)
+    monkeypatch.setenv("ASTROFORMER_BACKEND", "plain")
+    assert choose_backend(x) == "plain"
+    with attention_backend("auto"):
+        assert choose_backend(x) == BACKENDS[-1] or BACKENDS[-1] == "triton"
+    monkeypatch.setenv("ASTROFORMER_BACKEND", "fast")
+    with pytest.raises(
+        ValueError, match="ASTROFORMER_BACKEND must be one of 'auto', 'plain', 'cpp', 'triton', got 'fast'"
+    ):
+        choose_backend(x)
+
+
+def test_a_model_decodes_alike_in_every_backend():
+    model = AstroformerForCausalLM(tiny_config(eos_token_id=None)).eval()
+    input_ids = torch.randint(1, 50, (2, 20))
+    mask = torch.ones_like(input_ids)
+    mask[0, :7] = 0
+    found = []
+    for backend in [name for name in BACKENDS if DEVICES[name] == "cpu"]:
+        with attention_backend(backend):
+            found.append(model.generate(input_ids, attention_mask=mask, max_new_tokens=30, do_sample=False))
+    assert all(torch.equal(output, found[0]) for output in found)
