@@ -26,6 +26,7 @@ small a b.
 """
 
 import math
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -179,8 +180,7 @@ class ActivityAstrocyteCode(AstrocyteCode):
         return layout.neighbour_weights(self.scale, self.dtype)
 
     def forward(self, key, layout, state=None):
-        neighbourhood, state = layout.neighbourhood(upcast(key), self.scale, state)
-        return neighbourhood @ upcast(self.weight) + self.resting_bias, state
+        return layout.activity(upcast(key), self.scale, upcast(self.weight), upcast(self.resting_bias), state)
 
 
 ASTROCYTE_CODES = {
@@ -188,6 +188,28 @@ ASTROCYTE_CODES = {
     "sinusoidal": SinusoidalAstrocyteCode,
     "activity": ActivityAstrocyteCode,
 }
+
+
+@contextmanager
+def made_again(code, make):
+    """What is computed from `code` in a `with` block does not keep it for the backward pass, but calls `make` there.
+
+    A code of the layer's own is as large as its keys, which are kept, and costs little to make of them.
+    """
+    storage, shape, strides = code.untyped_storage().data_ptr(), code.shape, code.stride()
+
+    def pack(x):
+        is_code = x.untyped_storage().data_ptr() == storage and x.shape == shape and x.stride() == strides
+        return None if is_code else x
+
+    def unpack(x):
+        if x is not None:
+            return x
+        with torch.no_grad():
+            return make()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 @lru_cache

@@ -13,7 +13,7 @@ build it, and else the plain form. `with attention_backend(name):` names another
 `torch.export` and the transforms of `torch.func` trace is always the plain form, which they compile themselves.
 
 A backend computes passes, each the twin of a plain function: `write_mode`, `read_mode` and `write_and_read_causally` of
-`neuron_astrocyte_attention.py`, and `mean_of_neighbours` of `token_layout.py`. A pass that a backend lacks runs in its
+`neuron_astrocyte_attention.py`, and `activity_code` of `token_layout.py`. A pass that a backend lacks runs in its
 plain form. Backward passes keep no more than the inputs. Where a second derivative is asked for, the plain form is
 differentiated in their place.
 """
@@ -27,11 +27,8 @@ import torch
 from .neuron_astrocyte_cpu import KERNELS as CPU_KERNELS
 from .neuron_astrocyte_cpu import is_available as cpu_is_available
 
-try:
-    from .neuron_astrocyte_triton import KERNELS as TRITON_KERNELS
-    from .neuron_astrocyte_triton import is_available as triton_is_available
-except ImportError:
-    triton_is_available = lambda x: False
+from .neuron_astrocyte_triton import KERNELS as TRITON_KERNELS
+from .neuron_astrocyte_triton import is_available as triton_is_available
 
 
 BACKENDS = ("auto", "plain", "cpp", "triton")
@@ -121,13 +118,13 @@ def _obstacle(backend, device, tensors):
 
 _KERNELS = {"plain": {}, "cpp": CPU_KERNELS, "triton": TRITON_KERNELS}
 
-# Where a pass takes the padding mask, which has no gradient; and the names of the gradients that its backward kernel takes.
-_PADDING_MASK = {"write_mode": 3, "write_and_read_causally": 4, "mean_of_neighbours": 1}
+# Where a pass takes the padding mask, which has no gradient, and the names of the gradients of its results.
+_PADDING_MASK = {"write_mode": 3, "write_and_read_causally": 4, "activity_code": 1}
 _GRADIENTS = {
     "write_mode": ("d_hebbian", "d_calcium"),
     "read_mode": ("d_output",),
     "write_and_read_causally": ("d_output", "d_hebbian", "d_calcium"),
-    "mean_of_neighbours": ("d_means", "d_total", "d_weight"),
+    "activity_code": ("d_code", "d_total", "d_count"),
 }
 
 

@@ -192,13 +192,14 @@ struct Mask {  // (B, N), not 0 where a token is real
 };
 
 struct Arguments {
-    int64_t threads, batch, heads, length, features, head_dim, splits, feature_map, feedback, causal, adjoint;
+    int64_t threads, batch, heads, length, features, head_dim, splits, feature_map, feedback, causal;
     double alpha, scale;
     View query, key, value, code, output, d_query, d_key, d_value, d_code, d_output;
     Mask mask;
     float *hebbian, *calcium, *plasticity;        // (B, H, F, d), (B, H, F), (B, H, F), contiguous
     float *d_hebbian, *d_calcium, *d_plasticity;  // the same
     float *end_hebbian, *end_calcium;             // the same, after the last token
+    float *weight, *bias, *d_weight, *d_bias;     // of the code "activity"
 };
 
 enum FeatureMap { ELU, RELU, EXP, IDENTITY };
@@ -226,6 +227,11 @@ static inline Vector load_some(const float* p, int64_t n) {
 static inline void store_some(float* p, Vector x, int64_t n) {
     if (n >= LANES) store(p, x);
     else memcpy(p, &x, 4 * n);
+}
+
+// asks for a row that will be needed soon; where rows lie side by side the CPU guesses it by itself
+static inline void ask_for(const float* row, int64_t n) {
+    for (int64_t j = 0; j < n; j += 16) __builtin_prefetch(row + j, 0, 2);
 }
 
 template <FeatureMap MAP>
@@ -278,6 +284,7 @@ struct Place {  // a block of tokens of one head
                 continue;
             }
             const float* row = x.at(b, h, start + t);
+            if (x.row > F) ask_for(row + BLOCK * x.row, F);
             for (int64_t j = 0; j < F; j += LANES) {
                 Vector activity = j + LANES <= F ? phi<MAP>(load(row + j)) : rest_of<MAP>(row + j, F - j);
                 store(y + j, RESULT == ADD ? load(y + j) + activity : activity);
@@ -331,6 +338,7 @@ struct Place {  // a block of tokens of one head
                 continue;
             }
             const float* row = x.at(b, h, start + t);
+            if (x.row > d) ask_for(row + BLOCK * x.row, d);
             for (int64_t j = 0; j < d; j += LANES) store(y + j, load_some(row + j, d - j));
         }
     }
@@ -340,6 +348,7 @@ struct Place {  // a block of tokens of one head
         const bool as_is = d == dp && !(masked && in.mask.data);
         stride = as_is ? x.row : dp;
         if (!as_is) load_rows(x, masked, copy);
+        for (int64_t t = 0; t < rows && as_is && x.row > d; t++) ask_for(x.at(b, h, start + t + BLOCK), d);
         return as_is ? x.at(b, h, start) : copy;
     }
 
@@ -759,60 +768,150 @@ extern "C" void causal_backward(const Arguments* arguments) {
     }
 }
 
-// ---- the astrocyte's neighbourhoods --------------------------------------------------------------------------------
+// ---- the astrocyte code "activity" ---------------------------------------------------------------------------------
 
-// output_t, the mean of key_i over the real tokens i before and after t (causally, before it), at the weight
-// decay^(number of real tokens between), 0 at padded tokens; or, if `adjoint`, the gradient of the keys from that of
-// such means in `key`. Causally, hebbian (B, H, F) and calcium (B) are the sums of the tokens before, of keys and of
-// weights, and end_hebbian and end_calcium those after; for the adjoint they are gradients and go the other way.
-extern "C" void neighbourhood(const Arguments* arguments) {
+// The recurrence that sums over neighbours: y_t (= or +=) the sum so far, which then becomes decay * sum + x_t. It runs
+// over the real tokens from the first to the last, or backwards; `x` and `y` may be the same rows.
+struct Sweep {
+    const Arguments& in;
+    int64_t b, h, F, Fp;
+    float decay;
+    float* running;
+
+    template <Result RESULT, typename From, typename To>
+    void over(int64_t first, int64_t last, bool backwards, From from, To to) const {
+        for (int64_t step = first; step < last; step++) {
+            const int64_t t = backwards ? last - 1 - (step - first) : step;
+            if (!in.mask.real(b, t)) continue;
+            const float* x = from(t);
+            float* y = to(t);
+            if (in.key.row > F) ask_for(from(backwards ? t - 16 : t + 16), F);
+            for (int64_t j = 0; j < F; j += LANES) {
+                const Vector before = load(running + j), next = load_some(x + j, F - j);
+                store_some(y + j, RESULT == ADD ? before + load_some(y + j, F - j) : before, F - j);
+                store(running + j, before * decay + next);
+            }
+        }
+    }
+};
+
+// 1 / the sum of the weights of each real token's neighbours, 0 where it has none; 1 at padded tokens
+static void inverse_weights(const Arguments& in, int64_t b, float decay, float* weights) {
+    float weight = in.causal ? in.calcium[b] : 0;
+    for (int64_t t = 0; t < in.length; t++) {
+        weights[t] = in.mask.real(b, t) ? weight : 1;
+        if (in.mask.real(b, t)) weight = decay * weight + 1;
+    }
+    if (in.causal && in.end_calcium) in.end_calcium[b] = weight;
+    weight = 0;
+    for (int64_t t = in.length - 1; t >= 0; t--) {
+        if (!in.mask.real(b, t)) continue;
+        if (!in.causal) weights[t] += weight;
+        weights[t] = weights[t] > 0 ? 1 / weights[t] : 0;
+        weight = decay * weight + 1;
+    }
+}
+
+// R (output) = r' K W + b, with W (H, F, F) in `weight` and b (H, F) in `bias`. r' K is the mean of the keys of the
+// real tokens before and after (causally, before), at the weight decay^(number of real tokens between). Causally
+// hebbian (B, H, F) and calcium (B) are the sums of the tokens before, of keys and of weights; end_hebbian and
+// end_calcium those after. decay is alpha. At padded tokens R is b.
+extern "C" void activity_forward(const Arguments* arguments) {
     const Arguments& in = *arguments;
     const int64_t F = in.features, Fp = padded(F), N = in.length, heads = in.batch * in.heads;
-    const float decay = in.alpha;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(Fp + N);
-        float *running = scratch.take(Fp), *weights = scratch.take(N);
+        Scratch scratch(Fp + N + Fp * Fp + BLOCK * 2 * Fp);
+        float *running = scratch.take(Fp), *weights = scratch.take(N), *weight = scratch.take(Fp * Fp);
+        float *means = scratch.take(BLOCK * Fp), *code = scratch.take(BLOCK * Fp);
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < heads; head++) {
             const int64_t b = head / in.heads, h = head % in.heads;
-
-            float weight = in.causal ? in.calcium[b] : 0;
-            for (int64_t t = 0; t < N; t++)
-                if (in.mask.real(b, t)) weights[t] = weight, weight = decay * weight + 1;
-            if (in.causal && !in.adjoint) in.end_calcium[b] = weight;
-            weight = 0;
-            for (int64_t t = N - 1; t >= 0; t--)
-                if (in.mask.real(b, t)) {
-                    if (!in.causal) weights[t] += weight;
-                    weights[t] = weights[t] > 0 ? 1 / weights[t] : 0;
-                    weight = decay * weight + 1;
+            const Sweep sweep{in, b, h, F, Fp, float(in.alpha), running};
+            const auto key = [&](int64_t t) { return in.key.at(b, h, t); };
+            const auto output = [&](int64_t t) { return in.output.at(b, h, t); };
+            inverse_weights(in, b, in.alpha, weights);
+            load_matrix(in.weight + h * F * F, F, F, weight, Fp);
+            memset(running, 0, 4 * Fp);
+            if (!in.causal) sweep.over<SET>(0, N, true, key, output);
+            memset(running, 0, 4 * Fp);
+            if (in.causal) memcpy(running, in.hebbian + head * F, 4 * F);
+            for (int64_t start = 0; start < N; start += BLOCK) {
+                const int64_t rows = smaller(BLOCK, N - start);
+                const auto mean = [&](int64_t t) { return means + (t - start) * Fp; };
+                for (int64_t t = start; t < start + rows; t++)
+                    if (in.causal || !in.mask.real(b, t)) memset(mean(t), 0, 4 * Fp);
+                    else memcpy(mean(t), output(t), 4 * F);
+                sweep.over<ADD>(start, start + rows, false, key, mean);
+                for (int64_t i = 0; i < rows; i++) {
+                    scale_row(means + i * Fp, Fp, weights[start + i]);
+                    memcpy(code + i * Fp, in.bias + h * F, 4 * F);
                 }
-
-            // backwards in time, unless it is causal, and forwards, unless it is the gradient of that
-            for (int backwards = 1; backwards >= 0; backwards--) {
-                if (in.causal && backwards != in.adjoint) continue;
-                memset(running, 0, 4 * Fp);
-                if (in.causal) memcpy(running, in.hebbian + head * F, 4 * F);
-                const bool last = in.causal || !backwards;
-                for (int64_t step = 0; step < N; step++) {
-                    const int64_t t = backwards ? N - 1 - step : step;
-                    const float* x = in.key.at(b, h, t);
-                    float* y = in.output.at(b, h, t);
-                    if (!in.mask.real(b, t)) {
-                        memset(y, 0, 4 * F);
-                        continue;
-                    }
-                    const float before = in.adjoint ? weights[t] : 1, after = last && !in.adjoint ? weights[t] : 1;
-                    for (int64_t j = 0; j < F; j += LANES) {
-                        const Vector so_far = load(running + j);
-                        const Vector others = in.causal || backwards ? so_far : so_far + load_some(y + j, F - j);
-                        store(running + j, so_far * decay + load_some(x + j, F - j) * before);
-                        store_some(y + j, others * after, F - j);
-                    }
-                }
+                product<ADD>(rows, F, Fp, means, Fp, weight, Fp, code, Fp);
+                for (int64_t i = 0; i < rows; i++) memcpy(output(start + i), code + i * Fp, 4 * F);
             }
             if (in.causal) memcpy(in.end_hebbian + head * F, running, 4 * F);
+        }
+    }
+}
+
+// d_key, d_weight (B, H, F, F) and d_bias (B, H, F) of d_output; causally d_hebbian is the gradient of end_hebbian on
+// entry and that of hebbian on return
+extern "C" void activity_backward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t F = in.features, Fp = padded(F), N = in.length, heads = in.batch * in.heads;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(2 * Fp + N + N * Fp + 2 * Fp * Fp + BLOCK * 2 * Fp);
+        float *running = scratch.take(Fp), *weights = scratch.take(N), *rows_of_head = scratch.take(N * Fp);
+        float *weight = scratch.take(Fp * Fp), *d_weight = scratch.take(Fp * Fp), *d_bias = scratch.take(Fp);
+        float *means = scratch.take(BLOCK * Fp), *d_code = scratch.take(BLOCK * Fp);
+#pragma omp for schedule(dynamic)
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t b = head / in.heads, h = head % in.heads;
+            const Sweep sweep{in, b, h, F, Fp, float(in.alpha), running};
+            const auto key = [&](int64_t t) { return in.key.at(b, h, t); };
+            const auto row = [&](int64_t t) { return rows_of_head + t * Fp; };
+            const auto d_key = [&](int64_t t) { return in.d_key.at(b, h, t); };
+            inverse_weights(in, b, in.alpha, weights);
+            for (int64_t i = 0; i < F; i++)
+                for (int64_t j = 0; j < F; j++) weight[j * Fp + i] = in.weight[(h * F + i) * F + j];  // W^T
+            memset(d_weight, 0, 4 * Fp * Fp), memset(d_bias, 0, 4 * Fp);
+
+            // the means again; as a block of them is done, the gradients of its sums take their place
+            memset(running, 0, 4 * Fp);
+            if (!in.causal) sweep.over<SET>(0, N, true, key, row);
+            memset(running, 0, 4 * Fp);
+            if (in.causal) memcpy(running, in.hebbian + head * F, 4 * F);
+            for (int64_t start = 0; start < N; start += BLOCK) {
+                const int64_t rows = smaller(BLOCK, N - start);
+                const auto mean = [&](int64_t t) { return means + (t - start) * Fp; };
+                for (int64_t t = start; t < start + rows; t++) {
+                    if (in.causal || !in.mask.real(b, t)) memset(mean(t), 0, 4 * Fp);
+                    else memcpy(mean(t), row(t), 4 * Fp);
+                    float* gradient = d_code + (t - start) * Fp;
+                    if (in.mask.real(b, t)) memcpy(gradient, in.d_output.at(b, h, t), 4 * F);
+                    else memset(gradient, 0, 4 * Fp);
+                    add_row(d_bias, gradient, Fp);
+                }
+                sweep.over<ADD>(start, start + rows, false, key, mean);
+                for (int64_t i = 0; i < rows; i++) scale_row(means + i * Fp, Fp, weights[start + i]);
+                product<ADD, TRANSPOSED>(F, rows, Fp, means, Fp, d_code, Fp, d_weight, Fp);
+                product<SET>(rows, F, Fp, d_code, Fp, weight, Fp, row(start), Fp);
+                for (int64_t t = start; t < start + rows; t++) scale_row(row(t), Fp, weights[t]);
+            }
+            store_matrix(d_weight, Fp, F, F, in.d_weight + head * F * F);
+            memcpy(in.d_bias + head * F, d_bias, 4 * F);
+
+            // what a key adds to its neighbours' sums, their gradients add to its own
+            for (int64_t t = 0; t < N; t++)
+                if (!in.mask.real(b, t)) memset(d_key(t), 0, 4 * F);
+            memset(running, 0, 4 * Fp);
+            if (in.causal) memcpy(running, in.d_hebbian + head * F, 4 * F);
+            sweep.over<SET>(0, N, true, row, d_key);
+            if (in.causal) memcpy(in.d_hebbian + head * F, running, 4 * F);
+            memset(running, 0, 4 * Fp);
+            if (!in.causal) sweep.over<ADD>(0, N, false, row, d_key);
         }
     }
 }
@@ -830,7 +929,7 @@ COMPILER_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "
 WORK_OF_ONE_THREAD = 2**19
 FUNCTIONS = (
     *("write_forward", "write_backward", "read_forward", "read_backward", "causal_forward", "causal_backward"),
-    "neighbourhood",
+    *("activity_forward", "activity_backward"),
 )
 
 logger = logging.getLogger(__name__)
@@ -846,12 +945,12 @@ class _Mask(ctypes.Structure):
 
 _SIZES = (
     *("threads", "batch", "heads", "length", "features", "head_dim", "splits"),
-    *("feature_map", "feedback", "causal", "adjoint"),
+    *("feature_map", "feedback", "causal"),
 )
 _VIEWS = ("query", "key", "value", "code", "output", "d_query", "d_key", "d_value", "d_code", "d_output")
 _STATES = (
     *("hebbian", "calcium", "plasticity", "d_hebbian", "d_calcium", "d_plasticity"),
-    *("end_hebbian", "end_calcium"),
+    *("end_hebbian", "end_calcium", "weight", "bias", "d_weight", "d_bias"),
 )
 
 
@@ -1045,30 +1144,35 @@ def causal_backward(
     return *_like((*gradients, d_code), (query, key, value, astrocyte_code)), d_hebbian, d_calcium
 
 
-def neighbourhood_forward(key, padding_mask, total, weight, order, rank, scale, causal):
-    """`(means, total, weight)`: the mean key of each token's neighbours, and causally the sums that it goes on from."""
+def activity_forward(key, padding_mask, total, count, order, rank, weight, bias, scale, causal):
+    """`(code, total, count)`: R = r' K W + b, `(B, H, N, F)`, and causally the sums that it goes on from."""
     call = _Call("identity", padding_mask, key=key)
     call.set(alpha=math.exp(-scale), causal=causal)
-    means = call.output(key, key.shape[-1])
+    code = call.output(key, key.shape[-1])
+    states = {"weight": weight, "bias": bias}
+    end_total = end_count = None
     if causal:
-        end_total, end_weight = torch.empty_like(total), torch.empty_like(weight)
-        call.run("neighbourhood", hebbian=total, calcium=weight, end_hebbian=end_total, end_calcium=end_weight)
-        return means, end_total, end_weight
-    call.run("neighbourhood")
-    return means, total, weight
+        end_total, end_count = torch.empty_like(total), torch.empty_like(count)
+        states.update(hebbian=total, calcium=count, end_hebbian=end_total, end_calcium=end_count)
+    call.run("activity_forward", **states)
+    return code, end_total, end_count
 
 
-def neighbourhood_backward(key, padding_mask, total, weight, order, rank, scale, causal, d_means, d_total, d_weight):
-    """Gradients of the tensors but the padding mask, from those of `neighbourhood_forward`'s results."""
-    call = _Call("identity", padding_mask, key=d_means)
-    call.set(alpha=math.exp(-scale), causal=causal, adjoint=True)
-    d_key = call.output(key, key.shape[-1])
+def activity_backward(
+    key, padding_mask, total, count, order, rank, weight, bias, scale, causal, d_code, d_total, d_count
+):
+    """Gradients of all tensors but the padding mask from those of `activity_forward`'s results."""
+    call = _Call("identity", padding_mask, key=key, d_output=d_code)
+    call.set(alpha=math.exp(-scale), causal=causal)
+    (d_key,) = call.gradients("key")
+    d_weight, d_bias = (key.new_empty(len(key), *x.shape, dtype=torch.float32) for x in (weight, bias))
+    states = {"weight": weight, "d_weight": d_weight, "d_bias": d_bias}
     if causal:
-        start_total = torch.empty_like(total)
-        call.run("neighbourhood", hebbian=d_total, calcium=weight, end_hebbian=start_total)
-        return d_key.to(key.dtype), start_total, None, None, None
-    call.run("neighbourhood")
-    return d_key.to(key.dtype), None, None, None, None
+        d_total = d_total.clone(memory_format=torch.contiguous_format)
+        states.update(hebbian=total, calcium=count, d_hebbian=d_total)
+    call.run("activity_backward", **states)
+    of_parameters = (d_weight.sum(0).to(weight.dtype), d_bias.sum(0).to(bias.dtype))
+    return d_key.to(key.dtype), d_total if causal else None, None, None, None, *of_parameters
 
 
 class _Call:
@@ -1138,7 +1242,7 @@ class _Call:
 
     def run(self, function, **states):
         """Calls a function of the source. `states` are float32; results are contiguous, as made by the caller."""
-        states = {name: x.contiguous() for name, x in states.items() if x is not None}
+        states = {name: x.float().contiguous() for name, x in states.items() if x is not None}
         self.set(**{name: x.data_ptr() for name, x in states.items()})
         if "plasticity" in states:
             self.arguments.feedback = 1
@@ -1165,5 +1269,5 @@ KERNELS = {
     "write_mode": (write_forward, write_backward),
     "read_mode": (read_forward, read_backward),
     "write_and_read_causally": (causal_forward, causal_backward),
-    "mean_of_neighbours": (neighbourhood_forward, neighbourhood_backward),
+    "activity_code": (activity_forward, activity_backward),
 }

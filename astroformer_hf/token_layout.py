@@ -13,7 +13,7 @@ Three geometries share one interface, which the codes of `astrocyte_code.py` are
 - `GridLayout`: the patches of an image, at their Euclidean distance. N is small, and r is built.
 
 Their methods couple a learned table (`coupled_table`), the sines and cosines of the positions (`coupled_waves`), and
-the keys of the batch (`neighbourhood`). Letters in shape comments: B batch, H heads, N tokens, m hidden neurons.
+the keys of the batch (`activity`). Letters in shape comments: B batch, H heads, N tokens, m hidden neurons.
 """
 
 import math
@@ -132,11 +132,11 @@ class NeighbourhoodState(NamedTuple):
 
     Attributes:
         total: `(batch, heads, hidden_neurons)`, of the keys.
-        weight: `(batch, 1, 1)`, of ones.
+        count: `(batch, 1, 1)`, of ones.
     """
 
     total: torch.Tensor
-    weight: torch.Tensor
+    count: torch.Tensor
 
 
 class SequenceLayout(NamedTuple):
@@ -216,12 +216,14 @@ class SequenceLayout(NamedTuple):
         sines, cosines = waves.chunk(2, dim=-1)
         return torch.cat((in_phase * sines - delayed * cosines, in_phase * cosines + delayed * sines), dim=-1)
 
-    def neighbourhood(self, key, scale, state=None):
-        """r' K: for each token the mean key of the others (causally, of those before it), weighted by their coupling.
+    def activity(self, key, scale, weight, bias, state=None):
+        """R = r' K W + b, where r' K is for each token the mean key of the others (causally, of those before it),
+        weighted by their coupling.
 
         Args:
             key (`torch.Tensor`): `(batch, heads, length, m)`.
             scale (`float`): scale of the coupling.
+            weight, bias (`torch.Tensor`): W, `(heads, m, m)`, and b, `(heads, 1, m)`.
             state (`NeighbourhoodState`, *optional*): what came before, causally.
 
         Returns:
@@ -229,17 +231,23 @@ class SequenceLayout(NamedTuple):
         """
         if self.causal and state is None:
             state = NeighbourhoodState(key.new_zeros(*key.shape[:2], key.shape[3]), key.new_zeros(len(key), 1, 1))
-        total, weight = (None, None) if state is None else state
-        means, total, weight = run_pass(
-            mean_of_neighbours,
-            *(key, self.padding_mask, total, weight, self.order, self.rank),
+        total, count = (None, None) if state is None else state
+        code, total, count = run_pass(
+            activity_code,
+            *(key, self.padding_mask, total, count, self.order, self.rank, weight, bias),
             scale=scale,
             causal=self.causal,
         )
-        return means, NeighbourhoodState(total, weight) if self.causal else None
+        return code, NeighbourhoodState(total, count) if self.causal else None
 
 
-def mean_of_neighbours(key, padding_mask, total, weight, order, rank, *, scale, causal):
+def activity_code(key, padding_mask, total, count, order, rank, weight, bias, *, scale, causal):
+    """R = r' K W + b with the results and arguments of `mean_of_neighbours`; W `(heads, m, m)`, b `(heads, 1, m)`."""
+    means, total, count = mean_of_neighbours(key, padding_mask, total, count, order, rank, scale=scale, causal=causal)
+    return means @ weight + bias, total, count
+
+
+def mean_of_neighbours(key, padding_mask, total, count, order, rank, *, scale, causal):
     """The mean of the keys before and after each token (causally, before it), weighted by the coupling.
 
     Distances count real tokens only, so padding, on either side or between, changes nothing. A token without neighbours
@@ -248,10 +256,10 @@ def mean_of_neighbours(key, padding_mask, total, weight, order, rank, *, scale, 
     Args:
         key (`torch.Tensor`): `(batch, heads, length, m)`.
         padding_mask, order, rank (`torch.Tensor`, *optional*): as of `SequenceLayout`.
-        total, weight (`torch.Tensor`): the fields of the `NeighbourhoodState` to go on from; None if not causal.
+        total, count (`torch.Tensor`): the fields of the `NeighbourhoodState` to go on from; None if not causal.
 
     Returns:
-        `(means, total, weight)`: `(batch, heads, length, m)`, and the fields of the state after the last real token.
+        `(means, total, count)`: `(batch, heads, length, m)`, and the fields of the state after the last real token.
     """
     if order is not None:
         key = reorder(key, order)
@@ -261,13 +269,13 @@ def mean_of_neighbours(key, padding_mask, total, weight, order, rank, *, scale, 
         real = padding_mask[:, None, :, None].to(key.dtype)  # (B, 1, N, 1)
         key = key.masked_fill(real == 0, 0)
     if causal:
-        totals, weights = _continued(key, scale, total), _continued(real, scale, weight)
-        total, weight = _after_last(totals, padding_mask), _after_last(weights, padding_mask)
-        totals, weights = totals[:, :, :-1], weights[:, :, :-1]
+        totals, counts = _continued(key, scale, total), _continued(real, scale, count)
+        total, count = _after_last(totals, padding_mask), _after_last(counts, padding_mask)
+        totals, counts = totals[:, :, :-1], counts[:, :, :-1]
     else:
-        totals, weights = coupling_to_others(key, scale), coupling_to_others(real, scale)
-    means = totals / weights.clamp(min=torch.finfo(totals.dtype).tiny)
-    return means if rank is None else reorder(means, rank), total, weight
+        totals, counts = coupling_to_others(key, scale), coupling_to_others(real, scale)
+    means = totals / counts.clamp(min=torch.finfo(totals.dtype).tiny)
+    return means if rank is None else reorder(means, rank), total, count
 
 
 def _continued(x, scale, before):
@@ -422,10 +430,10 @@ class GridLayout(NamedTuple):
             waves = nn.functional.pad(waves, (0, 0, 1, 0))
         return self.coupling(scale, dtype) @ waves
 
-    def neighbourhood(self, key, scale, state=None):
-        """r' K, as of `SequenceLayout`: `(batch, heads, length, m)`, and None."""
+    def activity(self, key, scale, weight, bias, state=None):
+        """R = r' K W + b, as of `SequenceLayout`: `(batch, heads, length, m)`, and None."""
         weights = self.neighbour_weights(scale, key.dtype) if self.geometry is None else self.geometry
-        return weights @ key, None
+        return weights @ key @ weight + bias, None
 
     def neighbour_weights(self, scale, dtype):
         """r', `(length, length)`."""

@@ -484,10 +484,10 @@ def _write_whole(path, write):
     os.replace(temporary, path)
 
 
-def versions():
+def versions(packages=PACKAGES):
     """Versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -256,9 +256,10 @@ def test_several_python_threads_at_once():
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("padding", ["none", "left", "right", "inner", "all"])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 60.0])
-def test_neighbourhoods(scale, padding, causal):
-    """The activity code's r' K by the compiled form and by the plain one, whole and in pieces."""
+def test_activity_code(scale, padding, causal):
+    """The activity code by its compiled form and by the plain one, whole and in pieces."""
     batch, heads, length, channels = 2, 3, 150, 20
+    parameters = [torch.randn(heads, n, channels).double() for n in (channels, 1)]
     mask = torch.ones(batch, length, dtype=torch.long)
     if padding != "none":
         mask[
@@ -273,26 +274,30 @@ def test_neighbourhoods(scale, padding, causal):
             torch.randn(batch, length, heads, channels, dtype=torch.float64).transpose(1, 2).to(dtype).requires_grad_()
         )
         with attention_backend(backend):
-            means, state = layout.neighbourhood(key, scale)
+            weight, bias = (x.to(dtype).requires_grad_() for x in parameters)
+            code, state = layout.activity(key, scale, weight, bias)
             if causal:
                 pieces, piece_state = [], None
                 for start, end in ((0, 50), (50, 51), (51, 150)):
                     part = sequence_layout(
                         end - start, "cpu", None if mask is None else mask[:, :end], causal=True, past_length=start
                     )
-                    piece, piece_state = part.neighbourhood(key[:, :, start:end], scale, piece_state)
+                    piece, piece_state = part.activity(key[:, :, start:end], scale, weight, bias, piece_state)
                     pieces.append(piece)
                 joined = torch.cat(pieces, dim=2)
         real = torch.ones(batch, length).bool() if mask is None else mask.bool()
         real = real[:, None, :, None]
-        outputs = {"means": means * real}
+        outputs = {"code": code * real}
         if causal:
-            outputs.update({"total": state.total, "weight": state.weight, "in pieces": joined * real})
+            outputs.update({"total": state.total, "count": state.count, "in pieces": joined * real})
         probe = torch.linspace(-1, 1, key.numel(), dtype=dtype).view(key.shape)
-        outputs["gradient"] = torch.autograd.grad((outputs["means"] * probe).sum(), key, retain_graph=True)[0]
+        sources = {"key": key, "weight": weight, "bias": bias}
+        losses = {"": (outputs["code"] * probe).sum()}
         if causal:
-            gradient = torch.autograd.grad((outputs["in pieces"] * probe).sum() + state.total.sum(), key)[0]
-            outputs["gradient of pieces"] = gradient
+            losses[", in pieces"] = (outputs["in pieces"] * probe).sum() + state.total.sum()
+        for what, loss in losses.items():
+            gradients = torch.autograd.grad(loss, list(sources.values()), retain_graph=True)
+            outputs.update({f"gradient of {name}{what}": x for name, x in zip(sources, gradients, strict=True)})
         found[backend] = {name: x.double() for name, x in outputs.items()}
     assert_close(found["cpp"], found["plain"], 1e-4)
 

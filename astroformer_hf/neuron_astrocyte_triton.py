@@ -1,0 +1,999 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Neuron-astrocyte attention on a GPU: the write mode, the read mode and their gradients as four Triton kernels.
+
+The equations and their names are those of `neuron_astrocyte_attention.py`. A kernel keeps on the chip what lies between
+its inputs and its outputs: no activity phi(.) is ever stored, and the gradients compute it again. A program has one
+head and a run of its tokens:
+
+- `_write_kernel` sums (phi(k_t) + phi(r_t)) v_t^T and phi(k_t). Bidirectionally it splits a sequence in as many parts
+  as keep the GPU busy, and their sums are added up afterwards; nothing is added atomically, so that the same input
+  gives the same bits.
+- `_read_kernel` answers a block of tokens: P phi(Q) H.
+- `_read_backward_kernel` makes the gradient of the query out of W = dY H^T, (tokens, features), which stands in for the
+  output that was not stored:
+
+      dC = -P^2 rowsum(phi(Q) W)   dphi(Q) = P W + dC g   dH = phi(Q)^T (P dY)   dg = phi(Q)^T dC
+
+  The last two have the form of the write mode, and `_write_kernel` computes them, with P and dC as tokens' weights.
+- `_write_backward_kernel` makes the gradients of the key, the code and the value from those of H and of the calcium:
+
+      dphi(R) = V dH^T   dphi(K) = V dH^T + dz   dV = (phi(K) + phi(R)) dH
+
+The causal form goes in chunks, one per program. `_write_kernel` sums each chunk, and running sums are the states that
+the chunks start from. The other kernels then do the above with the state of their chunk and add what happens inside of
+it: Y = tril(phi(Q) (phi(K) + phi(R))^T) V, with its gradients, and the calcium token by token. What a token wrote is
+read by all later ones; the gradient of the state is therefore a running sum from the last chunk to the first.
+
+Matrix products of float32 run on the tensor cores: in TF32, whose 10 bits are no fewer than theirs, where a tensor has
+16 bits or PyTorch is set to it; else in three such products, close to float32 ("tf32x3"; true float32 products would
+spill kilobytes of registers here). All else is float32.
+
+These functions know nothing of autograd and check nothing; their callers do. Letters in shape comments: B batch,
+H heads, N tokens, F features (the size of a query or a key), d head size (the size of a value).
+"""
+
+import os
+from contextlib import nullcontext
+from functools import cache
+
+import torch
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+# Triton asks when the kernels below are made, and only then.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Tokens per block, and per chunk of the causal form.
+BLOCK_LENGTH = 64
+
+# With these, and blocks no larger than `_block` makes them, the kernels fit the registers, and the shared memory of
+# smaller GPUs, 99 KiB.
+NUM_WARPS = 8
+
+# Programs that the write mode aims at when it splits a sequence: some for each multiprocessor of a large GPU. A
+# constant, so that sums do not depend on the GPU.
+WRITE_PROGRAMS = 512
+
+
+def is_available(tensor):
+    """Whether the functions below take tensors on the device of this one."""
+    if triton is None:
+        return False
+    return INTERPRETED or (tensor.is_cuda and torch.version.hip is None and _is_supported(tensor.device))
+
+
+@cache
+def _is_supported(device):
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # the first that has TF32, and Triton's own minimum
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Kernels
+# --------------------------------------------------------------------------------------------------------------------
+
+if triton is not None:
+    # The constants of the plain form.
+    CALCIUM_FLOOR = tl.constexpr(1e-20)
+    EXP_CEILING = tl.constexpr(30.0)
+    BLOCK_N = tl.constexpr(BLOCK_LENGTH)
+
+    # Lengths change from call to call and must not make new kernels. Strides are left alone: whether 16 divides them
+    # decides how wide loads are, and that hangs on the sizes of the model.
+    VARYING = ["length", "num_blocks", "block_length", "num_slots", "first_slot"]
+
+    @triton.jit
+    def _phi(x, mask, FEATURE_MAP: tl.constexpr):
+        """The feature map, and 0 outside of the mask. The comparisons are such that NaN stays NaN."""
+        if FEATURE_MAP == "elu":
+            x = tl.where(x > 0, x + 1, tl.exp(x))
+        elif FEATURE_MAP == "relu":
+            x = tl.where(x < 0, 0.0, x)
+        elif FEATURE_MAP == "exp":
+            x = tl.exp(tl.where(x > EXP_CEILING, EXP_CEILING, x))
+        return tl.where(mask, x, 0.0)
+
+    @triton.jit
+    def _d_phi(d_activity, x, activity, mask, FEATURE_MAP: tl.constexpr):
+        """The gradient of x from that of its activity phi(x)."""
+        if FEATURE_MAP == "elu":
+            d_activity *= tl.where(x > 0, 1.0, activity)
+        elif FEATURE_MAP == "relu":
+            d_activity = tl.where(x > 0, d_activity, 0.0)
+        elif FEATURE_MAP == "exp":
+            d_activity *= tl.where(x > EXP_CEILING, 0.0, activity)
+        return tl.where(mask, d_activity, 0.0)
+
+    @triton.jit
+    def _plasticity(calcium, alpha, LINEAR: tl.constexpr):
+        g = calcium
+        if not LINEAR:
+            g = tl.exp2(alpha * tl.log2(tl.maximum(calcium, CALCIUM_FLOOR)))
+        return tl.where(calcium > CALCIUM_FLOOR, g, 0.0)
+
+    @triton.jit
+    def _d_plasticity(calcium, plasticity, alpha):
+        """alpha calcium^(alpha - 1)"""
+        return tl.where(calcium > CALCIUM_FLOOR, alpha * plasticity / tl.maximum(calcium, CALCIUM_FLOOR), 0.0)
+
+    @triton.jit
+    def _feedback(response):
+        return tl.where(response > CALCIUM_FLOOR, 1 / tl.maximum(response, CALCIUM_FLOOR), 0.0)
+
+    @triton.jit
+    def _at(pointer, sequence, start, num_heads, stride_b, stride_h, stride_n):
+        """Where token `start` of a sequence, batch * num_heads + head, lies in a (B, H, N, .) of any strides."""
+        return pointer + sequence // num_heads * stride_b + sequence % num_heads * stride_h + start * stride_n
+
+    @triton.jit
+    def _load(pointer, stride, rows, columns, mask):
+        return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+
+    @triton.jit
+    def _store(pointer, x, sequence, start, rows, columns, num_heads, length, SIZE: tl.constexpr):
+        """Stores tokens in a contiguous (B, N, H, SIZE), the order in which merging the heads is free."""
+        tokens = sequence // num_heads * length + start + rows
+        pointers = pointer + ((tokens * num_heads + sequence % num_heads) * SIZE)[:, None] + columns[None, :]
+        tl.store(pointers, x, mask=(start + rows < length)[:, None] & (columns < SIZE)[None, :])
+
+    @triton.jit
+    def _real(padding_mask, sequence, start, rows, num_heads, length):
+        """Which of the rows are tokens, and no padding: padding is not even loaded, it may be NaN."""
+        real = start + rows < length
+        if padding_mask is not None:
+            real &= tl.load(padding_mask + sequence // num_heads * length + start + rows, mask=real, other=0) != 0
+        return real
+
+    @triton.jit
+    def _imprint(key, code, key_n, code_n, rows, columns, mask, FEATURE_MAP: tl.constexpr):
+        """phi(K) and phi(K) + phi(R), (tokens, features)."""
+        presynaptic = _phi(_load(key, key_n, rows, columns, mask), mask, FEATURE_MAP)
+        imprint = presynaptic
+        if code is not None:
+            imprint += _phi(_load(code, code_n, rows, columns, mask), mask, FEATURE_MAP)
+        return presynaptic, imprint
+
+    @triton.jit
+    def _to_tf32(x):
+        """The nearest of TF32. Tensor cores cut off the bits: sums of activities, all positive, would come out low."""
+        nearest = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        return tl.where(x == x, nearest, x)  # the bits of NaN might run over
+
+    @triton.jit
+    def _dot(x, y, sums, PRECISION: tl.constexpr):
+        """sums + x y"""
+        if PRECISION == "tf32":
+            x = _to_tf32(x)
+            y = _to_tf32(y)
+        return tl.dot(x, y, sums, input_precision=PRECISION)
+
+    @triton.jit(do_not_specialize=VARYING)
+    def _write_kernel(
+        key,
+        value,
+        code,
+        padding_mask,
+        feedback,  # weights of the values, (B, H, N), or None
+        d_response,  # weights of phi(K) in the calcium, (B, H, N), or None
+        hebbian,  # (B, H, slots, F, d), written
+        calcium,  # (B, H, slots, F), written, or None
+        key_b,
+        key_h,
+        key_n,
+        value_b,
+        value_h,
+        value_n,
+        code_b,
+        code_h,
+        code_n,
+        num_heads,
+        length,
+        num_blocks,
+        block_length,
+        num_slots,
+        first_slot,
+        SLOT_STEP: tl.constexpr,
+        FEATURE_MAP: tl.constexpr,
+        PRECISION: tl.constexpr,
+        F: tl.constexpr,
+        D: tl.constexpr,
+        BLOCK_F: tl.constexpr,
+        BLOCK_D: tl.constexpr,
+    ):
+        block = (tl.program_id(0) % num_blocks).to(tl.int64)
+        sequence = (tl.program_id(0) // num_blocks).to(tl.int64)
+        rows = tl.arange(0, BLOCK_N)
+        features = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+        columns = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+
+        hebbian_sum = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
+        calcium_sum = tl.zeros((BLOCK_F,), tl.float32)
+        for start in range(block * block_length, tl.minimum((block + 1) * block_length, length), BLOCK_N):
+            real = _real(padding_mask, sequence, start, rows, num_heads, length)
+            presynaptic, imprint = _imprint(
+                _at(key, sequence, start, num_heads, key_b, key_h, key_n),
+                None if code is None else _at(code, sequence, start, num_heads, code_b, code_h, code_n),
+                key_n,
+                code_n,
+                rows,
+                features,
+                real[:, None] & (features < F)[None, :],
+                FEATURE_MAP,
+            )
+            written = _load(
+                _at(value, sequence, start, num_heads, value_b, value_h, value_n),
+                value_n,
+                rows,
+                columns,
+                real[:, None] & (columns < D)[None, :],
+            )
+            if feedback is not None:
+                written *= tl.load(feedback + sequence * length + start + rows, mask=real, other=0.0)[:, None]
+            if d_response is not None:
+                presynaptic *= tl.load(d_response + sequence * length + start + rows, mask=real, other=0.0)[:, None]
+            hebbian_sum = _dot(tl.trans(imprint), written, hebbian_sum, PRECISION)
+            calcium_sum += tl.sum(presynaptic, 0)
+
+        slot = sequence * num_slots + first_slot + block * SLOT_STEP
+        pointers = hebbian + slot * (F * D) + features[:, None] * D + columns[None, :]
+        tl.store(pointers, hebbian_sum, mask=(features < F)[:, None] & (columns < D)[None, :])
+        if calcium is not None:
+            if tl.program_id(2) == 0:
+                tl.store(calcium + slot * F + features, calcium_sum, mask=features < F)
+
+    @triton.jit(do_not_specialize=VARYING)
+    def _read_kernel(
+        query,
+        key,  # this and the next three causally only
+        value,
+        code,
+        padding_mask,
+        hebbian,  # (B, H, slots, F, d), causally the state before each chunk
+        calcium,  # (B, H, slots, F), bidirectionally already the plasticity g
+        output,
+        query_b,
+        query_h,
+        query_n,
+        key_b,
+        key_h,
+        key_n,
+        value_b,
+        value_h,
+        value_n,
+        code_b,
+        code_h,
+        code_n,
+        num_heads,
+        length,
+        num_blocks,
+        num_slots,
+        alpha,
+        scale,
+        CAUSAL: tl.constexpr,
+        FEEDBACK: tl.constexpr,
+        LINEAR: tl.constexpr,
+        FEATURE_MAP: tl.constexpr,
+        PRECISION: tl.constexpr,
+        F: tl.constexpr,
+        D: tl.constexpr,
+        BLOCK_F: tl.constexpr,
+        BLOCK_D: tl.constexpr,
+    ):
+        block = (tl.program_id(0) % num_blocks).to(tl.int64)
+        sequence = (tl.program_id(0) // num_blocks).to(tl.int64)
+        start = block * BLOCK_N
+        rows = tl.arange(0, BLOCK_N)
+        columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+        query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
+        slot = sequence * num_slots
+        if CAUSAL:
+            slot += block
+            real = _real(padding_mask, sequence, start, rows, num_heads, length)
+            key = _at(key, sequence, start, num_heads, key_b, key_h, key_n)
+            value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
+            if code is not None:
+                code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
+
+        answer = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        response = tl.zeros((BLOCK_N,), tl.float32)
+        attention = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)  # phi(q_t) (phi(k_s) + phi(r_s)), inside the chunk
+        for first in range(0, F, BLOCK_F):
+            features = first + tl.arange(0, BLOCK_F)
+            mask = (start + rows < length)[:, None] & (features < F)[None, :]
+            activity = _phi(_load(query, query_n, rows, features, mask), mask, FEATURE_MAP)
+            state_mask = (features < F)[:, None] & (columns < D)[None, :]
+            state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
+            answer = _dot(activity, state, answer, PRECISION)
+            if FEEDBACK:
+                g = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
+            if CAUSAL:
+                mask = real[:, None] & (features < F)[None, :]
+                presynaptic, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP)
+                attention = _dot(activity, tl.trans(imprint), attention, PRECISION)
+                if FEEDBACK:
+                    g = _plasticity(g + tl.cumsum(presynaptic, 0), alpha, LINEAR)
+            if FEEDBACK:
+                response += tl.sum(activity * g, 1)
+
+        if CAUSAL:
+            written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
+            attention = tl.where(rows[:, None] >= rows[None, :], attention, 0.0)
+            answer = _dot(attention, written, answer, PRECISION)
+        if FEEDBACK:
+            answer *= _feedback(response)[:, None]
+        _store(output, answer * scale, sequence, start, rows, columns, num_heads, length, D)
+
+    @triton.jit(do_not_specialize=VARYING)
+    def _read_backward_kernel(
+        query,
+        key,  # this and the next three causally only
+        value,
+        code,
+        padding_mask,
+        hebbian,  # as in _read_kernel
+        calcium,
+        d_output,
+        d_query,
+        feedback,  # scale * P, (B, H, N), written
+        d_response,  # dC, (B, H, N), written with feedback
+        d_calcium,  # causally: gradient of the calcium that each chunk read, (B, H, slots, F), last chunk first
+        query_b,
+        query_h,
+        query_n,
+        key_b,
+        key_h,
+        key_n,
+        value_b,
+        value_h,
+        value_n,
+        code_b,
+        code_h,
+        code_n,
+        d_output_b,
+        d_output_h,
+        d_output_n,
+        num_heads,
+        length,
+        num_blocks,
+        num_slots,
+        alpha,
+        scale,
+        CAUSAL: tl.constexpr,
+        FEEDBACK: tl.constexpr,
+        LINEAR: tl.constexpr,
+        FEATURE_MAP: tl.constexpr,
+        PRECISION: tl.constexpr,
+        F: tl.constexpr,
+        D: tl.constexpr,
+        BLOCK_F: tl.constexpr,
+        BLOCK_D: tl.constexpr,
+    ):
+        block = (tl.program_id(0) % num_blocks).to(tl.int64)
+        sequence = (tl.program_id(0) // num_blocks).to(tl.int64)
+        start = block * BLOCK_N
+        rows = tl.arange(0, BLOCK_N)
+        inside = start + rows < length
+        query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
+        d_output = _at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
+        slot = sequence * num_slots
+        if CAUSAL:
+            slot += block
+            real = _real(padding_mask, sequence, start, rows, num_heads, length)
+            key = _at(key, sequence, start, num_heads, key_b, key_h, key_n)
+            value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
+            if code is not None:
+                code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
+            d_attention = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)  # dy_t v_s, inside the chunk
+            for first in range(0, D, BLOCK_D):
+                columns = first + tl.arange(0, BLOCK_D)
+                d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
+                written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
+                d_attention = _dot(d_answer, tl.trans(written), d_attention, PRECISION)
+            d_attention = tl.where(rows[:, None] >= rows[None, :], d_attention, 0.0)
+
+        # Twice over the features: first for C and dC, which all of them make, then for the gradients. Where one block
+        # has them all, the compiler finds both rounds to be the same.
+        response = tl.zeros((BLOCK_N,), tl.float32)
+        gain = tl.zeros((BLOCK_N,), tl.float32)  # phi(Q) W
+        p = tl.zeros((BLOCK_N,), tl.float32) + scale
+        d_c = tl.zeros((BLOCK_N,), tl.float32)
+        for stage in tl.static_range(2):
+            for first in range(0, F, BLOCK_F):
+                features = first + tl.arange(0, BLOCK_F)
+                mask = inside[:, None] & (features < F)[None, :]
+                x = _load(query, query_n, rows, features, mask)
+                activity = _phi(x, mask, FEATURE_MAP)
+
+                w = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)  # dY H^T
+                for first_column in range(0, D, BLOCK_D):
+                    columns = first_column + tl.arange(0, BLOCK_D)
+                    d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
+                    state_mask = (features < F)[:, None] & (columns < D)[None, :]
+                    state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
+                    w = _dot(d_answer, tl.trans(state), w, PRECISION)
+                if FEEDBACK:
+                    z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
+                    g = z
+                if CAUSAL:
+                    key_mask = real[:, None] & (features < F)[None, :]
+                    presynaptic, imprint = _imprint(key, code, key_n, code_n, rows, features, key_mask, FEATURE_MAP)
+                    w = _dot(d_attention, imprint, w, PRECISION)
+                    if FEEDBACK:
+                        z += tl.cumsum(presynaptic, 0)
+                        g = _plasticity(z, alpha, LINEAR)
+
+                if stage == 0:
+                    if FEEDBACK:
+                        response += tl.sum(activity * g, 1)
+                        gain += tl.sum(activity * w, 1)
+                else:
+                    d_activity = p[:, None] * w
+                    d_z = tl.zeros((BLOCK_F,), tl.float32)
+                    if FEEDBACK:
+                        d_activity += d_c[:, None] * g
+                        if CAUSAL:
+                            d_z = tl.sum(d_c[:, None] * activity * _d_plasticity(z, g, alpha), 0)
+                    d_x = _d_phi(d_activity, x, activity, mask, FEATURE_MAP)
+                    _store(d_query, d_x, sequence, start, rows, features, num_heads, length, F)
+                    if CAUSAL:
+                        d_slot = sequence * num_slots + num_slots - 1 - block
+                        tl.store(d_calcium + d_slot * F + features, d_z, mask=features < F)
+            if stage == 0:
+                if FEEDBACK:
+                    p = _feedback(response)
+                    d_c = -scale * p * gain * p  # in this order: P^2 may overflow
+                    p *= scale
+
+        tl.store(feedback + sequence * length + start + rows, p, mask=inside)
+        if FEEDBACK:
+            tl.store(d_response + sequence * length + start + rows, d_c, mask=inside)
+
+    @triton.jit(do_not_specialize=VARYING)
+    def _write_backward_kernel(
+        query,  # this and the next four causally only
+        d_output,
+        feedback,
+        d_response,
+        calcium,  # (B, H, slots, F), the state before each chunk
+        key,
+        value,
+        code,
+        padding_mask,
+        d_hebbian,  # (B, H, slots, F, d), causally of the state after each chunk, last chunk first
+        d_calcium,  # (B, H, slots, F), likewise
+        d_key,
+        d_value,
+        d_code,
+        query_b,
+        query_h,
+        query_n,
+        d_output_b,
+        d_output_h,
+        d_output_n,
+        key_b,
+        key_h,
+        key_n,
+        value_b,
+        value_h,
+        value_n,
+        code_b,
+        code_h,
+        code_n,
+        num_heads,
+        length,
+        num_blocks,
+        num_slots,
+        alpha,
+        CAUSAL: tl.constexpr,
+        FEEDBACK: tl.constexpr,
+        LINEAR: tl.constexpr,
+        FEATURE_MAP: tl.constexpr,
+        PRECISION: tl.constexpr,
+        F: tl.constexpr,
+        D: tl.constexpr,
+        BLOCK_F: tl.constexpr,
+        BLOCK_D: tl.constexpr,
+    ):
+        block = (tl.program_id(0) % num_blocks).to(tl.int64)
+        sequence = (tl.program_id(0) // num_blocks).to(tl.int64)
+        start = block * BLOCK_N
+        rows = tl.arange(0, BLOCK_N)
+        inside = start + rows < length
+        real = _real(padding_mask, sequence, start, rows, num_heads, length)
+        key = _at(key, sequence, start, num_heads, key_b, key_h, key_n)
+        value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
+        if code is not None:
+            code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
+        d_slot = sequence * num_slots
+        if CAUSAL:
+            d_slot += num_slots - 2 - block
+            slot = sequence * num_slots + block
+            query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
+            d_output = _at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
+            later = rows[:, None] <= rows[None, :]  # token t, a column, reads token s, a row
+            p = tl.load(feedback + sequence * length + start + rows, mask=inside, other=0.0)
+
+        # The value first, then the key and the code: one map of the chunk at a time fits the registers.
+        if CAUSAL:
+            attention = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)  # P_t phi(q_t) (phi(k_s) + phi(r_s))
+            for first in range(0, F, BLOCK_F):
+                features = first + tl.arange(0, BLOCK_F)
+                mask = inside[:, None] & (features < F)[None, :]
+                activity = _phi(_load(query, query_n, rows, features, mask), mask, FEATURE_MAP)
+                mask = real[:, None] & (features < F)[None, :]
+                _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP)
+                attention = _dot(imprint, tl.trans(activity), attention, PRECISION)
+            attention = tl.where(later, attention * p[None, :], 0.0)
+        for first_column in range(0, D, BLOCK_D):
+            columns = first_column + tl.arange(0, BLOCK_D)
+            d_written = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+            for first in range(0, F, BLOCK_F):
+                features = first + tl.arange(0, BLOCK_F)
+                mask = real[:, None] & (features < F)[None, :]
+                _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP)
+                state_mask = (features < F)[:, None] & (columns < D)[None, :]
+                d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
+                d_written = _dot(imprint, d_state, d_written, PRECISION)
+            if CAUSAL:
+                d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
+                d_written = _dot(attention, d_answer, d_written, PRECISION)
+            _store(d_value, d_written, sequence, start, rows, columns, num_heads, length, D)
+
+        if CAUSAL:
+            d_attention = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)  # P_t dy_t v_s
+            for first_column in range(0, D, BLOCK_D):
+                columns = first_column + tl.arange(0, BLOCK_D)
+                d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
+                written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
+                d_attention = _dot(written, tl.trans(d_answer), d_attention, PRECISION)
+            d_attention = tl.where(later, d_attention * p[None, :], 0.0)
+        for first in range(0, F, BLOCK_F):
+            features = first + tl.arange(0, BLOCK_F)
+            mask = real[:, None] & (features < F)[None, :]
+            d_imprint = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
+            for first_column in range(0, D, BLOCK_D):
+                columns = first_column + tl.arange(0, BLOCK_D)
+                written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
+                state_mask = (features < F)[:, None] & (columns < D)[None, :]
+                d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
+                d_imprint = _dot(written, tl.trans(d_state), d_imprint, PRECISION)
+
+            k = _load(key, key_n, rows, features, mask)
+            presynaptic = _phi(k, mask, FEATURE_MAP)
+            d_z = tl.load(d_calcium + d_slot * F + features, mask=features < F, other=0.0)[None, :]
+            if CAUSAL:
+                query_mask = inside[:, None] & (features < F)[None, :]
+                activity = _phi(_load(query, query_n, rows, features, query_mask), query_mask, FEATURE_MAP)
+                d_imprint = _dot(d_attention, activity, d_imprint, PRECISION)
+                if FEEDBACK:
+                    z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
+                    z += tl.cumsum(presynaptic, 0)
+                    d_c = tl.load(d_response + sequence * length + start + rows, mask=inside, other=0.0)
+                    d_read = d_c[:, None] * activity * _d_plasticity(z, _plasticity(z, alpha, LINEAR), alpha)
+                    d_z += tl.cumsum(d_read, 0, reverse=True)
+            if code is not None:
+                r = _load(code, code_n, rows, features, mask)
+                d_r = _d_phi(d_imprint, r, _phi(r, mask, FEATURE_MAP), mask, FEATURE_MAP)
+                _store(d_code, d_r, sequence, start, rows, features, num_heads, length, F)
+            d_k = _d_phi(d_imprint + d_z, k, presynaptic, mask, FEATURE_MAP)
+            _store(d_key, d_k, sequence, start, rows, features, num_heads, length, F)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bidirectionally: write all, then read all
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def write_forward(key, value, astrocyte_code, padding_mask, feature_map):
+    """The write mode: sum_t (phi(k_t) + phi(r_t)) v_t^T, `(B, H, F, d)`, and sum_t phi(k_t), `(B, H, F)`, in float32.
+
+    Args:
+        key (`torch.Tensor`): `(B, H, N, F)`. Like the other inputs in float32, bfloat16 or float16, of any strides.
+        value (`torch.Tensor`): `(B, H, N, d)`.
+        astrocyte_code (`torch.Tensor` or `None`): `(H, N, F)` or `(B, H, N, F)`.
+        padding_mask (`torch.Tensor` or `None`): bool, `(B, N)`, True where a token is real.
+        feature_map (`str`): "elu", "relu", "exp", or "identity" for a key and a code that are activities already.
+    """
+    return _write_in_splits(key, value, astrocyte_code, padding_mask, feature_map)
+
+
+def write_backward(key, value, astrocyte_code, padding_mask, feature_map, d_hebbian, d_calcium):
+    """Gradients of `write_forward`: those of the key, the value and the code (None without one), in their dtypes."""
+    d_states = d_hebbian[:, :, None], d_calcium[:, :, None]
+    return _write_backward(key, value, astrocyte_code, padding_mask, feature_map, *d_states)
+
+
+def read_forward(query, hebbian, plasticity, feature_map, output_dtype):
+    """The read mode, `(B, H, N, d)`: phi(Q) H, divided by the response C = phi(Q) g.
+
+    Args:
+        query (`torch.Tensor`): `(B, H, N, F)`.
+        hebbian (`torch.Tensor`): H, `(B, H, F, d)` in float32.
+        plasticity (`torch.Tensor` or `None`): g, `(B, H, F)` in float32; without it nothing is divided.
+        feature_map (`str`): as in `write_forward`.
+        output_dtype (`torch.dtype`): that of the result.
+    """
+    feedback = plasticity is not None
+    return _read(query, (), hebbian[:, :, None], plasticity, 1.0, feature_map, feedback, 1.0, output_dtype)
+
+
+def read_backward(query, hebbian, plasticity, feature_map, d_output):
+    """Gradients of `read_forward`: those of the query, the Hebbian weights and the plasticity (None without one)."""
+    feedback = plasticity is not None
+    reading = hebbian[:, :, None], plasticity, 1.0, feature_map, feedback, 1.0
+    d_query, p, d_response = _read_backward(query, (), *reading, d_output)
+    d_hebbian, d_plasticity = _write_in_splits(query, d_output, None, None, feature_map, p, d_response)
+    return d_query, d_hebbian, d_plasticity if feedback else None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Causally: chunk by chunk
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def causal_forward(
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    hebbian,
+    calcium,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    output_dtype,
+):
+    """Write and read mode token by token: y_t = scale P_t phi(q_t) S_t, each token reading what was written up to it.
+
+    The arguments are those of `write_forward` and `read_forward`, but `hebbian` and `calcium`, `(B, H, F)`, are the
+    state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without.
+
+    Returns:
+        The output, `(B, H, N, d)`, and the two parts of the state after the last token, in float32.
+    """
+    written = key, value, astrocyte_code, padding_mask
+    states = _states_of_chunks(*written, feature_map, hebbian, calcium)
+    output = _read(query, written, *states, alpha, feature_map, feedback, scale, output_dtype)
+    return output, *(state[:, :, -1].clone() for state in states)  # clones let go of the other chunks' memory
+
+
+def causal_backward(
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    hebbian,
+    calcium,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    d_output,
+    d_hebbian,
+    d_calcium,
+):
+    """Gradients of `causal_forward`, given those of the output and of the state after the last token.
+
+    Returns:
+        The gradients of the query, the key, the value, the code (None without one) and the two parts of the state
+        before the first token.
+    """
+    written = key, value, astrocyte_code, padding_mask
+    hebbians, calciums = _states_of_chunks(*written, feature_map, hebbian, calcium)
+    # Slot 0 has the gradient of the last state. Each chunk puts in a further one what its tokens read, the last chunk
+    # first, so that running sums are the gradients of the states after the last chunk, the one before, and so on.
+    last = calciums.shape[2] - 1
+    d_hebbians, d_calciums = _slots(d_hebbian, last), _slots(d_calcium, last)
+    reading = alpha, feature_map, feedback, scale
+    d_query, p, d_response = _read_backward(query, written, hebbians, calciums, *reading, d_output, d_calciums)
+    del hebbians
+    _write(query, d_output, None, None, feature_map, d_hebbians, None, last, -1, num_blocks=last, feedback=p)
+    d_states = d_hebbians.cumsum_(2), d_calciums.cumsum_(2)
+    read = query, d_output, p, d_response, calciums, alpha
+    gradients = _write_backward(*written, feature_map, *d_states, read)
+    return d_query, *gradients, *(state[:, :, -1].clone() for state in d_states)
+
+
+def _states_of_chunks(key, value, code, padding_mask, feature_map, hebbian, calcium):
+    """The states before each chunk and, last, after all: `(B, H, chunks + 1, F, d)` and `(B, H, chunks + 1, F)`."""
+    num_chunks = triton.cdiv(key.shape[2], BLOCK_LENGTH)
+    states = _slots(hebbian, num_chunks), _slots(calcium, num_chunks)
+    _write(key, value, code, padding_mask, feature_map, *states, first_slot=1, num_blocks=num_chunks)
+    return tuple(state.cumsum_(2) for state in states)
+
+
+def _slots(state, num_chunks):
+    """Room for `state`, in the first slot, and one state more per chunk."""
+    slots = state.new_empty(*state.shape[:2], num_chunks + 1, *state.shape[2:], dtype=torch.float32)
+    slots[:, :, 0] = state
+    return slots
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Launches
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _write_in_splits(key, value, code, padding_mask, feature_map, feedback=None, d_response=None):
+    """The write mode in as many programs as keep a GPU busy."""
+    batch_size, num_heads, length, num_features = key.shape
+    head_dim = value.shape[-1]
+    num_splits = max(1, WRITE_PROGRAMS // max(1, batch_size * num_heads))
+    split_length = BLOCK_LENGTH * max(1, triton.cdiv(length, BLOCK_LENGTH * num_splits))
+    num_splits = max(1, triton.cdiv(length, split_length))
+    hebbian = key.new_empty(batch_size, num_heads, num_splits, num_features, head_dim, dtype=torch.float32)
+    calcium = key.new_empty(batch_size, num_heads, num_splits, num_features, dtype=torch.float32)
+    written = key, value, code, padding_mask, feature_map, hebbian, calcium
+    _write(*written, num_blocks=num_splits, block_length=split_length, feedback=feedback, d_response=d_response)
+    return hebbian.sum(2), calcium.sum(2)
+
+
+def _write(
+    key,
+    value,
+    code,
+    padding_mask,
+    feature_map,
+    hebbian,
+    calcium,
+    first_slot=0,
+    slot_step=1,
+    *,
+    num_blocks,
+    block_length=BLOCK_LENGTH,
+    feedback=None,
+    d_response=None,
+):
+    """The write mode of each block of tokens into its own slot of `hebbian` and `calcium`."""
+    batch_size, num_heads, length, num_features = key.shape
+    head_dim = value.shape[-1]
+    key, value, code = _rows(key), _rows(value), _rows(code)
+    precision = _precision(key.dtype, value.dtype)
+    block_f, block_d = _block(num_features, precision), _block(head_dim, precision, 128)
+    grid = batch_size * num_heads * num_blocks, triton.cdiv(num_features, block_f), triton.cdiv(head_dim, block_d)
+    with _on(key):
+        _write_kernel[grid](
+            key,
+            value,
+            code,
+            _contiguous(padding_mask),
+            feedback,
+            d_response,
+            hebbian,
+            calcium,
+            *_strides(key),
+            *_strides(value),
+            *_strides(code),
+            num_heads,
+            length,
+            num_blocks,
+            block_length,
+            hebbian.shape[2],
+            first_slot,
+            SLOT_STEP=slot_step,
+            FEATURE_MAP=feature_map,
+            PRECISION=precision,
+            F=num_features,
+            D=head_dim,
+            BLOCK_F=block_f,
+            BLOCK_D=block_d,
+            num_warps=NUM_WARPS,
+            num_stages=2 if precision == "tf32" else 1,
+        )
+
+
+def _read(query, written, hebbian, calcium, alpha, feature_map, feedback, scale, output_dtype):
+    """`written` has the key, the value, the code and the mask of the causal form, and nothing bidirectionally."""
+    batch_size, num_heads, length, num_features = query.shape
+    head_dim = hebbian.shape[-1]
+    query = _rows(query)
+    key, value, code, padding_mask = _written(written)
+    output = _by_token(query, head_dim, output_dtype)
+    num_blocks = triton.cdiv(length, BLOCK_LENGTH)
+    precision = _precision(query.dtype, output_dtype)
+    block_d = _block(head_dim, precision, 128)
+    with _on(query):
+        _read_kernel[batch_size * num_heads * num_blocks, triton.cdiv(head_dim, block_d)](
+            query,
+            key,
+            value,
+            code,
+            padding_mask,
+            _contiguous(hebbian),
+            _contiguous(calcium),
+            output,
+            *_strides(query),
+            *_strides(key),
+            *_strides(value),
+            *_strides(code),
+            num_heads,
+            length,
+            num_blocks,
+            hebbian.shape[2],
+            float(alpha),
+            float(scale),
+            CAUSAL=key is not None,
+            FEEDBACK=feedback,
+            LINEAR=alpha == 1,
+            FEATURE_MAP=feature_map,
+            PRECISION=precision,
+            F=num_features,
+            D=head_dim,
+            BLOCK_F=_block(num_features, precision, 64 if key is None else 32),
+            BLOCK_D=block_d,
+            num_warps=NUM_WARPS,
+            num_stages=1,
+        )
+    return output.transpose(1, 2)
+
+
+def _read_backward(query, written, hebbian, calcium, alpha, feature_map, feedback, scale, d_output, d_calcium=None):
+    """The gradient of the query, and what `_write` makes those of H and g of: scale * P and dC, `(B, H, N)`."""
+    batch_size, num_heads, length, num_features = query.shape
+    head_dim = hebbian.shape[-1]
+    query, d_output = _rows(query), _rows(d_output)
+    key, value, code, padding_mask = _written(written)
+    d_query = _by_token(query, num_features, query.dtype)
+    p = query.new_empty(batch_size, num_heads, length, dtype=torch.float32)
+    d_response = torch.empty_like(p) if feedback else None
+    precision = _precision(query.dtype, d_output.dtype)
+    num_blocks = triton.cdiv(length, BLOCK_LENGTH)
+    with _on(query):
+        _read_backward_kernel[(batch_size * num_heads * num_blocks,)](
+            query,
+            key,
+            value,
+            code,
+            padding_mask,
+            _contiguous(hebbian),
+            _contiguous(calcium),
+            d_output,
+            d_query,
+            p,
+            d_response,
+            d_calcium,
+            *_strides(query),
+            *_strides(key),
+            *_strides(value),
+            *_strides(code),
+            *_strides(d_output),
+            num_heads,
+            length,
+            num_blocks,
+            hebbian.shape[2],
+            float(alpha),
+            float(scale),
+            CAUSAL=key is not None,
+            FEEDBACK=feedback,
+            LINEAR=alpha == 1,
+            FEATURE_MAP=feature_map,
+            PRECISION=precision,
+            F=num_features,
+            D=head_dim,
+            BLOCK_F=_block(num_features, precision),
+            BLOCK_D=_block(head_dim, precision),
+            num_warps=NUM_WARPS,
+            num_stages=1,
+        )
+    return d_query.transpose(1, 2), p, d_response
+
+
+def _write_backward(key, value, code, padding_mask, feature_map, d_hebbian, d_calcium, read=()):
+    """`read` has what was read causally, and by which feedback; nothing bidirectionally."""
+    batch_size, num_heads, length, num_features = key.shape
+    head_dim = value.shape[-1]
+    key, value, code = _rows(key), _rows(value), _rows(code)
+    query, d_output, p, d_response, calcium, alpha = read or (None, None, None, None, None, 1.0)
+    query, d_output = _rows(query), _rows(d_output)
+    d_key = _by_token(key, num_features, key.dtype)
+    d_value = _by_token(value, head_dim, value.dtype)
+    d_code = None
+    shared = code is not None and code.dim() == 3
+    if code is not None:
+        d_code = _by_token(key, num_features, torch.float32 if shared else code.dtype)
+    precision = _precision(key.dtype, value.dtype)
+    num_blocks = triton.cdiv(length, BLOCK_LENGTH)
+    with _on(key):
+        _write_backward_kernel[(batch_size * num_heads * num_blocks,)](
+            query,
+            d_output,
+            p,
+            d_response,
+            calcium,
+            key,
+            value,
+            code,
+            _contiguous(padding_mask),
+            _contiguous(d_hebbian),
+            _contiguous(d_calcium),
+            d_key,
+            d_value,
+            d_code,
+            *_strides(query),
+            *_strides(d_output),
+            *_strides(key),
+            *_strides(value),
+            *_strides(code),
+            num_heads,
+            length,
+            num_blocks,
+            d_hebbian.shape[2],
+            float(alpha),
+            CAUSAL=query is not None,
+            FEEDBACK=d_response is not None,
+            LINEAR=alpha == 1,
+            FEATURE_MAP=feature_map,
+            PRECISION=precision,
+            F=num_features,
+            D=head_dim,
+            BLOCK_F=_block(num_features, precision),
+            BLOCK_D=_block(head_dim, precision),
+            num_warps=NUM_WARPS,
+            num_stages=1,
+        )
+    if shared:
+        d_code = d_code.sum(0, keepdim=True).to(code.dtype)
+    if code is not None:
+        d_code = d_code.transpose(1, 2)
+        d_code = d_code[0] if shared else d_code
+    return d_key.transpose(1, 2), d_value.transpose(1, 2), d_code
+
+
+def _block(size, precision, largest=64):
+    """The power of two that holds `size`, from the least that a matrix product takes to what fits the registers."""
+    return min(max(16, triton.next_power_of_2(size)), largest if precision == "tf32" else 32)
+
+
+def _rows(x):
+    """`x` with its last dimension in one piece; the other strides stay."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _contiguous(x):
+    return None if x is None else x.contiguous()
+
+
+def _written(written):
+    key, value, code, padding_mask = written or (None, None, None, None)
+    return _rows(key), _rows(value), _rows(code), _contiguous(padding_mask)
+
+
+def _strides(x):
+    """Strides of batch, head and token; a code that the batch shares does not move with it."""
+    if x is None:
+        return 0, 0, 0
+    return x.stride()[:3] if x.dim() == 4 else (0, *x.stride()[:2])
+
+
+def _by_token(x, size, dtype):
+    batch_size, num_heads, length = x.shape[:3]
+    return x.new_empty(batch_size, length, num_heads, size, dtype=dtype)
+
+
+def _on(x):
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _precision(*dtypes):
+    """How the tensor cores multiply float32: see the docstring of this file."""
+    if torch.bfloat16 in dtypes or torch.float16 in dtypes:
+        return "tf32"
+    matmul = torch.backends.cuda.matmul
+    # The newer of PyTorch's two settings, where there is one: once it was used, reading the older is an error.
+    allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if allowed else "tf32x3"
+
+
+# Forward and backward of each pass.
+KERNELS = {
+    "write_mode": (write_forward, write_backward),
+    "read_mode": (read_forward, read_backward),
+    "write_and_read_causally": (causal_forward, causal_backward),
+}

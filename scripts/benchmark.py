@@ -1,0 +1,563 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Measures speed and memory of neuron-astrocyte attention against softmax attention and against peers, in one run.
+
+    python scripts/benchmark.py                      # everything, lengths 128 to 65,536: about an hour on two cores
+    python scripts/benchmark.py --quick              # the same table in minutes, up to 2,048 tokens
+    python scripts/benchmark.py --sections operation decoding
+
+Five sections. "operation": the attention alone, 8 heads of 64, against PyTorch's `scaled_dot_product_attention` ("sdpa"),
+against the same in its plain form ("plain"), and against the two bare matrix products that no linear attention can do
+without ("products"). "training": a step of a whole model, forward, backward and AdamW. "inference": its forward pass.
+"memory": the peak of both. "decoding": time per token and bytes of the cache after a long context. Models are 6 layers,
+512 wide; the arms share everything but the attention. Peers that are installed take part: BERT and Mamba-2 of
+transformers, astrohebbian, and flash-linear-attention on a GPU.
+
+Contestants take turns, and the median of several rounds counts: what disturbs the machine disturbs all of them. What would
+take longer than --limit seconds is left out and says so. Results go to OUTPUT_DIR/cpu.json (or cuda.json), section by
+section; a run that was killed goes on with the sections and lengths that are missing, unless --fresh is given.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import training_common as common
+
+from astroformer_hf import (
+    AstroformerConfig,
+    AstroformerForCausalLM,
+    AstroformerForSequenceClassification,
+    attention_backend,
+    neuron_astrocyte_attention,
+)
+
+
+SECTIONS = ("operation", "training", "inference", "memory", "decoding")
+LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+CONTEXTS = (1024, 16384, 65536)
+HEADS, HEAD_DIM = 8, 64
+LAYERS, WIDTH, VOCABULARY = 6, 512, 1000
+ALPHA = 0.5  # the default of the models
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Measuring
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def synchronize(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(function, device):
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def take_turns(contestants, device, rounds, budget):
+    """Median seconds of each contestant over rounds in which each has its turn.
+
+    Args:
+        contestants (dict): names to functions without arguments.
+        rounds (int): at most so many; at least 3.
+        budget (float): seconds to spend in all, about.
+    """
+    for function in contestants.values():  # compilers, caches, memory
+        function()
+    first = {name: seconds_of(function, device) for name, function in contestants.items()}
+    rounds = int(max(3, min(rounds, budget / max(sum(first.values()), 1e-9))))
+    times = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, function in contestants.items():
+            times[name].append(seconds_of(function, device))
+    return {name: statistics.median(values) for name, values in times.items()}, rounds
+
+
+def peak_bytes(function, device):
+    """Bytes that a call takes at its peak beyond what was there before; on a CPU by the operating system's count (Linux)."""
+    function()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept would hide what the call takes
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+    before = resident("VmRSS")
+    function()
+    return max(resident("VmHWM") - before, 0)
+
+
+def resident(field):
+    """A figure of this process's memory, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+class Limit:
+    """Leaves out what would take too long, from how long it took at half the length."""
+
+    def __init__(self, seconds):
+        self.seconds, self.last = seconds, {}
+
+    def allows(self, name, length):
+        last_length, last = self.last.get(name, (length, 0.0))
+        return last * (length / last_length) ** 2 <= self.seconds
+
+    def took(self, name, length, seconds):
+        self.last[name] = (length, seconds)
+
+    def skip(self, name, length):
+        """Longer inputs take even longer."""
+        self.last[name] = (length, float("inf"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The contestants
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def batch_of(length, tokens):
+    return max(1, tokens // length)
+
+
+def operations(causal, device):
+    """The attention operation by name, each a function of query, key, value and code."""
+
+    def ours(query, key, value, code):
+        return neuron_astrocyte_attention(query, key, value, code, alpha=ALPHA, causal=causal)
+
+    def plain(query, key, value, code):
+        with attention_backend("plain"):
+            return ours(query, key, value, code)
+
+    def no_astrocyte(query, key, value, code):
+        return neuron_astrocyte_attention(query, key, value, alpha=ALPHA, causal=causal)
+
+    def sdpa(query, key, value, code):
+        return scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+    def products(query, key, value, code):
+        return query @ (key.transpose(-1, -2) @ value)
+
+    found = {"neuron_astrocyte": ours, "no astrocyte": no_astrocyte, "plain": plain, "sdpa": sdpa, "products": products}
+    if device == "cuda":
+        with contextlib.suppress(ImportError):
+            from fla.ops.linear_attn import chunk_linear_attn
+
+            def flash_linear(query, key, value, code):
+                if not causal:
+                    raise NotImplementedError("flash-linear-attention is causal")
+                query, key, value = (x.transpose(1, 2) for x in (query.sigmoid(), key.sigmoid(), value))
+                return chunk_linear_attn(query, key, value)[0]
+
+            if causal:
+                found["flash-linear-attention"] = flash_linear
+    return found
+
+
+def arm(attention_type, causal, max_length):
+    """A model of one arm, in everything else the same."""
+    config = AstroformerConfig(
+        attention_type=attention_type,
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH,
+        max_position_embeddings=max_length,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        presynaptic_alpha=ALPHA,
+        is_decoder=causal,
+    )
+    return AstroformerForCausalLM(config) if causal else AstroformerForSequenceClassification(config)
+
+
+def bert(max_length):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=4 * WIDTH,
+            max_position_embeddings=max_length,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def mamba2():
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    return Mamba2ForCausalLM(
+        Mamba2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            num_hidden_layers=2 * LAYERS,  # of half the parameters of a block with a feed-forward half
+            num_heads=2 * WIDTH // HEAD_DIM,
+            head_dim=HEAD_DIM,
+            state_size=64,
+            n_groups=1,
+            use_cache=False,
+        )
+    )
+
+
+class AstrohebbianClassifier(torch.nn.Module):
+    """Blocks of the package astrohebbian behind an embedding, called as the library's models are."""
+
+    def __init__(self):
+        super().__init__()
+        from astrohebbian import AstrocyteHebbianBlock
+
+        self.embeddings = torch.nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = torch.nn.Sequential(*(AstrocyteHebbianBlock(WIDTH, HEADS) for _ in range(LAYERS)))
+        self.classifier = torch.nn.Linear(WIDTH, 2)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.classifier(self.blocks(self.embeddings(input_ids)).mean(1))
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return type("Output", (), {"loss": loss, "logits": logits})
+
+
+def models(causal, max_length, peers):
+    """Whole models by name, each made when it is called for."""
+    found = {
+        "neuron_astrocyte": lambda: arm("neuron_astrocyte", causal, max_length),
+        "linear": lambda: arm("linear", causal, max_length),
+        "softmax": lambda: arm("softmax", causal, max_length),
+    }
+    if peers and causal:
+        found["Mamba-2"] = mamba2
+    elif peers:
+        found["BERT"] = lambda: bert(max_length)
+        with contextlib.suppress(ImportError):
+            import astrohebbian  # noqa: F401
+
+            found["astrohebbian"] = AstrohebbianClassifier
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The sections
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def measure_operation(record, arguments):
+    for causal in (False, True):
+        functions = operations(causal, arguments.device)
+        for backward in (False, True):
+            limit = Limit(arguments.limit)
+            for length in arguments.lengths:
+                batch = batch_of(length, arguments.tokens)
+                shape = (batch, HEADS, length, HEAD_DIM)
+                options = {"device": arguments.device, "dtype": DTYPES[arguments.dtype], "requires_grad": backward}
+                tensors = [torch.randn(shape, **options) for _ in range(3)] + [torch.randn(shape[1:], **options)]
+                d_output = torch.randn(shape, device=arguments.device, dtype=DTYPES[arguments.dtype])
+
+                def call(function, tensors=tensors, d_output=d_output, backward=backward):
+                    output = function(*tensors)
+                    if backward:
+                        torch.autograd.grad(output, tensors, d_output, allow_unused=True)
+
+                contestants = {name: lambda f=f, call=call: call(f) for name, f in functions.items()}
+                case = {
+                    "section": "operation",
+                    "causal": causal,
+                    "backward": backward,
+                    "length": length,
+                    "batch": batch,
+                }
+                time_all(contestants, case, record, limit, arguments)
+
+
+def measure_models(section, record, arguments):
+    is_training = section == "training"
+    for causal in (False, True):
+        limit = Limit(arguments.limit)
+        made = models(causal, max(arguments.model_lengths), arguments.peers)
+        made = {name: make().to(arguments.device).train(is_training) for name, make in made.items()}
+        steps = {name: step_of(model, is_training, causal, arguments) for name, model in made.items()}
+        for length in arguments.model_lengths:
+            batch = batch_of(length, arguments.tokens)
+            input_ids = torch.randint(VOCABULARY, (batch, length), device=arguments.device)
+            contestants = {name: lambda step=step, x=input_ids: step(x) for name, step in steps.items()}
+            case = {"section": section, "causal": causal, "backward": is_training, "length": length, "batch": batch}
+            time_all(contestants, case, record, limit, arguments)
+
+
+def step_of(model, is_training, causal, arguments):
+    """A training step of a model, or its forward pass: a function of `input_ids`."""
+    autocast = contextlib.nullcontext()
+    if arguments.dtype != "float32":
+        autocast = torch.autocast(arguments.device, dtype=DTYPES[arguments.dtype])
+    if not is_training:
+
+        def forward(input_ids):
+            with torch.no_grad(), autocast:
+                model(input_ids)
+
+        return forward
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def step(input_ids):
+        labels = input_ids if causal else input_ids[:, 0] % 2
+        with autocast:
+            loss = model(input_ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def time_all(contestants, case, record, limit, arguments):
+    """Times the contestants that the limit allows, and records them."""
+    if record.has(case):
+        return
+    allowed = {name: function for name, function in contestants.items() if limit.allows(name, case["length"])}
+    for name, function in list(allowed.items()):
+        first = attempt(function, arguments.device)
+        limit.took(name, case["length"], first if first is not None else float("inf"))
+        if first is None or first > arguments.limit:
+            del allowed[name]
+    times, rounds = take_turns(allowed, arguments.device, arguments.rounds, arguments.budget)
+    for name in contestants:
+        record.add(case, contestant=name, seconds=times.get(name), rounds=rounds)
+    record.save()
+    reference = "sdpa" if case["section"] == "operation" else "softmax"
+    ratio = ""
+    if times.get(reference) and times.get("neuron_astrocyte"):
+        ratio = f"  {reference} / neuron_astrocyte = {times[reference] / times['neuron_astrocyte']:.2f}"
+    parts = [f"{name} {seconds * 1e3:.2f} ms" for name, seconds in times.items()]
+    print(f"{title(case)}: {', '.join(parts)}{ratio}", flush=True)
+
+
+def attempt(function, device):
+    """Seconds of a call, None if there is not memory enough."""
+    try:
+        return seconds_of(function, device)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def title(case):
+    direction = "causal" if case["causal"] else "bidirectional"
+    way = {("operation", True): ", forward and backward", ("operation", False): ", forward"}
+    return f"{case['section']}, {direction}{way.get((case['section'], case['backward']), '')}, {case['length']} tokens"
+
+
+def measure_memory(record, arguments):
+    """Peak memory of the operation, forward and backward, and of a training step of the arms; one batch of one."""
+    limit = Limit(arguments.limit)
+    for causal in (False, True):
+        functions = {k: f for k, f in operations(causal, arguments.device).items() if k in ("neuron_astrocyte", "sdpa")}
+        makers = {k: f for k, f in models(causal, max(arguments.model_lengths), False).items() if k != "linear"}
+        for length in arguments.lengths:
+            shape = (1, HEADS, length, HEAD_DIM)
+            case = {"section": "memory", "causal": causal, "backward": True, "length": length, "batch": 1}
+            options = {"device": arguments.device, "dtype": DTYPES[arguments.dtype], "requires_grad": True}
+            measured = {}
+            if not record.has(case):
+                for name, function in functions.items():
+                    if not limit.allows((name, causal), length):
+                        continue
+                    tensors = [torch.randn(shape, **options) for _ in range(3)] + [torch.randn(shape[1:], **options)]
+
+                    def call(function=function, tensors=tensors):
+                        output = function(*tensors)
+                        torch.autograd.grad(output, tensors, torch.ones_like(output), allow_unused=True)
+
+                    limit.took((name, causal), length, seconds_of(call, arguments.device))
+                    measured[name] = peak_bytes(call, arguments.device)
+                    record.add(case, contestant=name, peak_bytes=measured[name])
+                record.save()
+                show_bytes("operation", case, measured)
+            case = {**case, "section": "memory of a training step"}
+            if length not in arguments.model_lengths or record.has(case):
+                continue
+            measured = {}
+            for name, make in makers.items():
+                if not limit.allows((name, causal, "step"), length):
+                    continue
+                step = step_of(make().to(arguments.device).train(), True, causal, arguments)
+                input_ids = torch.randint(VOCABULARY, (1, length), device=arguments.device)
+                limit.took(
+                    (name, causal, "step"), length, seconds_of(lambda s=step, x=input_ids: s(x), arguments.device)
+                )
+                measured[name] = peak_bytes(lambda s=step, x=input_ids: s(x), arguments.device)
+                record.add(case, contestant=name, peak_bytes=measured[name])
+                del step
+            record.save()
+            show_bytes("training step", case, measured)
+
+
+def show_bytes(what, case, measured):
+    parts = [f"{name} {size / 2**20:.1f} MiB" for name, size in measured.items()]
+    print(
+        f"memory, {'causal' if case['causal'] else 'bidirectional'} {what}, {case['length']} tokens: {', '.join(parts)}"
+    )
+
+
+@torch.no_grad()
+def measure_decoding(record, arguments):
+    """Seconds per token and bytes of the cache after a context; the softmax arm's cache is filled with random numbers."""
+    device, dtype = arguments.device, DTYPES[arguments.dtype]
+    made = {
+        name: arm(name, True, max(CONTEXTS) + 512).to(device, dtype).eval() for name in ("neuron_astrocyte", "softmax")
+    }
+    for context in arguments.contexts:
+        case = {"section": "decoding", "causal": True, "backward": False, "length": context, "batch": 1}
+        if record.has(case):
+            continue
+        caches = {}
+        for name, model in made.items():
+            cache = model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True).past_key_values
+            if name == "softmax":
+                for layer in range(LAYERS):
+                    shape = (1, HEADS, context - 1, HEAD_DIM)
+                    keys, values = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
+                    cache.update(keys, values, layer)
+            else:
+                for start in range(1, context, 4096):
+                    size = min(4096, context - start)
+                    model(torch.randint(VOCABULARY, (1, size), device=device), past_key_values=cache, logits_to_keep=1)
+            caches[name] = cache
+        token = torch.ones(1, 1, dtype=torch.long, device=device)
+        contestants = {
+            name: lambda model=model, cache=caches[name]: model(token, past_key_values=cache, use_cache=True)
+            for name, model in made.items()
+        }
+        sizes = {name: cache_bytes(cache) for name, cache in caches.items()}
+        times, rounds = take_turns(contestants, device, 64, float("inf"))
+        for name in made:
+            record.add(case, contestant=name, seconds=times[name], rounds=rounds, cache_bytes=sizes[name])
+        record.save()
+        parts = [f"{name} {times[name] * 1e3:.2f} ms, {sizes[name] / 2**20:.2f} MiB" for name in made]
+        print(f"decoding after {context} tokens: {'; '.join(parts)}", flush=True)
+
+
+def cache_bytes(cache):
+    if hasattr(cache, "num_bytes"):
+        return cache.num_bytes
+    return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The record
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Record:
+    """Rows of results in a file that is written whole or not at all, and taken up again."""
+
+    def __init__(self, path, arguments):
+        self.path, self.rows = path, []
+        packages = ("triton", "flash-linear-attention", "astrohebbian")
+        self.origin = {
+            "command": common.command(),
+            "versions": {**common.versions(), **common.versions(packages)},
+            "hardware": common.hardware(),
+            "dtype": arguments.dtype,
+            "heads": HEADS,
+            "head_dim": HEAD_DIM,
+            "layers": LAYERS,
+            "width": WIDTH,
+        }
+        if path.exists() and not arguments.fresh:
+            earlier = json.loads(path.read_text())
+            if {k: v for k, v in earlier.items() if k != "rows"} == self.origin:
+                self.rows = earlier["rows"]
+                print(f"going on with {len(self.rows)} rows of {path}")
+
+    def has(self, case):
+        return any(all(row[key] == value for key, value in case.items()) for row in self.rows)
+
+    def add(self, case, **measured):
+        self.rows.append({**case, **measured})
+
+    def save(self):
+        common.write_json(self.path, {**self.origin, "rows": self.rows})
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("results/benchmark"), help="folder of the record")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="tokens per sequence, of the operation")
+    parser.add_argument("--model_lengths", nargs="+", type=int, help="of whole models; default: those up to 8,192")
+    parser.add_argument("--contexts", nargs="+", type=int, default=CONTEXTS, help="tokens before those decoded")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens per batch where sequences are shorter")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds at most, of which the median counts")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds for the rounds of a case, about")
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds above which a single call is left out")
+    parser.add_argument("--no_peers", dest="peers", action="store_false", help="only the arms of this project")
+    parser.add_argument("--quick", action="store_true", help="lengths up to 2,048 and few rounds")
+    parser.add_argument("--fresh", action="store_true", help="do not go on with an earlier run")
+    arguments = parser.parse_args(arguments)
+    for name in ("lengths", "model_lengths", "contexts"):
+        values = getattr(arguments, name)
+        if values is not None and min(values) < 2:
+            parser.error(f"--{name} must be at least 2, got {min(values)}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda was asked for, but there is no GPU")
+    if arguments.quick:
+        arguments.lengths = [length for length in arguments.lengths if length <= 2048]
+        arguments.contexts = [1024]
+        arguments.rounds, arguments.budget = 5, 1.0
+    arguments.lengths = sorted(arguments.lengths)
+    arguments.model_lengths = sorted(arguments.model_lengths or [n for n in arguments.lengths if n <= 8192])
+    arguments.dtype = arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16")
+    return arguments
+
+
+def main(arguments=None):
+    arguments = parse_arguments(arguments)
+    torch.manual_seed(0)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    record = Record(arguments.output_dir / f"{arguments.device}.json", arguments)
+    for section in arguments.sections:
+        if section == "operation":
+            measure_operation(record, arguments)
+        elif section in ("training", "inference"):
+            measure_models(section, record, arguments)
+        elif section == "memory":
+            measure_memory(record, arguments)
+        else:
+            measure_decoding(record, arguments)
+    print(f"wrote {record.path}; python scripts/report.py makes tables and figures of it")
+    return record
+
+
+if __name__ == "__main__":
+    main()
