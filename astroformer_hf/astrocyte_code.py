@@ -26,11 +26,12 @@ small a b.
 """
 
 import math
-from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import nn
+
+from .token_layout import NeighbourhoodState
 
 
 def untrained_activity(feature_map, num_features):
@@ -74,6 +75,10 @@ class AstrocyteCode(nn.Module):
     def initial_values(self, config):
         """Pairs of a parameter and its initial value, a tensor that broadcasts to it."""
         return [(self.resting_bias, torch.tensor(resting_level(config.feature_map, config.astrocyte_resting_activity)))]
+
+    def for_attention(self, key, layout, state=None):
+        """What `attend` takes: R, or of "activity" on a line what it is made of."""
+        return self(key, layout, state)[0]
 
     @property
     def dtype(self):
@@ -179,8 +184,15 @@ class ActivityAstrocyteCode(AstrocyteCode):
     def geometry(self, layout):
         return layout.neighbour_weights(self.scale, self.dtype)
 
+    def for_attention(self, key, layout, state=None):
+        return layout.activity(key, self.scale, upcast(self.weight), upcast(self.resting_bias), state)
+
     def forward(self, key, layout, state=None):
-        return layout.activity(upcast(key), self.scale, upcast(self.weight), upcast(self.resting_bias), state)
+        code = self.for_attention(upcast(key), layout, state)
+        if torch.is_tensor(code):
+            return code, None
+        code, *sums = code.make(upcast(key), layout.padding_mask, layout.causal)
+        return code, NeighbourhoodState(*sums) if layout.causal else None
 
 
 ASTROCYTE_CODES = {
@@ -188,28 +200,6 @@ ASTROCYTE_CODES = {
     "sinusoidal": SinusoidalAstrocyteCode,
     "activity": ActivityAstrocyteCode,
 }
-
-
-@contextmanager
-def made_again(code, make):
-    """What is computed from `code` in a `with` block does not keep it for the backward pass, but calls `make` there.
-
-    A code of the layer's own is as large as its keys, which are kept, and costs little to make of them.
-    """
-    storage, shape, strides = code.untyped_storage().data_ptr(), code.shape, code.stride()
-
-    def pack(x):
-        is_code = x.untyped_storage().data_ptr() == storage and x.shape == shape and x.stride() == strides
-        return None if is_code else x
-
-    def unpack(x):
-        if x is not None:
-            return x
-        with torch.no_grad():
-            return make()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
 
 
 @lru_cache

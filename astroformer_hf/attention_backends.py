@@ -12,10 +12,10 @@ build it, and else the plain form. `with attention_backend(name):` names another
 `ASTROFORMER_BACKEND` another default; one that is named and cannot run is an error. What `torch.compile`,
 `torch.export` and the transforms of `torch.func` trace is always the plain form, which they compile themselves.
 
-A backend computes passes, each the twin of a plain function: `write_mode`, `read_mode` and `write_and_read_causally` of
-`neuron_astrocyte_attention.py`, and `activity_code` of `token_layout.py`. A pass that a backend lacks runs in its
-plain form. Backward passes keep no more than the inputs. Where a second derivative is asked for, the plain form is
-differentiated in their place.
+A backend computes passes, each the twin of a plain function of `neuron_astrocyte_attention.py`: `write_mode`,
+`read_mode` and `write_and_read_causally`; "cpp" also has two of them "with activity", which make the astrocyte code of
+that name as they go. Their backward passes keep no more than the inputs. Where a second derivative is asked for, the
+plain form is differentiated in their place.
 """
 
 import os
@@ -26,7 +26,6 @@ import torch
 
 from .neuron_astrocyte_cpu import KERNELS as CPU_KERNELS
 from .neuron_astrocyte_cpu import is_available as cpu_is_available
-
 from .neuron_astrocyte_triton import KERNELS as TRITON_KERNELS
 from .neuron_astrocyte_triton import is_available as triton_is_available
 
@@ -77,6 +76,11 @@ def choose_backend(*tensors):
     raise RuntimeError(f"attention backend {name!r} was asked for, but {obstacle}; 'auto' would take another")
 
 
+def kernels_of(plain, *tensors):
+    """The kernels, forward and backward, that compute a pass on `tensors`, or None where its plain form does."""
+    return _KERNELS[choose_backend(*tensors)].get(plain.__name__)
+
+
 def run_pass(plain, *tensors, **options):
     """Computes one pass by the backend that is made for its tensors.
 
@@ -85,7 +89,7 @@ def run_pass(plain, *tensors, **options):
         tensors (`torch.Tensor`, *optional*): its arguments by position, of which some may be None.
         options: its arguments by name.
     """
-    kernels = _KERNELS[choose_backend(*tensors)].get(plain.__name__)
+    kernels = kernels_of(plain, *tensors)
     if kernels is None:
         return plain(*tensors, **options)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
@@ -119,12 +123,18 @@ def _obstacle(backend, device, tensors):
 _KERNELS = {"plain": {}, "cpp": CPU_KERNELS, "triton": TRITON_KERNELS}
 
 # Where a pass takes the padding mask, which has no gradient, and the names of the gradients of its results.
-_PADDING_MASK = {"write_mode": 3, "write_and_read_causally": 4, "activity_code": 1}
+_PADDING_MASK = {
+    "write_mode": 3,
+    "write_mode_with_activity": 2,
+    "write_and_read_causally": 4,
+    "write_and_read_causally_with_activity": 3,
+}
 _GRADIENTS = {
     "write_mode": ("d_hebbian", "d_calcium"),
+    "write_mode_with_activity": ("d_hebbian", "d_calcium"),
     "read_mode": ("d_output",),
     "write_and_read_causally": ("d_output", "d_hebbian", "d_calcium"),
-    "activity_code": ("d_code", "d_total", "d_count"),
+    "write_and_read_causally_with_activity": ("d_output", "d_hebbian", "d_calcium", "d_total", "d_count"),
 }
 
 

@@ -6,7 +6,6 @@ Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head 
 """
 
 import copy
-from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -29,16 +28,16 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, made_again, untrained_activity, upcast
+from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
 from .neuron_astrocyte_attention import (
+    attend,
     draw_random_projection,
     full_precision,
-    neuron_astrocyte_attention,
     neuron_astrocyte_attention_weights,
 )
-from .token_layout import sequence_layout, sinusoidal_features
+from .token_layout import NeighbourhoodState, sequence_layout, sinusoidal_features
 
 
 class AstroformerEmbeddings(nn.Module):
@@ -118,62 +117,59 @@ class AstroformerAttention(nn.Module):
             random_projection = torch.empty(config.num_random_features, config.num_hidden_neurons)
         self.register_buffer("random_projection", random_projection)
 
-    def forward(self, hidden_states, layout, output_attentions=False, past_key_values=None, remake_code=False):
+    def forward(self, hidden_states, layout, output_attentions=False, past_key_values=None):
         """`(batch, length, hidden_size)` to the same; and the maps `(batch, heads, length, length)`, None unasked.
 
         With a cache, causal attention continues from it and writes to it. The softmax arm's maps then cover the tokens
-        in the cache as well; the others' cannot, because their states do not hold them one by one. With `remake_code`
-        the astrocyte code is not kept for the backward pass: it would be as large as the keys, and is soon made again.
+        in the cache as well; the others' cannot, because their states do not hold them one by one.
         """
         batch_and_length = hidden_states.shape[:2]
         query = self.q_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
         key = self.k_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
         value = self.v_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, d)
         if self.attention_type == "softmax":
-            attend = self._softmax_attention
+            own_attention = self._softmax_attention
         else:
-            attend = self._neuron_astrocyte_attention
-        output, attention_map = attend(query, key, value, layout, output_attentions, past_key_values, remake_code)
+            own_attention = self._neuron_astrocyte_attention
+        output, attention_map = own_attention(query, key, value, layout, output_attentions, past_key_values)
         output = output.transpose(1, 2).reshape(*batch_and_length, -1)
         return self.o_proj(output), attention_map
 
-    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, past_key_values, remake_code):
+    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, past_key_values):
         written = value
         if self.training and self.dropout_prob > 0:
             release = nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), self.dropout_prob)  # (B, H, N, 1)
             written = value * release
         # at least in float32, so that neither a long sum nor its scale leaves the range of float16
         written = upcast(written)
-        operation = {**self.operation, "causal": layout.causal, "initial_state": None}
-        if self.random_projection is not None:
-            operation["random_projection"] = self.random_projection
-        memory = neighbourhood = code = None
+        scale = self.scale * layout.num_written**self.length_exponent if self.length_exponent else self.scale
+        memory = neighbourhood = initial_state = None
         if past_key_values is not None:
             memory = past_key_values.layers[self.layer_idx]
-            operation["initial_state"], neighbourhood = memory.synapses, memory.neighbourhood
-
-        def make_code():
-            with full_precision(key):
-                return self.astrocyte_code(key, layout, neighbourhood)
-
+            initial_state, neighbourhood = memory.synapses, memory.neighbourhood
+        code = None
         if self.astrocyte_code is not None:
-            code, neighbourhood_after = make_code()
-        with made_again(code, lambda: make_code()[0]) if remake_code and code is not None else nullcontext():
-            output, synapses = neuron_astrocyte_attention(
-                query, key, written, code, layout.padding_mask, **operation, output_final_state=True
-            )
-        scale = self.scale * layout.num_written**self.length_exponent if self.length_exponent else self.scale
+            with full_precision(key):
+                code = self.astrocyte_code.for_attention(upcast(key), layout, neighbourhood)
+        operation = {
+            **self.operation,
+            "random_projection": self.random_projection,
+            "causal": layout.causal,
+            "initial_state": initial_state,
+        }
+        output, synapses, sums = attend(query, key, written, code, layout.padding_mask, **operation, output_scale=scale)
         if memory is not None:
             counted = None if layout.counted is None else layout.counted[:, -1:]
-            memory.update(synapses, None if code is None else neighbourhood_after, counted, key.shape[2])
+            neighbourhood = None if sums[0] is None else NeighbourhoodState(*sums)
+            memory.update(synapses, neighbourhood, counted, key.shape[2])
 
         attention_map = None
         if output_attentions:
             weights = neuron_astrocyte_attention_weights(upcast(query), key, code, layout.padding_mask, **operation)
             attention_map = (weights * scale).to(value.dtype)
-            if memory is None or operation["initial_state"] is None:  # so that gradients reach the map
+            if initial_state is None:  # so that gradients reach the map, for who wants to see them
                 return attention_map @ written.to(value.dtype), attention_map
-        return (output * scale).to(value.dtype), attention_map
+        return output.to(value.dtype), attention_map
 
     @staticmethod
     def _scale(config, alpha, feature_map, feedback):
@@ -185,7 +181,7 @@ class AstroformerAttention(nn.Module):
             return m * activity ** (alpha - 1), alpha - 1 if is_mean else 0
         return m / (num_features * activity**2), -1 if is_mean else 0
 
-    def _softmax_attention(self, query, key, value, layout, output_attentions, past_key_values, remake_code):
+    def _softmax_attention(self, query, key, value, layout, output_attentions, past_key_values):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         length, past_length = query.shape[2], key.shape[2] - query.shape[2]
@@ -251,11 +247,8 @@ class AstroformerLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states, layout, output_attentions=False, past_key_values=None):
-        # a checkpointed layer keeps nothing anyway, and a compiler decides by itself what to keep
-        checkpointed = self.gradient_checkpointing and self.training
-        remake_code = torch.is_grad_enabled() and not checkpointed and not torch.compiler.is_compiling()
         attention_output, _ = self.attention(
-            self.attention_norm(hidden_states), layout, output_attentions, past_key_values, remake_code
+            self.attention_norm(hidden_states), layout, output_attentions, past_key_values
         )
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))

@@ -36,7 +36,8 @@ from typing import NamedTuple
 
 import torch
 
-from .attention_backends import run_pass
+from .attention_backends import kernels_of, run_pass
+from .token_layout import ActivityCode, activity_code
 
 
 # Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and
@@ -271,37 +272,89 @@ def neuron_astrocyte_attention(
         ValueError: for shapes or values that do not fit; the message gives them.
     """
     _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
+    output, state, _ = attend(
+        *(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, feedback, random_projection, causal),
+        initial_state,
+    )
+    return (output, state) if output_final_state else output
+
+
+def attend(
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    alpha,
+    feature_map,
+    feedback,
+    random_projection,
+    causal,
+    initial_state,
+    output_scale=1.0,
+):
+    """`neuron_astrocyte_attention` without its checks, as a layer calls it.
+
+    Args:
+        astrocyte_code (`torch.Tensor` or `ActivityCode`, *optional*): R, or what it is made of.
+        output_scale (`float` or `torch.Tensor`): factor of the output, `(batch, 1, length or 1, 1)`. If it is the same
+            for all tokens of a sequence, it costs nothing: the Hebbian weights are scaled instead.
+
+    Returns:
+        The output; the final `NeuronAstrocyteState`; and of a causal `ActivityCode` the sums (total, count) after the
+        last token, else (None, None).
+    """
     num_hidden_neurons, output_dtype = query.shape[-1], value.dtype
     if _working_dtype(query, key, value, *(initial_state or ())) == torch.float64:
         query, key, value = query.double(), key.double(), value.double()
-        astrocyte_code = None if astrocyte_code is None else astrocyte_code.double()
+        astrocyte_code = astrocyte_code.double() if torch.is_tensor(astrocyte_code) else astrocyte_code
+    sums = (None, None)
+    writes_and_reads = causal and query.shape[2] > 0 and key.shape[2] > 0
+    activity, coupling = (), {}
     with full_precision(query):
+        if isinstance(astrocyte_code, ActivityCode):
+            recipe, astrocyte_code = astrocyte_code, None
+            fused = write_and_read_causally_with_activity if causal else write_mode_with_activity
+            if feature_map != "favor" and kernels_of(fused, query, key, value, *recipe[:-1]):
+                activity = recipe[:-1] if causal else recipe[:4]
+                coupling = {"coupling_scale": recipe.coupling_scale}
+            else:
+                astrocyte_code, *sums = recipe.make(key.to(_working_dtype(key)), padding_mask, causal)
         if feature_map == "favor":
             query, key, astrocyte_code = _random_features(query, key, astrocyte_code, random_projection)
             feature_map = "identity"
         state = None if initial_state is None else _checked_state(initial_state, key, value)
-        if causal and query.shape[2] > 0 and key.shape[2] > 0:
-            output, *state = run_pass(
-                write_and_read_causally,
-                *(query, key, value, astrocyte_code, padding_mask, *(state or _empty_state(key, value))),
+        code = () if activity else (astrocyte_code,)
+        if writes_and_reads:
+            per_token = torch.is_tensor(output_scale)
+            output, hebbian, calcium, *rest = run_pass(
+                write_and_read_causally_with_activity if activity else write_and_read_causally,
+                *(query, key, value, *code, padding_mask, *(state or _empty_state(key, value)), *activity),
                 alpha=alpha,
                 feature_map=feature_map,
                 feedback=feedback,
-                scale=1 / num_hidden_neurons,
+                scale=(1.0 if per_token else output_scale) / num_hidden_neurons,
                 output_dtype=output_dtype,
+                **coupling,
             )
-            state = NeuronAstrocyteState(*state)
-        else:
-            written = run_pass(write_mode, key, value, astrocyte_code, padding_mask, feature_map=feature_map)
-            state = NeuronAstrocyteState(*written if state is None else map(torch.add, state, written))
-            plasticity = presynaptic_plasticity(state.calcium, alpha) if feedback else None
-            output = run_pass(
-                read_mode,
-                *(query, state.hebbian / num_hidden_neurons, plasticity),
-                feature_map=feature_map,
-                output_dtype=output_dtype,
-            )
-    return (output, state) if output_final_state else output
+            if per_token:
+                output = (output * output_scale).to(output_dtype)
+            return output, NeuronAstrocyteState(hebbian, calcium), rest or sums
+        written = run_pass(
+            write_mode_with_activity if activity else write_mode,
+            *(key, value, *code, padding_mask, *activity),
+            feature_map=feature_map,
+            **coupling,
+        )
+        state = NeuronAstrocyteState(*written if state is None else map(torch.add, state, written))
+        plasticity = presynaptic_plasticity(state.calcium, alpha) if feedback else None
+        output = run_pass(
+            read_mode,
+            *(query, state.hebbian * (output_scale / num_hidden_neurons), plasticity),
+            feature_map=feature_map,
+            output_dtype=output_dtype,
+        )
+    return output, state, sums
 
 
 def write_mode(key, value, astrocyte_code, padding_mask, *, feature_map):
@@ -313,6 +366,16 @@ def write_mode(key, value, astrocyte_code, padding_mask, *, feature_map):
     presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
     hebbian = (presynaptic + process).transpose(-1, -2) @ _silenced(value, padding_mask).to(presynaptic.dtype)
     return hebbian, presynaptic.sum(dim=-2)
+
+
+def write_mode_with_activity(key, value, padding_mask, order, rank, weight, bias, *, feature_map, coupling_scale):
+    """`write_mode` with the astrocyte code "activity"; its arguments as of `token_layout.activity_code`."""
+    code, *_ = activity_code(
+        *(key.to(_working_dtype(key)), padding_mask, order, rank, weight, bias, None, None),
+        coupling_scale=coupling_scale,
+        causal=False,
+    )
+    return write_mode(key, value, code, padding_mask, feature_map=feature_map)
 
 
 def read_mode(query, hebbian, plasticity, *, feature_map, output_dtype):
@@ -376,6 +439,34 @@ def write_and_read_causally(
     return output.to(output_dtype), after[:, :, -1], calcium[:, :, -1]
 
 
+def write_and_read_causally_with_activity(
+    query,
+    key,
+    value,
+    padding_mask,
+    hebbian,
+    calcium,
+    order,
+    rank,
+    weight,
+    bias,
+    total,
+    count,
+    *,
+    coupling_scale,
+    **options,
+):
+    """`write_and_read_causally` with the astrocyte code "activity"; its arguments as of `token_layout.activity_code`,
+    its sums after the last token at the end of the results."""
+    code, total, count = activity_code(
+        *(key.to(_working_dtype(key)), padding_mask, order, rank, weight, bias, total, count),
+        coupling_scale=coupling_scale,
+        causal=True,
+    )
+    results = write_and_read_causally(query, key, value, code, padding_mask, hebbian, calcium, **options)
+    return *results, total, count
+
+
 def _in_chunks(x):
     """`(batch, heads, length, size)` to `(batch, heads, chunks, CHUNK_SIZE, size)`, filled up with zeros."""
     chunk_size = min(CHUNK_SIZE, x.shape[2])
@@ -423,6 +514,8 @@ def neuron_astrocyte_attention_weights(
     Returns:
         `torch.Tensor` of shape `(batch, heads, length, length)` in the dtype of `query`. Memory is quadratic.
     """
+    if isinstance(astrocyte_code, ActivityCode):  # from a layer
+        astrocyte_code, *_ = astrocyte_code.make(key.to(_working_dtype(key)), padding_mask, causal)
     _validate(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     num_hidden_neurons = query.shape[-1]
     with full_precision(query):

@@ -193,13 +193,14 @@ struct Mask {  // (B, N), not 0 where a token is real
 
 struct Arguments {
     int64_t threads, batch, heads, length, features, head_dim, splits, feature_map, feedback, causal;
-    double alpha, scale;
+    double alpha, scale, decay;
     View query, key, value, code, output, d_query, d_key, d_value, d_code, d_output;
     Mask mask;
     float *hebbian, *calcium, *plasticity;        // (B, H, F, d), (B, H, F), (B, H, F), contiguous
     float *d_hebbian, *d_calcium, *d_plasticity;  // the same
     float *end_hebbian, *end_calcium;             // the same, after the last token
-    float *weight, *bias, *d_weight, *d_bias;     // of the code "activity"
+    // of the code "activity", if there is one: W (H, F, F) and b (H, F), the sums (B, H, F) and (B) of what came before
+    float *weight, *bias, *total, *count, *d_weight, *d_bias, *d_total, *end_total, *end_count;
 };
 
 enum FeatureMap { ELU, RELU, EXP, IDENTITY };
@@ -361,11 +362,11 @@ struct Place {  // a block of tokens of one head
         }
     }
 
-    // phi(K) + phi(R), and phi(K) alone if `presynaptic` is not null
-    void imprint(float* imprint, float* presynaptic) const {
-        activity(in.key, true, imprint);
-        if (presynaptic) memcpy(presynaptic, imprint, 4 * rows * Fp);
-        if (in.code.data) activity<ADD>(in.code, true, imprint);
+    // phi(K) + phi(R), and phi(K) alone
+    void imprint(const View& code, float* imprint, float* presynaptic) const {
+        activity(in.key, true, presynaptic);
+        memcpy(imprint, presynaptic, 4 * rows * Fp);
+        if (code.data) activity<ADD>(code, true, imprint);
     }
 };
 
@@ -430,6 +431,105 @@ static inline void range_of(int64_t length, int64_t part, int64_t parts, int64_t
     first = smaller(blocks * part / parts * BLOCK, length), last = smaller(blocks * (part + 1) / parts * BLOCK, length);
 }
 
+// ---- the astrocyte code "activity" ---------------------------------------------------------------------------------
+
+// R = r' K W + b, made block by block as it is needed. r' K is the mean of the keys of the real tokens before and after
+// (causally, before), at the weight decay^(number of real tokens between). At padded tokens R is b.
+struct Activity {
+    const Arguments& in;
+    const int64_t F, Fp, N;
+    const float decay;
+    float *running, *weights, *weight, *transposed, *around, *means, *code, *d_code, *d_weight, *d_bias;
+    int64_t b = 0, h = 0;
+
+    static int64_t size(const Arguments& in) {
+        const int64_t Fp = padded(in.features);
+        return in.weight ? 2 * Fp + in.length * (Fp + 1) + 3 * Fp * Fp + 3 * BLOCK * Fp : 0;
+    }
+
+    Activity(const Arguments& in, Scratch& scratch)
+        : in(in), F(in.features), Fp(padded(F)), N(in.length), decay(in.decay) {
+        if (!in.weight) return;
+        running = scratch.take(Fp), d_bias = scratch.take(Fp), weights = scratch.take(N), around = scratch.take(N * Fp);
+        weight = scratch.take(Fp * Fp), transposed = scratch.take(Fp * Fp), d_weight = scratch.take(Fp * Fp);
+        means = scratch.take(BLOCK * Fp), code = scratch.take(BLOCK * Fp), d_code = scratch.take(BLOCK * Fp);
+    }
+
+    View rows_of(float* block, int64_t start) const { return {block - start * Fp, 0, 0, Fp}; }
+
+    // The recurrence that sums over neighbours: y_t (= or +=) the sum so far, which then becomes decay * sum + x_t.
+    template <Result RESULT>
+    void sweep(const View& x, const View& y, int64_t first, int64_t last, bool backwards) const {
+        for (int64_t step = first; step < last; step++) {
+            const int64_t t = backwards ? last - 1 - (step - first) : step;
+            if (!in.mask.real(b, t)) continue;
+            const float* from = x.at(b, h, t);
+            float* to = y.at(b, h, t);
+            if (x.row > Fp) ask_for(from + (backwards ? -16 : 16) * x.row, F);
+            for (int64_t j = 0; j < F; j += LANES) {
+                const Vector so_far = load(running + j), next = load_some(from + j, F - j);
+                store_some(to + j, RESULT == ADD ? so_far + load_some(to + j, F - j) : so_far, F - j);
+                store(running + j, so_far * decay + next);
+            }
+        }
+    }
+
+    void start_from(const float* sums) { sums ? memcpy(running, sums, 4 * F) : memset(running, 0, 4 * Fp); }
+
+    void begin(int64_t batch, int64_t head) {
+        b = batch, h = head;
+        // 1 / the sum of the weights of each real token's neighbours, 0 where it has none
+        float count = in.causal ? in.count[b] : 0;
+        for (int64_t t = 0; t < N; t++) {
+            weights[t] = count;
+            if (in.mask.real(b, t)) count = decay * count + 1;
+        }
+        if (in.end_count) in.end_count[b] = count;
+        count = 0;
+        for (int64_t t = N - 1; t >= 0; t--) {
+            if (!in.causal) weights[t] += count;
+            weights[t] = weights[t] > 0 ? 1 / weights[t] : 0;
+            if (in.mask.real(b, t)) count = decay * count + 1;
+        }
+        load_matrix(in.weight + h * F * F, F, F, weight, Fp);
+        start_from(nullptr);
+        if (!in.causal) sweep<SET>(in.key, rows_of(around, 0), 0, N, true);
+        start_from(in.causal ? in.total + (b * in.heads + h) * F : nullptr);
+    }
+
+    // R of the next block of rows
+    View block(int64_t start, int64_t rows) {
+        for (int64_t i = 0; i < rows; i++)
+            if (in.causal || !in.mask.real(b, start + i)) memset(means + i * Fp, 0, 4 * Fp);
+            else memcpy(means + i * Fp, around + (start + i) * Fp, 4 * Fp);
+        sweep<ADD>(in.key, rows_of(means, start), start, start + rows, false);
+        for (int64_t i = 0; i < rows; i++) {
+            scale_row(means + i * Fp, Fp, weights[start + i]);
+            memcpy(code + i * Fp, in.bias + h * F, 4 * F);
+        }
+        product<ADD>(rows, F, Fp, means, Fp, weight, Fp, code, Fp);
+        return rows_of(code, start);
+    }
+
+    void begin_gradients() {
+        transpose(weight, F, F, Fp, transposed, Fp);
+        memset(d_weight, 0, 4 * Fp * Fp), memset(d_bias, 0, 4 * Fp);
+    }
+
+    // from d_code of the block that was made last: d_weight, d_bias, and in `around` the gradients of the sums of keys
+    void gradients(int64_t start, int64_t rows) {
+        for (int64_t i = 0; i < rows; i++) add_row(d_bias, d_code + i * Fp, Fp);
+        product<ADD, TRANSPOSED>(F, rows, Fp, means, Fp, d_code, Fp, d_weight, Fp);
+        product<SET>(rows, F, Fp, d_code, Fp, transposed, Fp, around + start * Fp, Fp);
+        for (int64_t t = start; t < start + rows; t++) scale_row(around + t * Fp, Fp, weights[t]);
+    }
+
+    void store_gradients() const {
+        store_matrix(d_weight, Fp, F, F, in.d_weight + (b * in.heads + h) * F * F);
+        memcpy(in.d_bias + (b * in.heads + h) * F, d_bias, 4 * F);
+    }
+};
+
 // ---- write mode ----------------------------------------------------------------------------------------------------
 
 // hebbian (splits, B, H, F, d) and calcium (splits, B, H, F): what each part of the sequence writes
@@ -438,20 +538,23 @@ extern "C" void write_forward(const Arguments* arguments) {
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(Fp * dp + Fp + BLOCK * (Fp + dp));
+        Scratch scratch(Fp * dp + Fp + BLOCK * (Fp + dp) + Activity::size(in));
         float *hebbian = scratch.take(Fp * dp), *calcium = scratch.take(Fp);
         float *imprint = scratch.take(BLOCK * Fp), *value = scratch.take(BLOCK * dp);
+        Activity code_of_keys(in, scratch);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
             const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
             int64_t first, last;
             range_of(in.length, task / heads, in.splits, first, last);
             memset(hebbian, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
+            if (in.weight) code_of_keys.begin(b, h);
             for (int64_t start = first; start < last; start += BLOCK) {
                 const Place place(in, b, h, start, last);
+                const View code = in.weight ? code_of_keys.block(start, place.rows) : in.code;
                 place.activity(in.key, true, imprint);
                 for (int64_t t = 0; t < place.rows; t++) add_row(calcium, imprint + t * Fp, Fp);
-                if (in.code.data) place.activity<ADD>(in.code, true, imprint);
+                if (code.data) place.activity<ADD>(code, true, imprint);
                 int64_t stride;
                 const float* rows = place.rows_of(in.value, true, value, stride);
                 product<ADD, TRANSPOSED>(F, place.rows, dp, imprint, Fp, rows, stride, hebbian, dp);
@@ -470,11 +573,12 @@ extern "C" void write_backward(const Arguments* arguments) {
     const int64_t batches = shared ? in.batch : 1, heads = in.batch * in.heads / batches;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(2 * Fp * dp + Fp + BLOCK * (4 * Fp + 2 * dp));
+        Scratch scratch(2 * Fp * dp + Fp + BLOCK * (4 * Fp + 2 * dp) + Activity::size(in));
         float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(dp * Fp), *calcium = scratch.take(Fp);
         float *presynaptic = scratch.take(BLOCK * Fp), *process = scratch.take(BLOCK * Fp);
         float *d_imprint = scratch.take(BLOCK * Fp), *d_presynaptic = scratch.take(BLOCK * Fp);
         float *value = scratch.take(BLOCK * dp), *d_value = scratch.take(BLOCK * dp);
+        Activity code_of_keys(in, scratch);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
             int64_t first, last;
@@ -485,6 +589,7 @@ extern "C" void write_backward(const Arguments* arguments) {
                 load_matrix(in.d_hebbian + head * F * d, F, d, hebbian, dp);
                 transpose(hebbian, F, d, dp, transposed, Fp);
                 memcpy(calcium, in.d_calcium + head * F, 4 * F);
+                if (in.weight) code_of_keys.begin(b, h), code_of_keys.begin_gradients();
                 for (int64_t start = first; start < last; start += BLOCK) {
                     const Place place(in, b, h, start, last);
                     place.load_rows(in.value, true, value);
@@ -494,13 +599,24 @@ extern "C" void write_backward(const Arguments* arguments) {
                         for (int64_t j = 0; j < Fp; j += LANES)
                             store(d_presynaptic + i * Fp + j, load(d_imprint + i * Fp + j) + load(calcium + j));
                     place.gradient(in.key, true, presynaptic, d_presynaptic, in.d_key);
-                    if (in.code.data) {
-                        place.activity(in.code, true, process);
-                        place.gradient(in.code, true, process, d_imprint, in.d_code, batch > 0);
+                    if (in.code.data || in.weight) {
+                        const View code = in.weight ? code_of_keys.block(start, place.rows) : in.code;
+                        const View d_code = in.weight ? code_of_keys.rows_of(code_of_keys.d_code, start) : in.d_code;
+                        place.activity(code, true, process);
+                        place.gradient(code, true, process, d_imprint, d_code, batch > 0);
+                        if (in.weight) code_of_keys.gradients(start, place.rows);
                         for (int64_t i = 0; i < place.rows; i++) add_row(presynaptic + i * Fp, process + i * Fp, Fp);
                     }
                     product<SET>(place.rows, F, dp, presynaptic, Fp, hebbian, dp, d_value, dp);
                     place.store_rows(d_value, in.d_value, true);
+                }
+                if (in.weight) {  // what a key adds to its neighbours' sums, their gradients add to its own
+                    for (int backwards = 0; backwards < 2; backwards++) {
+                        code_of_keys.start_from(nullptr);
+                        code_of_keys.sweep<ADD>(code_of_keys.rows_of(code_of_keys.around, 0), in.d_key, 0, in.length,
+                                                backwards);
+                    }
+                    code_of_keys.store_gradients();
                 }
             }
         }
@@ -613,22 +729,24 @@ extern "C" void causal_forward(const Arguments* arguments) {
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(Fp * dp + 2 * Fp + BLOCK * (4 * Fp + 2 * dp + BLOCK));
+        Scratch scratch(Fp * dp + 2 * Fp + BLOCK * (4 * Fp + 2 * dp + BLOCK) + Activity::size(in));
         float *hebbian = scratch.take(Fp * dp), *calcium = scratch.take(Fp), *plasticity = scratch.take(Fp);
         float *activity = scratch.take(BLOCK * Fp), *presynaptic = scratch.take(BLOCK * Fp);
         float *imprint = scratch.take(BLOCK * Fp), *transposed = scratch.take(Fp * BLOCK);
         float *value = scratch.take(BLOCK * dp), *output = scratch.take(BLOCK * dp),
               *scores = scratch.take(BLOCK * BLOCK);
+        Activity code_of_keys(in, scratch);
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < heads; head++) {
             const int64_t b = head / in.heads, h = head % in.heads;
             load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
             memcpy(calcium, in.calcium + head * F, 4 * F);
+            if (in.weight) code_of_keys.begin(b, h);
             for (int64_t start = 0; start < in.length; start += BLOCK) {
                 const Place place(in, b, h, start, in.length);
                 const int64_t rows = place.rows;
                 place.activity(in.query, false, activity);
-                place.imprint(imprint, presynaptic);
+                place.imprint(in.weight ? code_of_keys.block(start, rows) : in.code, imprint, presynaptic);
                 place.load_rows(in.value, true, value);
                 product<SET>(rows, F, dp, activity, Fp, hebbian, dp, output, dp);
                 transpose(imprint, rows, F, Fp, transposed, BLOCK);
@@ -651,6 +769,7 @@ extern "C" void causal_forward(const Arguments* arguments) {
             }
             store_matrix(hebbian, dp, F, d, in.end_hebbian + head * F * d);
             memcpy(in.end_calcium + head * F, calcium, 4 * F);
+            if (in.weight) memcpy(in.end_total + head * F, code_of_keys.running, 4 * F);
         }
     }
 }
@@ -664,7 +783,8 @@ extern "C" void causal_backward(const Arguments* arguments) {
     const int64_t blocks = (in.length + BLOCK - 1) / BLOCK;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(2 * Fp * dp + 3 * Fp + blocks * (Fp + 2 * BLOCK) + BLOCK * (8 * Fp + 4 * dp + 2 * BLOCK));
+        Scratch scratch(Activity::size(in) + 2 * Fp * dp + 4 * Fp + blocks * (2 * Fp + 2 * BLOCK) +
+                        BLOCK * (8 * Fp + 4 * dp + 2 * BLOCK));
         float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(Fp * dp);
         float *calcium = scratch.take(Fp), *plasticity = scratch.take(Fp);
         float *d_calcium = scratch.take(Fp), *calcium_before = scratch.take(blocks * Fp);
@@ -676,6 +796,8 @@ extern "C" void causal_backward(const Arguments* arguments) {
         float *value = scratch.take(BLOCK * dp), *d_value = scratch.take(BLOCK * dp),
               *d_output = scratch.take(BLOCK * dp);
         float *values_by_row = scratch.take(dp * BLOCK), *scores = scratch.take(BLOCK * BLOCK);
+        float *sums_before = scratch.take(blocks * Fp), *d_sums = scratch.take(Fp);
+        Activity code_of_keys(in, scratch);
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < heads; head++) {
             const int64_t b = head / in.heads, h = head % in.heads;
@@ -683,12 +805,14 @@ extern "C" void causal_backward(const Arguments* arguments) {
             load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
             transpose(hebbian, F, d, dp, transposed, Fp);  // H^T is what goes through the sequence here
             memcpy(calcium, in.calcium + head * F, 4 * F);
+            if (in.weight) code_of_keys.begin(b, h), code_of_keys.begin_gradients();
             for (int64_t block = 0; block < blocks; block++) {
                 const Place place(in, b, h, block * BLOCK, in.length);
                 const int64_t rows = place.rows;
                 memcpy(calcium_before + block * Fp, calcium, 4 * Fp);
                 place.activity(in.query, false, activity);
-                place.imprint(imprint, presynaptic);
+                if (in.weight) memcpy(sums_before + block * Fp, code_of_keys.running, 4 * Fp);
+                place.imprint(in.weight ? code_of_keys.block(place.start, rows) : in.code, imprint, presynaptic);
                 place.load_rows(in.value, true, value);
                 place.load_rows(in.d_output, false, d_output);
                 product<SET>(rows, d, Fp, d_output, dp, transposed, Fp, d_activity, Fp);
@@ -715,16 +839,14 @@ extern "C" void causal_backward(const Arguments* arguments) {
 
             load_matrix(in.d_hebbian + head * F * d, F, d, hebbian, dp);  // from here on, its gradient
             memcpy(d_calcium, in.d_calcium + head * F, 4 * F);
+            if (in.weight) memcpy(d_sums, in.d_total + head * F, 4 * F);
             for (int64_t block = blocks - 1; block >= 0; block--) {
                 const Place place(in, b, h, block * BLOCK, in.length);
                 const int64_t rows = place.rows;
                 place.activity(in.query, false, activity);
-                place.activity(in.key, true, presynaptic);
-                memcpy(imprint, presynaptic, 4 * rows * Fp);
-                if (in.code.data) {
-                    place.activity(in.code, true, process);
-                    for (int64_t t = 0; t < rows; t++) add_row(imprint + t * Fp, process + t * Fp, Fp);
-                }
+                if (in.weight) code_of_keys.start_from(sums_before + block * Fp);
+                const View code = in.weight ? code_of_keys.block(place.start, rows) : in.code;
+                place.imprint(code, imprint, presynaptic);
                 place.load_rows(in.value, true, value);
                 place.load_rows(in.d_output, false, d_output);
                 for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[place.start + t]);
@@ -743,7 +865,12 @@ extern "C" void causal_backward(const Arguments* arguments) {
                 product<ADD, PLAIN, UPPER>(rows, rows, dp, scores, BLOCK, d_output, dp, d_value, dp);
                 place.store_rows(d_value, in.d_value, true);
 
-                if (in.code.data) place.gradient(in.code, true, process, d_imprint, in.d_code);
+                if (code.data) {
+                    place.activity(code, true, process);
+                    place.gradient(code, true, process, d_imprint,
+                                   in.weight ? code_of_keys.rows_of(code_of_keys.d_code, place.start) : in.d_code);
+                    if (in.weight) code_of_keys.gradients(place.start, rows);
+                }
                 if (in.feedback) {
                     memcpy(calcium, calcium_before + block * Fp, 4 * Fp);
                     for (int64_t t = 0; t < rows; t++) {
@@ -760,158 +887,17 @@ extern "C" void causal_backward(const Arguments* arguments) {
                     add_row(d_imprint + t * Fp, d_calcium, Fp);
                 }
                 place.gradient(in.key, true, presynaptic, d_imprint, in.d_key);
+                if (in.weight) {  // what a key adds to the sums of later tokens, their gradients add to its own
+                    code_of_keys.start_from(d_sums);
+                    code_of_keys.sweep<ADD>(code_of_keys.rows_of(code_of_keys.around, 0), in.d_key, place.start,
+                                            place.start + rows, true);
+                    memcpy(d_sums, code_of_keys.running, 4 * F);
+                }
                 product<ADD, TRANSPOSED>(F, rows, dp, activity, Fp, d_output, dp, hebbian, dp);
             }
             store_matrix(hebbian, dp, F, d, in.d_hebbian + head * F * d);
             memcpy(in.d_calcium + head * F, d_calcium, 4 * F);
-        }
-    }
-}
-
-// ---- the astrocyte code "activity" ---------------------------------------------------------------------------------
-
-// The recurrence that sums over neighbours: y_t (= or +=) the sum so far, which then becomes decay * sum + x_t. It runs
-// over the real tokens from the first to the last, or backwards; `x` and `y` may be the same rows.
-struct Sweep {
-    const Arguments& in;
-    int64_t b, h, F, Fp;
-    float decay;
-    float* running;
-
-    template <Result RESULT, typename From, typename To>
-    void over(int64_t first, int64_t last, bool backwards, From from, To to) const {
-        for (int64_t step = first; step < last; step++) {
-            const int64_t t = backwards ? last - 1 - (step - first) : step;
-            if (!in.mask.real(b, t)) continue;
-            const float* x = from(t);
-            float* y = to(t);
-            if (in.key.row > F) ask_for(from(backwards ? t - 16 : t + 16), F);
-            for (int64_t j = 0; j < F; j += LANES) {
-                const Vector before = load(running + j), next = load_some(x + j, F - j);
-                store_some(y + j, RESULT == ADD ? before + load_some(y + j, F - j) : before, F - j);
-                store(running + j, before * decay + next);
-            }
-        }
-    }
-};
-
-// 1 / the sum of the weights of each real token's neighbours, 0 where it has none; 1 at padded tokens
-static void inverse_weights(const Arguments& in, int64_t b, float decay, float* weights) {
-    float weight = in.causal ? in.calcium[b] : 0;
-    for (int64_t t = 0; t < in.length; t++) {
-        weights[t] = in.mask.real(b, t) ? weight : 1;
-        if (in.mask.real(b, t)) weight = decay * weight + 1;
-    }
-    if (in.causal && in.end_calcium) in.end_calcium[b] = weight;
-    weight = 0;
-    for (int64_t t = in.length - 1; t >= 0; t--) {
-        if (!in.mask.real(b, t)) continue;
-        if (!in.causal) weights[t] += weight;
-        weights[t] = weights[t] > 0 ? 1 / weights[t] : 0;
-        weight = decay * weight + 1;
-    }
-}
-
-// R (output) = r' K W + b, with W (H, F, F) in `weight` and b (H, F) in `bias`. r' K is the mean of the keys of the
-// real tokens before and after (causally, before), at the weight decay^(number of real tokens between). Causally
-// hebbian (B, H, F) and calcium (B) are the sums of the tokens before, of keys and of weights; end_hebbian and
-// end_calcium those after. decay is alpha. At padded tokens R is b.
-extern "C" void activity_forward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    const int64_t F = in.features, Fp = padded(F), N = in.length, heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads)
-    {
-        Scratch scratch(Fp + N + Fp * Fp + BLOCK * 2 * Fp);
-        float *running = scratch.take(Fp), *weights = scratch.take(N), *weight = scratch.take(Fp * Fp);
-        float *means = scratch.take(BLOCK * Fp), *code = scratch.take(BLOCK * Fp);
-#pragma omp for schedule(dynamic)
-        for (int64_t head = 0; head < heads; head++) {
-            const int64_t b = head / in.heads, h = head % in.heads;
-            const Sweep sweep{in, b, h, F, Fp, float(in.alpha), running};
-            const auto key = [&](int64_t t) { return in.key.at(b, h, t); };
-            const auto output = [&](int64_t t) { return in.output.at(b, h, t); };
-            inverse_weights(in, b, in.alpha, weights);
-            load_matrix(in.weight + h * F * F, F, F, weight, Fp);
-            memset(running, 0, 4 * Fp);
-            if (!in.causal) sweep.over<SET>(0, N, true, key, output);
-            memset(running, 0, 4 * Fp);
-            if (in.causal) memcpy(running, in.hebbian + head * F, 4 * F);
-            for (int64_t start = 0; start < N; start += BLOCK) {
-                const int64_t rows = smaller(BLOCK, N - start);
-                const auto mean = [&](int64_t t) { return means + (t - start) * Fp; };
-                for (int64_t t = start; t < start + rows; t++)
-                    if (in.causal || !in.mask.real(b, t)) memset(mean(t), 0, 4 * Fp);
-                    else memcpy(mean(t), output(t), 4 * F);
-                sweep.over<ADD>(start, start + rows, false, key, mean);
-                for (int64_t i = 0; i < rows; i++) {
-                    scale_row(means + i * Fp, Fp, weights[start + i]);
-                    memcpy(code + i * Fp, in.bias + h * F, 4 * F);
-                }
-                product<ADD>(rows, F, Fp, means, Fp, weight, Fp, code, Fp);
-                for (int64_t i = 0; i < rows; i++) memcpy(output(start + i), code + i * Fp, 4 * F);
-            }
-            if (in.causal) memcpy(in.end_hebbian + head * F, running, 4 * F);
-        }
-    }
-}
-
-// d_key, d_weight (B, H, F, F) and d_bias (B, H, F) of d_output; causally d_hebbian is the gradient of end_hebbian on
-// entry and that of hebbian on return
-extern "C" void activity_backward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    const int64_t F = in.features, Fp = padded(F), N = in.length, heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads)
-    {
-        Scratch scratch(2 * Fp + N + N * Fp + 2 * Fp * Fp + BLOCK * 2 * Fp);
-        float *running = scratch.take(Fp), *weights = scratch.take(N), *rows_of_head = scratch.take(N * Fp);
-        float *weight = scratch.take(Fp * Fp), *d_weight = scratch.take(Fp * Fp), *d_bias = scratch.take(Fp);
-        float *means = scratch.take(BLOCK * Fp), *d_code = scratch.take(BLOCK * Fp);
-#pragma omp for schedule(dynamic)
-        for (int64_t head = 0; head < heads; head++) {
-            const int64_t b = head / in.heads, h = head % in.heads;
-            const Sweep sweep{in, b, h, F, Fp, float(in.alpha), running};
-            const auto key = [&](int64_t t) { return in.key.at(b, h, t); };
-            const auto row = [&](int64_t t) { return rows_of_head + t * Fp; };
-            const auto d_key = [&](int64_t t) { return in.d_key.at(b, h, t); };
-            inverse_weights(in, b, in.alpha, weights);
-            for (int64_t i = 0; i < F; i++)
-                for (int64_t j = 0; j < F; j++) weight[j * Fp + i] = in.weight[(h * F + i) * F + j];  // W^T
-            memset(d_weight, 0, 4 * Fp * Fp), memset(d_bias, 0, 4 * Fp);
-
-            // the means again; as a block of them is done, the gradients of its sums take their place
-            memset(running, 0, 4 * Fp);
-            if (!in.causal) sweep.over<SET>(0, N, true, key, row);
-            memset(running, 0, 4 * Fp);
-            if (in.causal) memcpy(running, in.hebbian + head * F, 4 * F);
-            for (int64_t start = 0; start < N; start += BLOCK) {
-                const int64_t rows = smaller(BLOCK, N - start);
-                const auto mean = [&](int64_t t) { return means + (t - start) * Fp; };
-                for (int64_t t = start; t < start + rows; t++) {
-                    if (in.causal || !in.mask.real(b, t)) memset(mean(t), 0, 4 * Fp);
-                    else memcpy(mean(t), row(t), 4 * Fp);
-                    float* gradient = d_code + (t - start) * Fp;
-                    if (in.mask.real(b, t)) memcpy(gradient, in.d_output.at(b, h, t), 4 * F);
-                    else memset(gradient, 0, 4 * Fp);
-                    add_row(d_bias, gradient, Fp);
-                }
-                sweep.over<ADD>(start, start + rows, false, key, mean);
-                for (int64_t i = 0; i < rows; i++) scale_row(means + i * Fp, Fp, weights[start + i]);
-                product<ADD, TRANSPOSED>(F, rows, Fp, means, Fp, d_code, Fp, d_weight, Fp);
-                product<SET>(rows, F, Fp, d_code, Fp, weight, Fp, row(start), Fp);
-                for (int64_t t = start; t < start + rows; t++) scale_row(row(t), Fp, weights[t]);
-            }
-            store_matrix(d_weight, Fp, F, F, in.d_weight + head * F * F);
-            memcpy(in.d_bias + head * F, d_bias, 4 * F);
-
-            // what a key adds to its neighbours' sums, their gradients add to its own
-            for (int64_t t = 0; t < N; t++)
-                if (!in.mask.real(b, t)) memset(d_key(t), 0, 4 * F);
-            memset(running, 0, 4 * Fp);
-            if (in.causal) memcpy(running, in.d_hebbian + head * F, 4 * F);
-            sweep.over<SET>(0, N, true, row, d_key);
-            if (in.causal) memcpy(in.d_hebbian + head * F, running, 4 * F);
-            memset(running, 0, 4 * Fp);
-            if (!in.causal) sweep.over<ADD>(0, N, false, row, d_key);
+            if (in.weight) code_of_keys.store_gradients(), memcpy(in.d_total + head * F, d_sums, 4 * F);
         }
     }
 }
@@ -929,7 +915,6 @@ COMPILER_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "
 WORK_OF_ONE_THREAD = 2**19
 FUNCTIONS = (
     *("write_forward", "write_backward", "read_forward", "read_backward", "causal_forward", "causal_backward"),
-    *("activity_forward", "activity_backward"),
 )
 
 logger = logging.getLogger(__name__)
@@ -950,7 +935,8 @@ _SIZES = (
 _VIEWS = ("query", "key", "value", "code", "output", "d_query", "d_key", "d_value", "d_code", "d_output")
 _STATES = (
     *("hebbian", "calcium", "plasticity", "d_hebbian", "d_calcium", "d_plasticity"),
-    *("end_hebbian", "end_calcium", "weight", "bias", "d_weight", "d_bias"),
+    *("end_hebbian", "end_calcium"),
+    *("weight", "bias", "total", "count", "d_weight", "d_bias", "d_total", "end_total", "end_count"),
 )
 
 
@@ -959,7 +945,7 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, ctypes.c_double) for name in ("alpha", "scale")),
+        *((name, ctypes.c_double) for name in ("alpha", "scale", "decay")),
         *((name, _View) for name in _VIEWS),
         ("mask", _Mask),
         *((name, ctypes.c_void_p) for name in _STATES),
@@ -1047,17 +1033,25 @@ def _cache_directory():
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The six functions of a backend
+# The functions of a backend. Those "with activity" make the astrocyte code "activity" as they go and never store it.
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def write_forward(key, value, astrocyte_code, padding_mask, feature_map):
     """`(hebbian, calcium)`, `(B, H, F, d)` and `(B, H, F)`: the sums of (phi(k) + phi(r)) v^T and of phi(k)."""
-    call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
-    splits = call.split()
-    hebbian = key.new_empty(splits, *call.state_shape, dtype=torch.float32)
-    calcium = key.new_empty(splits, *call.state_shape[:3], dtype=torch.float32)
-    call.run("write_forward", hebbian=hebbian, calcium=calcium)
+    return _write(_Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code))
+
+
+def write_with_activity_forward(key, value, padding_mask, order, rank, weight, bias, feature_map, coupling_scale):
+    """The same with R = r' K W + b."""
+    call = _Call(feature_map, padding_mask, key=key, value=value)
+    return _write(call, weight=weight, bias=bias, decay=math.exp(-coupling_scale))
+
+
+def _write(call, **states):
+    splits = 1 if states else call.split()  # the neighbourhoods of a sequence are made from its one end to the other
+    hebbian, calcium = call.new(splits, *call.state_shape), call.new(splits, *call.state_shape[:3])
+    call.run("write_forward", hebbian=hebbian, calcium=calcium, **states)
     return _total(hebbian), _total(calcium)
 
 
@@ -1068,6 +1062,25 @@ def write_backward(key, value, astrocyte_code, padding_mask, feature_map, d_hebb
     gradients = call.gradients("key", "value", "code")
     call.run("write_backward", d_hebbian=d_hebbian, d_calcium=d_calcium)
     return _like(gradients, (key, value, astrocyte_code))
+
+
+def write_with_activity_backward(
+    key, value, padding_mask, order, rank, weight, bias, feature_map, coupling_scale, d_hebbian, d_calcium
+):
+    """Gradients of all tensors of `write_with_activity_forward` but the padding mask, in their order."""
+    call = _Call(feature_map, padding_mask, key=key, value=value)
+    gradients = call.gradients("key", "value")
+    d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
+    states = {
+        "weight": weight,
+        "bias": bias,
+        "d_weight": d_weight,
+        "d_bias": d_bias,
+        "decay": math.exp(-coupling_scale),
+    }
+    call.run("write_backward", d_hebbian=d_hebbian, d_calcium=d_calcium, **states)
+    d_key, d_value = _like(gradients[:2], (key, value))
+    return d_key, d_value, None, None, *_like((d_weight.sum(0), d_bias.sum(0)), (weight, bias))
 
 
 def read_forward(query, hebbian, plasticity, feature_map, output_dtype):
@@ -1083,8 +1096,8 @@ def read_backward(query, hebbian, plasticity, feature_map, d_output):
     """Gradients of query, hebbian and plasticity from that of `read_forward`'s result."""
     call = _Call(feature_map, None, hebbian, query=query, d_output=d_output)
     splits = call.split()
-    d_hebbian = hebbian.new_empty(splits, *hebbian.shape)
-    d_plasticity = None if plasticity is None else plasticity.new_empty(splits, *plasticity.shape)
+    d_hebbian = call.new(splits, *hebbian.shape)
+    d_plasticity = None if plasticity is None else call.new(splits, *plasticity.shape)
     gradients = call.gradients("query")
     call.run("read_backward", hebbian=hebbian, plasticity=plasticity, d_hebbian=d_hebbian, d_plasticity=d_plasticity)
     return *_like(gradients, (query,)), _total(d_hebbian), None if plasticity is None else _total(d_plasticity)
@@ -1104,13 +1117,44 @@ def causal_forward(
     scale,
     output_dtype,
 ):
-    """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it, and the last state."""
+    """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
-    output = call.output(value, value.shape[-1])
-    end_hebbian, end_calcium = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (hebbian, calcium))
     call.set(alpha=alpha, scale=scale, feedback=feedback)
-    call.run("causal_forward", hebbian=hebbian, calcium=calcium, end_hebbian=end_hebbian, end_calcium=end_calcium)
-    return output.to(output_dtype), end_hebbian, end_calcium
+    return _write_and_read(call, output_dtype, hebbian=hebbian, calcium=calcium)
+
+
+def causal_with_activity_forward(
+    query,
+    key,
+    value,
+    padding_mask,
+    hebbian,
+    calcium,
+    order,
+    rank,
+    weight,
+    bias,
+    total,
+    count,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    output_dtype,
+    coupling_scale,
+):
+    """The same with R = r' K W + b, whose sums of the tokens before, total and count, come last in the results too."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value)
+    call.set(alpha=alpha, scale=scale, feedback=feedback)
+    states = {"weight": weight, "bias": bias, "total": total, "count": count, "decay": math.exp(-coupling_scale)}
+    return _write_and_read(call, output_dtype, hebbian=hebbian, calcium=calcium, **states)
+
+
+def _write_and_read(call, output_dtype, **states):
+    output = call.output(call.tensors["value"], call.state_shape[-1])
+    ends = {f"end_{name}": call.new(*x.shape) for name, x in states.items() if name not in ("weight", "bias", "decay")}
+    call.run("causal_forward", causal=True, **states, **ends)
+    return output.to(output_dtype), *ends.values()
 
 
 def causal_backward(
@@ -1131,48 +1175,59 @@ def causal_backward(
 ):
     """Gradients of query, key, value, astrocyte code and initial state from those of `causal_forward`'s results."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
-    d_hebbian, d_calcium = (x.clone(memory_format=torch.contiguous_format) for x in (d_hebbian, d_calcium))
+    call.set(alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value")
     d_code = None
     if astrocyte_code is not None:  # heads run side by side, also where they share a code
         d_code = torch.empty_like(call.tensors["key"])
         call.set_views(d_code=d_code)
-    call.set(alpha=alpha, scale=scale, feedback=feedback)
+    d_hebbian, d_calcium = _copies(d_hebbian, d_calcium)
     call.run("causal_backward", hebbian=hebbian, calcium=calcium, d_hebbian=d_hebbian, d_calcium=d_calcium)
     if astrocyte_code is not None and astrocyte_code.dim() == 3:
         d_code = d_code.sum(0)
     return *_like((*gradients, d_code), (query, key, value, astrocyte_code)), d_hebbian, d_calcium
 
 
-def activity_forward(key, padding_mask, total, count, order, rank, weight, bias, scale, causal):
-    """`(code, total, count)`: R = r' K W + b, `(B, H, N, F)`, and causally the sums that it goes on from."""
-    call = _Call("identity", padding_mask, key=key)
-    call.set(alpha=math.exp(-scale), causal=causal)
-    code = call.output(key, key.shape[-1])
-    states = {"weight": weight, "bias": bias}
-    end_total = end_count = None
-    if causal:
-        end_total, end_count = torch.empty_like(total), torch.empty_like(count)
-        states.update(hebbian=total, calcium=count, end_hebbian=end_total, end_calcium=end_count)
-    call.run("activity_forward", **states)
-    return code, end_total, end_count
-
-
-def activity_backward(
-    key, padding_mask, total, count, order, rank, weight, bias, scale, causal, d_code, d_total, d_count
+def causal_with_activity_backward(
+    query,
+    key,
+    value,
+    padding_mask,
+    hebbian,
+    calcium,
+    order,
+    rank,
+    weight,
+    bias,
+    total,
+    count,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    coupling_scale,
+    d_output,
+    d_hebbian,
+    d_calcium,
+    d_total,
+    d_count,
 ):
-    """Gradients of all tensors but the padding mask from those of `activity_forward`'s results."""
-    call = _Call("identity", padding_mask, key=key, d_output=d_code)
-    call.set(alpha=math.exp(-scale), causal=causal)
-    (d_key,) = call.gradients("key")
-    d_weight, d_bias = (key.new_empty(len(key), *x.shape, dtype=torch.float32) for x in (weight, bias))
-    states = {"weight": weight, "d_weight": d_weight, "d_bias": d_bias}
-    if causal:
-        d_total = d_total.clone(memory_format=torch.contiguous_format)
-        states.update(hebbian=total, calcium=count, d_hebbian=d_total)
-    call.run("activity_backward", **states)
-    of_parameters = (d_weight.sum(0).to(weight.dtype), d_bias.sum(0).to(bias.dtype))
-    return d_key.to(key.dtype), d_total if causal else None, None, None, None, *of_parameters
+    """Gradients of all tensors of `causal_with_activity_forward` but the padding mask, in their order."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, d_output=d_output)
+    call.set(alpha=alpha, scale=scale, feedback=feedback)
+    gradients = call.gradients("query", "key", "value")
+    d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
+    d_hebbian, d_calcium, d_total = _copies(d_hebbian, d_calcium, d_total)
+    call.run(
+        "causal_backward",
+        causal=True,
+        **{"hebbian": hebbian, "calcium": calcium, "d_hebbian": d_hebbian, "d_calcium": d_calcium},
+        **{"weight": weight, "bias": bias, "d_weight": d_weight, "d_bias": d_bias},
+        **{"total": total, "count": count, "d_total": d_total, "decay": math.exp(-coupling_scale)},
+    )
+    of_parameters = _like((d_weight.sum(0), d_bias.sum(0)), (weight, bias))
+    of_inputs = _like(gradients, (query, key, value))
+    return *of_inputs, d_hebbian, d_calcium, None, None, *of_parameters, d_total, None
 
 
 class _Call:
@@ -1187,8 +1242,8 @@ class _Call:
 
     def __init__(self, feature_map, padding_mask, hebbian=None, **tensors):
         self.tensors = {name: _rows(x) for name, x in tensors.items() if x is not None}
-        features = self.tensors["key" if "key" in tensors else "query"]
-        self.batch_size, self.num_heads, self.length, self.num_features = features.shape
+        self.features = self.tensors["key" if "key" in tensors else "query"]
+        self.batch_size, self.num_heads, self.length, self.num_features = self.features.shape
         head_dim = self.num_features
         if hebbian is not None or "value" in tensors:
             head_dim = (hebbian if hebbian is not None else tensors["value"]).shape[-1]
@@ -1217,6 +1272,10 @@ class _Call:
             strides = x.stride()[:-1]
             setattr(self.arguments, name, _View(x.data_ptr(), *(strides if len(strides) == 3 else (0, *strides))))
 
+    def new(self, *shape):
+        """Uninitialised memory for a result."""
+        return self.features.new_empty(shape, dtype=torch.float32)
+
     def split(self, batches_per_task=1):
         """Cuts the sequence, so that every thread has something to do: the number of parts."""
         tasks = self.batch_size * self.num_heads // batches_per_task
@@ -1240,13 +1299,18 @@ class _Call:
         self.set_views(**{f"d_{name}": x for name, x in gradients.items()})
         return tuple(gradients.get(name) for name in names)
 
-    def run(self, function, **states):
-        """Calls a function of the source. `states` are float32; results are contiguous, as made by the caller."""
+    def run(self, function, causal=False, decay=0.0, **states):
+        """Calls a function of the source. `states` are made float32 and contiguous; results are so already."""
         states = {name: x.float().contiguous() for name, x in states.items() if x is not None}
-        self.set(**{name: x.data_ptr() for name, x in states.items()})
+        self.set(causal=causal, decay=decay, **{name: x.data_ptr() for name, x in states.items()})
         if "plasticity" in states:
             self.arguments.feedback = 1
         getattr(_library(), function)(self.arguments)
+
+
+def _copies(*tensors):
+    """Of gradients that a function of the source overwrites."""
+    return tuple(x.clone(memory_format=torch.contiguous_format) for x in tensors)
 
 
 def _rows(x):
@@ -1269,5 +1333,6 @@ KERNELS = {
     "write_mode": (write_forward, write_backward),
     "read_mode": (read_forward, read_backward),
     "write_and_read_causally": (causal_forward, causal_backward),
-    "activity_code": (activity_forward, activity_backward),
+    "write_mode_with_activity": (write_with_activity_forward, write_with_activity_backward),
+    "write_and_read_causally_with_activity": (causal_with_activity_forward, causal_with_activity_backward),
 }

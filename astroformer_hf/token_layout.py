@@ -22,8 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .attention_backends import run_pass
-
 
 # Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
 CHUNK_SIZE = 64
@@ -217,8 +215,8 @@ class SequenceLayout(NamedTuple):
         return torch.cat((in_phase * sines - delayed * cosines, in_phase * cosines + delayed * sines), dim=-1)
 
     def activity(self, key, scale, weight, bias, state=None):
-        """R = r' K W + b, where r' K is for each token the mean key of the others (causally, of those before it),
-        weighted by their coupling.
+        """The code "activity": R = r' K W + b, where r' K is for each token the mean key of the others (causally, of
+        those before it), weighted by their coupling.
 
         Args:
             key (`torch.Tensor`): `(batch, heads, length, m)`.
@@ -227,39 +225,50 @@ class SequenceLayout(NamedTuple):
             state (`NeighbourhoodState`, *optional*): what came before, causally.
 
         Returns:
-            `(batch, heads, length, m)`, and the `NeighbourhoodState` after the last real token (None if not causal).
+            `ActivityCode`, of which R is yet to be made.
         """
         if self.causal and state is None:
             state = NeighbourhoodState(key.new_zeros(*key.shape[:2], key.shape[3]), key.new_zeros(len(key), 1, 1))
-        total, count = (None, None) if state is None else state
-        code, total, count = run_pass(
-            activity_code,
-            *(key, self.padding_mask, total, count, self.order, self.rank, weight, bias),
-            scale=scale,
-            causal=self.causal,
-        )
-        return code, NeighbourhoodState(total, count) if self.causal else None
+        return ActivityCode(self.order, self.rank, weight, bias, *(state or (None, None)), scale)
 
 
-def activity_code(key, padding_mask, total, count, order, rank, weight, bias, *, scale, causal):
-    """R = r' K W + b with the results and arguments of `mean_of_neighbours`; W `(heads, m, m)`, b `(heads, 1, m)`."""
-    means, total, count = mean_of_neighbours(key, padding_mask, total, count, order, rank, scale=scale, causal=causal)
-    return means @ weight + bias, total, count
+class ActivityCode(NamedTuple):
+    """The astrocyte code "activity" as what it is made of, for passes that make it as they go.
+
+    Attributes:
+        order, rank, weight, bias, total, count, coupling_scale: the arguments of `activity_code` of these names.
+    """
+
+    order: torch.Tensor | None
+    rank: torch.Tensor | None
+    weight: torch.Tensor
+    bias: torch.Tensor
+    total: torch.Tensor | None
+    count: torch.Tensor | None
+    coupling_scale: float
+
+    def make(self, key, padding_mask, causal):
+        """The results of `activity_code`."""
+        *tensors, coupling_scale = self
+        return activity_code(key, padding_mask, *tensors, coupling_scale=coupling_scale, causal=causal)
 
 
-def mean_of_neighbours(key, padding_mask, total, count, order, rank, *, scale, causal):
-    """The mean of the keys before and after each token (causally, before it), weighted by the coupling.
+def activity_code(key, padding_mask, order, rank, weight, bias, total, count, *, coupling_scale, causal):
+    """R = r' K W + b from the mean r' K of the keys before and after each token (causally, before it), weighted by
+    their coupling.
 
-    Distances count real tokens only, so padding, on either side or between, changes nothing. A token without neighbours
-    has 0.
+    Distances count real tokens only, so padding, on either side or between, changes nothing. The mean of a token
+    without neighbours is 0.
 
     Args:
         key (`torch.Tensor`): `(batch, heads, length, m)`.
         padding_mask, order, rank (`torch.Tensor`, *optional*): as of `SequenceLayout`.
+        weight, bias (`torch.Tensor`): W, `(heads, m, m)`, and b, `(heads, 1, m)`.
         total, count (`torch.Tensor`): the fields of the `NeighbourhoodState` to go on from; None if not causal.
+        coupling_scale (`float`): scale of the coupling.
 
     Returns:
-        `(means, total, count)`: `(batch, heads, length, m)`, and the fields of the state after the last real token.
+        `(code, total, count)`: `(batch, heads, length, m)`, and the fields of the state after the last real token.
     """
     if order is not None:
         key = reorder(key, order)
@@ -269,13 +278,14 @@ def mean_of_neighbours(key, padding_mask, total, count, order, rank, *, scale, c
         real = padding_mask[:, None, :, None].to(key.dtype)  # (B, 1, N, 1)
         key = key.masked_fill(real == 0, 0)
     if causal:
-        totals, counts = _continued(key, scale, total), _continued(real, scale, count)
+        totals, counts = _continued(key, coupling_scale, total), _continued(real, coupling_scale, count)
         total, count = _after_last(totals, padding_mask), _after_last(counts, padding_mask)
         totals, counts = totals[:, :, :-1], counts[:, :, :-1]
     else:
-        totals, counts = coupling_to_others(key, scale), coupling_to_others(real, scale)
+        totals, counts = coupling_to_others(key, coupling_scale), coupling_to_others(real, coupling_scale)
     means = totals / counts.clamp(min=torch.finfo(totals.dtype).tiny)
-    return means if rank is None else reorder(means, rank), total, count
+    means = means if rank is None else reorder(means, rank)
+    return means @ weight + bias, total, count
 
 
 def _continued(x, scale, before):
@@ -431,9 +441,9 @@ class GridLayout(NamedTuple):
         return self.coupling(scale, dtype) @ waves
 
     def activity(self, key, scale, weight, bias, state=None):
-        """R = r' K W + b, as of `SequenceLayout`: `(batch, heads, length, m)`, and None."""
+        """R = r' K W + b, as of `SequenceLayout`, but made: `(batch, heads, length, m)`."""
         weights = self.neighbour_weights(scale, key.dtype) if self.geometry is None else self.geometry
-        return weights @ key @ weight + bias, None
+        return weights @ key @ weight + bias
 
     def neighbour_weights(self, scale, dtype):
         """r', `(length, length)`."""

@@ -6,16 +6,16 @@
     python scripts/benchmark.py --quick              # the same table in minutes, up to 2,048 tokens
     python scripts/benchmark.py --sections operation decoding
 
-Five sections. "operation": the attention alone, 8 heads of 64, against PyTorch's `scaled_dot_product_attention` ("sdpa"),
-against the same in its plain form ("plain"), and against the two bare matrix products that no linear attention can do
-without ("products"). "training": a step of a whole model, forward, backward and AdamW. "inference": its forward pass.
-"memory": the peak of both. "decoding": time per token and bytes of the cache after a long context. Models are 6 layers,
-512 wide; the arms share everything but the attention. Peers that are installed take part: BERT and Mamba-2 of
-transformers, astrohebbian, and flash-linear-attention on a GPU.
+Five sections. "operation": the attention alone, 8 heads of 64, against PyTorch's `scaled_dot_product_attention`
+("sdpa"), against the same in its plain form ("plain"), and against the two bare matrix products that no linear
+attention can do without ("products"). "training": a step of a whole model, forward, backward and AdamW. "inference":
+its forward pass. "memory": the peak of operation and training step. "decoding": time per token, and bytes of the cache,
+after a long context. Models are 6 layers, 512 wide; the arms share everything but the attention. Peers that are
+installed take part: BERT and Mamba-2 of transformers, astrohebbian, and flash-linear-attention on a GPU.
 
-Contestants take turns, and the median of several rounds counts: what disturbs the machine disturbs all of them. What would
-take longer than --limit seconds is left out and says so. Results go to OUTPUT_DIR/cpu.json (or cuda.json), section by
-section; a run that was killed goes on with the sections and lengths that are missing, unless --fresh is given.
+Contestants take turns, and the median of several rounds counts: what disturbs the machine disturbs all of them. What
+would take longer than --limit seconds is left out, with null for its time. Results go to OUTPUT_DIR/cpu.json (or
+cuda.json), case by case; a run that was killed goes on with the cases that are missing, unless --fresh is given.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -90,8 +91,13 @@ def take_turns(contestants, device, rounds, budget):
     return {name: statistics.median(values) for name, values in times.items()}, rounds
 
 
-def peak_bytes(function, device):
-    """Bytes that a call takes at its peak beyond what was there before; on a CPU by the operating system's count (Linux)."""
+def peak_memory(function, device):
+    """What a call takes at its peak beyond what was there before, in bytes.
+
+    Returns:
+        `peak_bytes`, that of tensors, as PyTorch counts them; and on a CPU under Linux `resident_bytes`, that of the
+        process: with the scratch memory of kernels, and with what the allocator leaves unused, which varies.
+    """
     function()
     gc.collect()
     if device == "cuda":
@@ -100,13 +106,22 @@ def peak_bytes(function, device):
         torch.cuda.reset_peak_memory_stats()
         function()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return {"peak_bytes": torch.cuda.max_memory_allocated() - before}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    current = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            peak = max(peak, current)
+    measured = {"peak_bytes": peak}
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept would hide what the call takes
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
-    before = resident("VmRSS")
-    function()
-    return max(resident("VmHWM") - before, 0)
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+        before = resident("VmRSS")
+        function()
+        measured["resident_bytes"] = max(resident("VmHWM") - before, 0)
+    return measured
 
 
 def resident(field):
@@ -397,8 +412,8 @@ def measure_memory(record, arguments):
                         torch.autograd.grad(output, tensors, torch.ones_like(output), allow_unused=True)
 
                     limit.took((name, causal), length, seconds_of(call, arguments.device))
-                    measured[name] = peak_bytes(call, arguments.device)
-                    record.add(case, contestant=name, peak_bytes=measured[name])
+                    measured[name] = peak_memory(call, arguments.device)
+                    record.add(case, contestant=name, **measured[name])
                 record.save()
                 show_bytes("operation", case, measured)
             case = {**case, "section": "memory of a training step"}
@@ -413,8 +428,8 @@ def measure_memory(record, arguments):
                 limit.took(
                     (name, causal, "step"), length, seconds_of(lambda s=step, x=input_ids: s(x), arguments.device)
                 )
-                measured[name] = peak_bytes(lambda s=step, x=input_ids: s(x), arguments.device)
-                record.add(case, contestant=name, peak_bytes=measured[name])
+                measured[name] = peak_memory(lambda s=step, x=input_ids: s(x), arguments.device)
+                record.add(case, contestant=name, **measured[name])
                 del step
             record.save()
             show_bytes("training step", case, measured)
@@ -429,7 +444,7 @@ def show_bytes(what, case, measured):
 
 @torch.no_grad()
 def measure_decoding(record, arguments):
-    """Seconds per token and bytes of the cache after a context; the softmax arm's cache is filled with random numbers."""
+    """Seconds per token and bytes of the cache after a context; the softmax arm's cache is filled with random keys."""
     device, dtype = arguments.device, DTYPES[arguments.dtype]
     made = {
         name: arm(name, True, max(CONTEXTS) + 512).to(device, dtype).eval() for name in ("neuron_astrocyte", "softmax")
@@ -453,7 +468,7 @@ def measure_decoding(record, arguments):
             caches[name] = cache
         token = torch.ones(1, 1, dtype=torch.long, device=device)
         contestants = {
-            name: lambda model=model, cache=caches[name]: model(token, past_key_values=cache, use_cache=True)
+            name: lambda model=model, cache=caches[name], token=token: model(token, past_key_values=cache)
             for name, model in made.items()
         }
         sizes = {name: cache_bytes(cache) for name, cache in caches.items()}

@@ -18,7 +18,8 @@ from astroformer_hf import (
     neuron_astrocyte_network,
 )
 from astroformer_hf.attention_backends import choose_backend
-from astroformer_hf.token_layout import sequence_layout
+from astroformer_hf.neuron_astrocyte_attention import attend
+from astroformer_hf.token_layout import NeighbourhoodState, sequence_layout
 
 
 BACKENDS = ["plain"]
@@ -256,50 +257,53 @@ def test_several_python_threads_at_once():
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("padding", ["none", "left", "right", "inner", "all"])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 60.0])
-def test_activity_code(scale, padding, causal):
-    """The activity code by its compiled form and by the plain one, whole and in pieces."""
-    batch, heads, length, channels = 2, 3, 150, 20
-    parameters = [torch.randn(heads, n, channels).double() for n in (channels, 1)]
+def test_the_activity_code_made_on_the_way(scale, padding, causal):
+    """The attention that makes the code as it goes against one that is given it; causally, in pieces as well."""
+    batch, heads, length, m = 2, 3, 150, 20
     mask = torch.ones(batch, length, dtype=torch.long)
+    padded = {"left": slice(0, 40), "right": slice(90, 150), "inner": slice(7, 77, 2), "all": slice(0, 150)}
     if padding != "none":
-        mask[
-            1, {"left": slice(0, 40), "right": slice(90, 150), "inner": slice(7, 77, 2), "all": slice(0, 150)}[padding]
-        ] = 0
+        mask[1, padded[padding]] = 0
     mask = None if padding == "none" else mask
-    layout = sequence_layout(length, "cpu", mask, causal=causal)
-    found = {}
-    for backend, dtype in (("plain", torch.float64), ("cpp", torch.float32)):
-        torch.manual_seed(1)
-        key = (
-            torch.randn(batch, length, heads, channels, dtype=torch.float64).transpose(1, 2).to(dtype).requires_grad_()
-        )
-        with attention_backend(backend):
-            weight, bias = (x.to(dtype).requires_grad_() for x in parameters)
-            code, state = layout.activity(key, scale, weight, bias)
-            if causal:
-                pieces, piece_state = [], None
-                for start, end in ((0, 50), (50, 51), (51, 150)):
-                    part = sequence_layout(
-                        end - start, "cpu", None if mask is None else mask[:, :end], causal=True, past_length=start
-                    )
-                    piece, piece_state = part.activity(key[:, :, start:end], scale, weight, bias, piece_state)
-                    pieces.append(piece)
-                joined = torch.cat(pieces, dim=2)
-        real = torch.ones(batch, length).bool() if mask is None else mask.bool()
-        real = real[:, None, :, None]
-        outputs = {"code": code * real}
+    real = torch.ones(batch, 1, length, 1).bool() if mask is None else mask.bool()[:, None, :, None]
+    sources = {
+        "query": torch.randn(batch, length, heads, m).transpose(1, 2),
+        "key": torch.randn(batch, length, heads, m).transpose(1, 2),
+        "value": torch.randn(batch, length, heads, m).transpose(1, 2),
+        "weight": torch.randn(heads, m, m) / m**0.5,
+        "bias": torch.randn(heads, 1, m),
+    }
+    ends = (length,)
+    pieces = (50, 51, length) if causal else ends
+
+    def outputs(backend, dtype, ends):
+        given = {name: x.to(dtype).requires_grad_() for name, x in sources.items()}
+        parts, state, sums, start = [], None, (None, None), 0
+        for end in ends:
+            layout = sequence_layout(
+                end - start, "cpu", None if mask is None else mask[:, :end], causal=causal, past_length=start
+            )
+            query, key, value = (given[name][:, :, start:end] for name in ("query", "key", "value"))
+            before = None if sums[0] is None else NeighbourhoodState(*sums)
+            code = layout.activity(key, scale, given["weight"], given["bias"], before)
+            with attention_backend(backend):
+                part, state, sums = attend(
+                    *(query, key, value, code, layout.padding_mask, 0.5, "elu", True, None, causal, state)
+                )
+            parts.append(part)
+            start = end
+        found = {"output": torch.cat(parts, dim=2) * real, "hebbian": state.hebbian, "calcium": state.calcium}
         if causal:
-            outputs.update({"total": state.total, "count": state.count, "in pieces": joined * real})
-        probe = torch.linspace(-1, 1, key.numel(), dtype=dtype).view(key.shape)
-        sources = {"key": key, "weight": weight, "bias": bias}
-        losses = {"": (outputs["code"] * probe).sum()}
-        if causal:
-            losses[", in pieces"] = (outputs["in pieces"] * probe).sum() + state.total.sum()
-        for what, loss in losses.items():
-            gradients = torch.autograd.grad(loss, list(sources.values()), retain_graph=True)
-            outputs.update({f"gradient of {name}{what}": x for name, x in zip(sources, gradients, strict=True)})
-        found[backend] = {name: x.double() for name, x in outputs.items()}
-    assert_close(found["cpp"], found["plain"], 1e-4)
+            found.update(total=sums[0], count=sums[1])
+        loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=dtype).view(x.shape)).sum() for x in found.values())
+        gradients = torch.autograd.grad(loss, list(given.values()))
+        found.update({f"gradient of {name}": x for name, x in zip(given, gradients, strict=True)})
+        return {name: x.double() for name, x in found.items()}
+
+    expected = outputs("plain", torch.float64, ends)
+    assert_close(outputs("cpp", torch.float32, ends), expected, 5e-4)
+    assert_close(outputs("cpp", torch.float32, pieces), expected, 5e-4)
+    assert_close(outputs("plain", torch.float64, pieces), expected, 1e-9)
 
 
 @pytest.mark.parametrize("is_decoder", [False, True])
