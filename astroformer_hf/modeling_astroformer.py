@@ -142,7 +142,7 @@ class AstroformerAttention(nn.Module):
             written = value * release
         # at least in float32, so that neither a long sum nor its scale leaves the range of float16
         written = upcast(written)
-        scale = self.scale * layout.num_written**self.length_exponent if self.length_exponent else self.scale
+        scale = self.output_scale(layout) if layout.output_scale is None else layout.output_scale
         memory = neighbourhood = initial_state = None
         if past_key_values is not None:
             memory = past_key_values.layers[self.layer_idx]
@@ -170,6 +170,10 @@ class AstroformerAttention(nn.Module):
             if initial_state is None:  # so that gradients reach the map, for who wants to see them
                 return attention_map @ written.to(value.dtype), attention_map
         return output.to(value.dtype), attention_map
+
+    def output_scale(self, layout):
+        """The factor on the operation's output: a float, or `(batch or 1, 1, length or 1, 1)`."""
+        return self.scale * layout.num_written**self.length_exponent if self.length_exponent else self.scale
 
     @staticmethod
     def _scale(config, alpha, feature_map, feedback):
@@ -211,9 +215,11 @@ class AstroformerAttention(nn.Module):
         return nn.functional.dropout(attention_map, dropout_prob) @ value, attention_map
 
 
-def with_geometry(layout, layers):
-    """The layout with what the astrocyte codes of the layers have in common, so that it is worked out once."""
-    code = layers[0].attention.astrocyte_code if len(layers) else None
+def with_what_layers_share(layout, layers):
+    """The layout with what is the same in all layers of a model, so that it is worked out once."""
+    attention = layers[0].attention
+    layout = layout._replace(output_scale=attention.output_scale(layout))
+    code = attention.astrocyte_code
     return layout if code is None else layout._replace(geometry=code.geometry(layout))
 
 
@@ -343,7 +349,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
             *(inputs.shape[1], inputs.device, attention_mask, position_ids),
             *(self.config.is_decoder, past_length, past_counted),
         )
-        layout = with_geometry(layout, self.layers)
+        layout = with_what_layers_share(layout, self.layers)
         output_attentions = kwargs.get("output_attentions")
         if output_attentions is None:
             output_attentions = self.config.output_attentions

@@ -16,7 +16,7 @@ from .modeling_astroformer import (
     classifier_dropout,
     pool,
     sequence_classification_loss,
-    with_geometry,
+    with_what_layers_share,
 )
 from .token_layout import grid_layout, sinusoidal_features
 
@@ -122,7 +122,7 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         hidden_states, layout = self.embeddings(pixel_values, interpolate_pos_encoding)
-        layout = with_geometry(layout, self.layers)
+        layout = with_what_layers_share(layout, self.layers)
         for layer in self.layers:
             hidden_states = layer(hidden_states, layout, output_attentions)
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))

@@ -153,7 +153,8 @@ class SequenceLayout(NamedTuple):
         num_written: number of real tokens, at least 1, that each token can read: an int, or a tensor that broadcasts to
             `(batch, heads, length, 1)`.
         full_mask: `(batch, past + length)` bool, the mask of the tokens in the cache as well; None if all are real.
-        geometry: what the layers' codes share, as of `AstrocyteCode.geometry`; None where each works it out.
+        geometry, output_scale: what layers share, as of `AstrocyteCode.geometry` and of
+            `AstroformerAttention.output_scale`; None where each works it out.
     """
 
     causal: bool
@@ -167,6 +168,7 @@ class SequenceLayout(NamedTuple):
     num_written: torch.Tensor | int
     full_mask: torch.Tensor | None
     geometry: torch.Tensor | None = None
+    output_scale: torch.Tensor | float | None = None
 
     @property
     def place(self):
@@ -389,7 +391,7 @@ class GridLayout(NamedTuple):
         grid: rows and columns of the image.
         own_grid: rows and columns of the grid that the model was made for.
         has_class_token: whether a class token stands before the patches.
-        geometry, place: as of `SequenceLayout`.
+        geometry, output_scale, place: as of `SequenceLayout`.
     """
 
     coordinates: torch.Tensor
@@ -397,6 +399,7 @@ class GridLayout(NamedTuple):
     own_grid: tuple[int, int]
     has_class_token: bool
     geometry: torch.Tensor | None = None
+    output_scale: torch.Tensor | float | None = None
 
     causal = False
     padding_mask = None

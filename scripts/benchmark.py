@@ -23,10 +23,14 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import statistics
 import sys
 import time
 from pathlib import Path
+
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says on every start that it starts
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -436,10 +440,9 @@ def measure_memory(record, arguments):
 
 
 def show_bytes(what, case, measured):
-    parts = [f"{name} {size / 2**20:.1f} MiB" for name, size in measured.items()]
-    print(
-        f"memory, {'causal' if case['causal'] else 'bidirectional'} {what}, {case['length']} tokens: {', '.join(parts)}"
-    )
+    parts = [f"{name} {found['peak_bytes'] / 2**20:.1f} MiB" for name, found in measured.items()]
+    direction = "causal" if case["causal"] else "bidirectional"
+    print(f"memory, {direction} {what}, {case['length']} tokens: {', '.join(parts)}", flush=True)
 
 
 @torch.no_grad()
