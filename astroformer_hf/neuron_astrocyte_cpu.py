@@ -42,7 +42,7 @@ SOURCE = r"""
 #include <stdlib.h>
 #include <string.h>
 
-// ---- vectors ---------------------------------------------------------------------------------------------------
+// ---- vectors -------------------------------------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
 enum { LANES = 16, COLUMNS = 4 };
@@ -569,7 +569,7 @@ extern "C" void write_forward(const Arguments* arguments) {
 extern "C" void write_backward(const Arguments* arguments) {
     const Arguments& in = *arguments;
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d);
-    const bool shared = in.code.data && in.code.batch == 0;
+    const bool shared = in.d_code.data && in.d_code.batch == 0;
     const int64_t batches = shared ? in.batch : 1, heads = in.batch * in.heads / batches;
 #pragma omp parallel num_threads(in.threads)
     {
@@ -914,7 +914,8 @@ COMPILER_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "
 # Multiplications below which a second thread costs more than it brings.
 WORK_OF_ONE_THREAD = 2**19
 FUNCTIONS = (
-    *("write_forward", "write_backward", "read_forward", "read_backward", "causal_forward", "causal_backward"),
+    *("write_forward", "write_backward", "read_forward", "read_backward"),
+    *("causal_forward", "causal_backward"),
 )
 
 logger = logging.getLogger(__name__)

@@ -211,6 +211,26 @@ def test_only_some_inputs_need_gradients(backend):
     assert given[2].grad.isfinite().all() and given[0].grad is None
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_expanded_inputs(causal, backend):
+    """What a batch shares may be given as one tensor seen many times."""
+    inputs = make_inputs(70, (16, 16), "batched", False, "elu")
+    for name in ("key", "value", "code"):
+        inputs[name] = inputs[name][:1]
+
+    def gradients(dtype, backend):
+        given = {k: x.to(dtype).requires_grad_() for k, x in inputs.items() if x is not None}
+        views = [x if k == "query" else x.expand(2, -1, -1, -1) for k, x in given.items()]
+        with attention_backend(backend):
+            output = neuron_astrocyte_attention(*views, alpha=0.5, causal=causal)
+        loss = (output * torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)).sum()
+        found = dict(zip(given, torch.autograd.grad(loss, list(given.values())), strict=True))
+        return {"output": output.double().detach(), **{k: x.double() for k, x in found.items()}}
+
+    assert_close(gradients(torch.float32, backend), gradients(torch.float64, "plain"), 2e-4)
+
+
 needs_cpp = pytest.mark.skipif("cpp" not in BACKENDS, reason="there is no C++ compiler on this machine")
 
 

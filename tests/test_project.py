@@ -24,6 +24,7 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path):
     assert outputs[0].stdout == "torch.Size([2, 2])\n"
     (short, short_bytes), (long, long_bytes) = (line.split() for line in outputs[1].stdout.splitlines())
     assert (short, long) == ("15", "1005") and short_bytes == long_bytes
+    assert outputs[2].stdout == "True\n"
 
 
 def test_readme_agrees_with_the_records():

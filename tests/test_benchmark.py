@@ -1,0 +1,86 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The benchmark measures what it says, on small inputs, and goes on where it was stopped."""
+
+import json
+
+import benchmark
+import pytest
+import torch
+
+
+SMALL = ["--lengths", "16", "32", "--contexts", "40", "--tokens", "32", "--budget", "0.01", "--rounds", "3"]
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    for name, value in {"LAYERS": 2, "WIDTH": 32, "HEADS": 2, "HEAD_DIM": 16, "VOCABULARY": 50}.items():
+        monkeypatch.setattr(benchmark, name, value)
+
+
+def test_all_sections(tmp_path, small_models, capsys):
+    arguments = [*SMALL, "--no_peers", "--device", "cpu", "--output_dir", str(tmp_path)]
+    benchmark.main(arguments)
+    record = json.loads((tmp_path / "cpu.json").read_text())
+    assert record["hardware"]["cpu"] and record["versions"]["torch"] == torch.__version__
+    rows = record["rows"]
+    sections = {row["section"] for row in rows}
+    assert sections == {"operation", "training", "inference", "memory", "memory of a training step", "decoding"}
+    for row in rows:
+        assert row.get("seconds", 1) > 0 and row.get("peak_bytes", 1) > 0, row
+    operation = [row for row in rows if row["section"] == "operation"]
+    assert {row["contestant"] for row in operation} == {"neuron_astrocyte", "no astrocyte", "plain", "sdpa", "products"}
+    assert {(row["causal"], row["backward"], row["length"], row["batch"]) for row in operation} == {
+        (causal, backward, length, batch)
+        for causal in (False, True)
+        for backward in (False, True)
+        for length, batch in ((16, 2), (32, 1))
+    }
+    softmax, own = (
+        next(row["cache_bytes"] for row in rows if row["section"] == "decoding" and row["contestant"] == name)
+        for name in ("softmax", "neuron_astrocyte")
+    )
+    assert softmax >= 40 * 2 * 2 * 32 * 4  # tokens, keys and values, layers, width, float32
+    assert own < 2 * (2 * 16 * 16 + 4 * 2 * 16) * 4  # layers, two heads' Hebbian weights and sums
+    assert "softmax / neuron_astrocyte" in capsys.readouterr().out
+
+    # a run that was stopped goes on with what is missing
+    kept = [row for row in rows if row["section"] != "inference"]
+    (tmp_path / "cpu.json").write_text(json.dumps({**record, "rows": kept}))
+    benchmark.main(arguments)
+    again = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    assert again[: len(kept)] == kept and len(again) == len(rows)
+    assert {row["section"] for row in again[len(kept) :]} == {"inference"}
+
+
+def test_what_takes_too_long_is_left_out():
+    limit = benchmark.Limit(10)
+    assert limit.allows("sdpa", 1024)
+    limit.took("sdpa", 1024, 2.0)
+    assert limit.allows("sdpa", 2048)  # four times as long
+    limit.took("sdpa", 2048, 8.0)
+    assert not limit.allows("sdpa", 4096)
+    assert limit.allows("ours", 4096)
+
+
+def test_memory_is_that_of_the_tensors_that_live_at_once():
+    def function():
+        for _ in range(3):
+            torch.ones(2**20)  # 4 MiB, freed at once
+
+    measured = benchmark.peak_memory(function, "cpu")
+    assert 4 * 2**20 <= measured["peak_bytes"] < 5 * 2**20
+    assert measured.get("resident_bytes", 0) < 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--lengths", "1"], "--lengths must be at least 2, got 1"),
+        (["--sections", "speed"], "invalid choice: 'speed'"),
+        (["--contexts", "-3"], "--contexts must be at least 2"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.parse_arguments(arguments)
+    assert message in capsys.readouterr().err
