@@ -122,7 +122,7 @@ class PositionalAstrocyteCode(AstrocyteCode):
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self):
-        return {**super().__getstate__(), "_remembered": None}
+        return {**self.__dict__, "_remembered": None}
 
 
 class LearnedAstrocyteCode(PositionalAstrocyteCode):

@@ -344,7 +344,7 @@ def plot_benchmark(record, path):
             name,
             style,
         )
-    operation.set(title="the operation", ylabel="times as fast as scaled_dot_product_attention", yscale="log")
+    operation.set(title="the operation", ylabel="times as fast as SDPA", yscale="log")
     model.set(title="whole models", ylabel="times as fast as the softmax arm", yscale="log")
     memory.set(title="peak memory, a batch of one", ylabel="MiB of tensors", yscale="log")
     decoding.set(title="decoding, one sequence", ylabel="ms per token", ylim=(0, None))

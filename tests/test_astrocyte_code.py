@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The codes against the N x N matrix that they never build."""
 
+import copy
 import math
 
 import pytest
@@ -278,3 +279,62 @@ def test_every_code_of_the_configuration_exists():
 
     assert tuple(ASTROCYTE_CODES) == CHOICES["astrocyte_code"]
     assert tuple(FEATURE_MAPS) == CHOICES["feature_map"]
+
+
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
+def test_a_positional_code_is_remembered_in_inference_until_it_changes(kind):
+    code = AstroformerModel(tiny_config(astrocyte_code=kind)).layers[0].attention.astrocyte_code.eval()
+    key = torch.randn(2, 4, 9, 8)
+
+    def now(length=9):
+        return code(key, sequence_layout(length, "cpu"))[0]
+
+    def afresh(length=9):
+        with torch.enable_grad():
+            return now(length).detach()
+
+    with torch.no_grad():
+        first = now()
+        assert now() is first
+        assert now(length=7).shape[1] == 7
+        changes = {
+            "an optimiser's step": lambda: [p.add_(0.5) for p in code.parameters()],
+            "other weights": lambda: code.load_state_dict({k: x + 1 for k, x in code.state_dict().items()}),
+            "another dtype": lambda: code.to(torch.bfloat16),
+            "a write that nothing notices": lambda: ([p.data.mul_(2) for p in code.parameters()], code.train().eval()),
+        }
+        before = now()
+        for what, change in changes.items():
+            change()
+            assert not torch.equal(now(), before), what
+            torch.testing.assert_close(now(), afresh(), rtol=0, atol=0, msg=what)
+            before = now()
+        assert copy.deepcopy(code)._remembered is None
+    assert code(key, sequence_layout(9, "cpu"))[0].requires_grad  # with gradients nothing is remembered
+    code.train()
+    with torch.no_grad():
+        assert now() is not now()
+
+
+def test_what_the_layers_share_is_worked_out_once(monkeypatch):
+    model = AstroformerModel(tiny_config(astrocyte_code="sinusoidal", num_hidden_layers=3))
+    calls = []
+    layout_class = type(sequence_layout(3, "cpu"))
+    waves = layout_class.coupled_waves
+    monkeypatch.setattr(layout_class, "coupled_waves", lambda *args: calls.append(1) or waves(*args))
+    model(torch.ones(1, 5).long())
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+def test_a_step_of_decoding_reads_only_the_rows_that_it_feels(scale):
+    config, code = initialised("learned", astrocyte_scale=scale, is_decoder=True)
+    whole = code(None, sequence_layout(100, "cpu", causal=True))[0]
+    mask = torch.ones(2, 100)
+    mask[1, :30] = 0
+    for t in (0, 1, 50, 99):
+        step = code(None, sequence_layout(1, "cpu", mask[:, : t + 1], causal=True, past_length=t))[0]
+        step = step.expand(2, *step.shape[-3:])
+        torch.testing.assert_close(step[0, :, 0], whole[:, t])
+        if t >= 30:
+            torch.testing.assert_close(step[1, :, 0], whole[:, t - 30])
