@@ -353,13 +353,9 @@ struct Place {  // a block of tokens of one head
         return as_is ? x.at(b, h, start) : copy;
     }
 
-    void store_rows(const float* y, const View& x, bool masked = false) const {
-        for (int64_t t = 0; t < rows; t++, y += dp) {
-            float* row = x.at(b, h, start + t);
-            if (masked && !real(t)) memset(row, 0, 4 * d);
-            else
-                for (int64_t j = 0; j < d; j += LANES) store_some(row + j, load(y + j), d - j);
-        }
+    void store_rows(const float* y, const View& x) const {
+        for (int64_t t = 0; t < rows; t++, y += dp)
+            for (int64_t j = 0; j < d; j += LANES) store_some(x.at(b, h, start + t) + j, load(y + j), d - j);
     }
 
     // phi(K) + phi(R), and phi(K) alone
@@ -608,7 +604,7 @@ extern "C" void write_backward(const Arguments* arguments) {
                         for (int64_t i = 0; i < place.rows; i++) add_row(presynaptic + i * Fp, process + i * Fp, Fp);
                     }
                     product<SET>(place.rows, F, dp, presynaptic, Fp, hebbian, dp, d_value, dp);
-                    place.store_rows(d_value, in.d_value, true);
+                    place.store_rows(d_value, in.d_value);  // 0 at padded tokens, whose imprint is 0
                 }
                 if (in.weight) {  // what a key adds to its neighbours' sums, their gradients add to its own
                     for (int backwards = 0; backwards < 2; backwards++) {
@@ -863,7 +859,7 @@ extern "C" void causal_backward(const Arguments* arguments) {
                 product<SET>(rows, F, padded(rows), imprint, Fp, features_by_row, BLOCK, scores, BLOCK);
                 clear_outside(scores, rows, UPPER);
                 product<ADD, PLAIN, UPPER>(rows, rows, dp, scores, BLOCK, d_output, dp, d_value, dp);
-                place.store_rows(d_value, in.d_value, true);
+                place.store_rows(d_value, in.d_value);
 
                 if (code.data) {
                     place.activity(code, true, process);
