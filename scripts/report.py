@@ -189,7 +189,8 @@ def benchmark_text(record):
     ways = [(causal, backward) for causal in (False, True) for backward in (False, True)]
     names = ["forward", "and backward", "causal, forward", "and backward"]
     lines = [
-        f"Measured in one run on {machine}, {record['dtype']}, torch {versions['torch']}, transformers "
+        "Measured by one command, taken up again where it was stopped, on "
+        f"{machine}, {record['dtype']}, torch {versions['torch']}, transformers "
         f"{versions['transformers']}; {record['heads']} heads of {record['head_dim']}, alpha 0.5, about 2,048 tokens "
         "per batch or one longer sequence. **How many times as fast as PyTorch's `scaled_dot_product_attention`** is "
         'the operation, with a code that is given ("learned" or "sinusoidal"):',
