@@ -10,6 +10,7 @@ from .attention_backends import attention_backend
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
 from .configuration_astroformer_vision import AstroformerVisionConfig
+from .inspection import SynapseRecord, look_inside
 from .modeling_astroformer import (
     AstroformerForCausalLM,
     AstroformerForMaskedLM,
@@ -65,8 +66,10 @@ __all__ = [
     "AstroformerVisionModel",
     "AstroformerVisionPreTrainedModel",
     "NeuronAstrocyteState",
+    "SynapseRecord",
     "__version__",
     "attention_backend",
+    "look_inside",
     "neuron_astrocyte_attention",
     "neuron_astrocyte_attention_weights",
     "neuron_astrocyte_network",

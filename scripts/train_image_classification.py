@@ -161,21 +161,21 @@ def main(arguments=None):
     model_args, data_args, training_args = parse_arguments(arguments)
     transformers.set_seed(training_args.seed)
     is_offline = data_args.dataset_name is None and data_args.dataset_dir is None
-    train, validation, validation_name = common.load_train_and_validation(
-        data_args, training_args.seed, (data_args.label_column,), offline=digits
-    )
+    examples = common.load_examples(data_args, training_args.seed, (data_args.label_column,), offline=digits)
+    train_name, validation_name, *_ = examples
+    train = examples[train_name]
     columns = [data_args.image_column] if data_args.image_column else ["image", "img"]
     image_column = next((column for column in columns if column in train.column_names), None)
     if image_column is None:
         raise ValueError(f"the data has no column {' or '.join(map(repr, columns))}; it has {train.column_names}")
-    train, validation = (split.cast_column(image_column, Image()) for split in (train, validation))
+    examples = {name: split.cast_column(image_column, Image()) for name, split in examples.items()}
     labels = common.Labels(train, data_args.label_column)
 
     if model_args.source:
         image_processor = AutoImageProcessor.from_pretrained(**model_args.source)
         config = AutoConfig.from_pretrained(**model_args.source)
     else:
-        image_size = model_args.image_size or common_size(train[:100][image_column])
+        image_size = model_args.image_size or common_size(examples[train_name][:100][image_column])
         config = AstroformerVisionConfig(
             **model_args.architecture,
             pooling=model_args.pooling,
@@ -196,8 +196,8 @@ def main(arguments=None):
     trainer = ImageTrainer(
         model=model,
         args=training_args,
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=examples[train_name],
+        eval_dataset=examples[validation_name],
         processing_class=image_processor,
         data_collator=Collator(image_processor, image_column, data_args.label_column, labels.encode),
         compute_metrics=labels.compute_metrics,
@@ -211,7 +211,11 @@ def main(arguments=None):
     }
     unit = f"images, resized to {config.image_size} pixels"
     return common.train(
-        trainer, common.resume_from(training_args), known, common.classification_record(labels, training_args, unit)
+        trainer,
+        common.resume_from(training_args),
+        known,
+        common.classification_record(labels, training_args, unit),
+        common.test_of(data_args, examples),
     )
 
 

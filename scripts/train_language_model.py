@@ -128,8 +128,8 @@ class LanguageModelTrainer(Trainer):
             self.data_collator = training_collator
 
     def log(self, logs, *args, **kwargs):
-        if "eval_loss" in logs:
-            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 100))
+        for name in [name for name in logs if name in ("eval_loss", "test_loss")]:
+            logs[name.replace("loss", "perplexity")] = math.exp(min(logs[name], 100))
         super().log(logs, *args, **kwargs)
 
 
@@ -152,10 +152,9 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     model_args, data_args, training_args = parse_arguments(arguments)
     transformers.set_seed(training_args.seed)
-    train, validation, validation_name = common.load_train_and_validation(
-        data_args, training_args.seed, (data_args.text_column,), offline=docstrings
-    )
-    tokenizer = make_tokenizer(model_args, train[data_args.text_column], data_args.block_size)
+    examples = common.load_examples(data_args, training_args.seed, (data_args.text_column,), offline=docstrings)
+    train_name, validation_name, *_ = examples
+    tokenizer = make_tokenizer(model_args, examples[train_name][data_args.text_column], data_args.block_size)
     is_masked = data_args.objective == "masked"
     if is_masked and tokenizer.mask_token_id is None:
         raise ValueError("--objective masked needs a tokenizer with a mask token; this one has none")
@@ -177,10 +176,10 @@ def main(arguments=None):
         )
         model = auto_class.from_config(config)
 
-    train, validation = (
-        in_blocks(split, tokenizer, data_args.text_column, data_args.block_size, f"Tokenizing {name}")
-        for split, name in ((train, "train"), (validation, validation_name))
-    )
+    blocks = {
+        name: in_blocks(split, tokenizer, data_args.text_column, data_args.block_size, f"Tokenizing {name}")
+        for name, split in examples.items()
+    }
     collators = [
         DataCollatorForLanguageModeling(
             tokenizer, mlm=is_masked, mlm_probability=data_args.mlm_probability if is_masked else None, seed=seed
@@ -190,8 +189,8 @@ def main(arguments=None):
     trainer = LanguageModelTrainer(
         model=model,
         args=training_args,
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=blocks[train_name],
+        eval_dataset=blocks[validation_name],
         processing_class=tokenizer,
         data_collator=collators[0],
     )
@@ -221,7 +220,7 @@ def main(arguments=None):
         "split": validation_name,
         "block_size": data_args.block_size,
     }
-    return common.train(trainer, common.resume_from(training_args), known, record)
+    return common.train(trainer, common.resume_from(training_args), known, record, common.test_of(data_args, blocks))
 
 
 def sample(model, tokenizer, num_tokens):

@@ -66,9 +66,9 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     model_args, data_args, training_args = parse_arguments(arguments)
     transformers.set_seed(training_args.seed)
-    train, validation, validation_name = common.load_train_and_validation(
-        data_args, training_args.seed, (data_args.text_column, data_args.label_column)
-    )
+    examples = common.load_examples(data_args, training_args.seed, (data_args.text_column, data_args.label_column))
+    train_name, validation_name, *_ = examples
+    train = examples[train_name]
     labels = common.Labels(train, data_args.label_column)
 
     if model_args.source:
@@ -97,17 +97,17 @@ def main(arguments=None):
         encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
         return encoded
 
-    train = train.map(encode, batched=True, remove_columns=train.column_names, desc="Tokenizing train")
-    validation = validation.map(
-        encode, batched=True, remove_columns=validation.column_names, desc=f"Tokenizing {validation_name}"
-    )
+    encoded = {
+        name: split.map(encode, batched=True, remove_columns=train.column_names, desc=f"Tokenizing {name}")
+        for name, split in examples.items()
+    }
     if training_args.metric_for_best_model == "auto":
         training_args.metric_for_best_model = labels.best
     trainer = Trainer(
         model=model,
         args=training_args,
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=encoded[train_name],
+        eval_dataset=encoded[validation_name],
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=labels.compute_metrics,
@@ -119,7 +119,11 @@ def main(arguments=None):
     }
     unit = f"texts, cut at {data_args.max_length} tokens"
     return common.train(
-        trainer, common.resume_from(training_args), known, common.classification_record(labels, training_args, unit)
+        trainer,
+        common.resume_from(training_args),
+        known,
+        common.classification_record(labels, training_args, unit),
+        common.test_of(data_args, encoded),
     )
 
 

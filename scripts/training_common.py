@@ -22,7 +22,8 @@ import torch
 from datasets import ClassLabel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
 
 from astroformer_hf import AstroformerConfig
@@ -89,6 +90,9 @@ class ModelArguments:
     )
     intermediate_size: int | None = field(default=None, metadata={"help": "Default: four times the hidden size."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout of a new model, in attention and elsewhere."})
+    attention_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout in attention. Default: as elsewhere."}
+    )
     initializer_range: float | None = field(
         default=None,
         metadata={"help": "Standard deviation of initial weights. Default: 0.02 as for 768 wide, in 1 / sqrt(width)."},
@@ -129,7 +133,7 @@ class ModelArguments:
             "intermediate_size": self.intermediate_size or 4 * self.hidden_size,
             "initializer_range": self.initializer_range or round(0.02 * math.sqrt(768 / self.hidden_size), 4),
             "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout if self.attention_dropout is None else self.attention_dropout,
         }
 
 
@@ -145,6 +149,13 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(
         default="validation", metadata={"help": "Split to measure on; where it does not exist, test is taken."}
+    )
+    validation_share: float | None = field(
+        default=None,
+        metadata={"help": "Where --validation_split does not exist, hold out this share of --train_split instead."},
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split to measure the model on that the run ends with, besides validation."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many, drawn with the seed."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Measure on this many, drawn with the seed."})
@@ -220,24 +231,49 @@ def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None, o
     return datasets.load_dataset(file_format, data_files={path.stem: str(path) for path in files}, **more)
 
 
-def load_train_and_validation(data_args, seed, columns, offline=None):
-    """The two splits, cut to the numbers of samples asked for, and the name of the second.
+HELD_OUT_SEED = 0  # the same examples are held out, whatever the seed of the run
+
+
+def load_examples(data_args, seed, columns, offline=None):
+    """The splits to train on and to measure on, cut to the numbers of samples asked for.
 
     Args:
         data_args (`DataArguments`): what the user asked for.
         seed (`int`): draws the samples.
         columns (list of `str`): columns that must be there.
         offline (function, *optional*): see `load_splits`.
+
+    Returns:
+        `dict` of `datasets.Dataset` by their names in the data, in this order: train, validation and, where
+        --test_split was given, test. What --validation_share held out is named "held out".
     """
     splits = load_splits(data_args.dataset_name, data_args.dataset_config_name, data_args.dataset_dir, offline)
-    _, train = pick_split(splits, data_args.train_split)
-    validation_name, validation = pick_split(splits, data_args.validation_split, fallbacks=("test",))
+    train_name, train = pick_split(splits, data_args.train_split)
+    share = data_args.validation_share
+    if share is not None and not 0 < share < 1:
+        raise ValueError(f"--validation_share must be between 0 and 1, got {share}")
+    if share is not None and data_args.validation_split not in splits:
+        validation_name = "held out"
+        parts = train.train_test_split(test_size=share, seed=HELD_OUT_SEED)
+        train, validation = parts["train"], parts["test"]
+    else:
+        validation_name, validation = pick_split(splits, data_args.validation_split, fallbacks=("test",))
     for column in columns:
         if column not in train.column_names:
             raise ValueError(f"the data has no column {column!r}; it has {train.column_names}")
-    train = draw(train, data_args.max_train_samples, seed)
-    validation = draw(validation, data_args.max_eval_samples, seed)
-    return train, validation, validation_name
+    examples = {
+        train_name: draw(train, data_args.max_train_samples, seed),
+        validation_name: draw(validation, data_args.max_eval_samples, seed),
+    }
+    if data_args.test_split is not None:
+        _, test = pick_split(splits, data_args.test_split)
+        examples[data_args.test_split] = draw(test, data_args.max_eval_samples, seed)
+    return examples
+
+
+def test_of(data_args, splits):
+    """Name and examples of the split that --test_split asked for, or None."""
+    return (data_args.test_split, splits[data_args.test_split]) if data_args.test_split else None
 
 
 def draw(dataset, max_samples, seed):
@@ -409,8 +445,28 @@ def resume_from(training_args):
     return training_args.resume_from_checkpoint or checkpoint_to_resume(training_args.output_dir)
 
 
-def train(trainer, resume_from, results, record):
-    """Trains, evaluates the best checkpoint, saves it, and lets `record` write what a run leaves beside its weights.
+class Stopwatch(TrainerCallback, ExportableState):
+    """Counts the seconds of training, evaluations on the way included, over all the times that a run was resumed."""
+
+    def __init__(self):
+        self.before, self.began = 0.0, time.monotonic()
+
+    @property
+    def seconds(self):
+        return self.before + time.monotonic() - self.began
+
+    def state(self):
+        return {"args": {}, "attributes": {"before": self.seconds}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        earlier = state.stateful_callbacks.get(type(self).__name__)  # in the checkpoint that the run goes on from
+        self.before = earlier["attributes"]["before"] if earlier else 0.0
+        self.began = time.monotonic()
+
+
+def train(trainer, resume_from, results, record, test=None):
+    """Trains, evaluates the best checkpoint (or the last, without --load_best_model_at_end), saves it, and lets
+    `record` write what a run leaves beside its weights.
 
     Args:
         trainer (`Trainer`): ready to train.
@@ -418,18 +474,28 @@ def train(trainer, resume_from, results, record):
         results (`dict`): what is known of the run beforehand; metrics, times, versions and so on are added to it.
         record (function): takes the results and the output folder; runs on the main process only, before
             `results.json`, the mark of a run's end, is written.
+        test (`tuple`, *optional*): name and examples of a further split to measure the model on at the end.
 
     Returns:
-        The metrics of the best checkpoint, by their plain names.
+        The metrics on the validation split, by their plain names.
     """
-    started, args = time.time(), trainer.args
+    args, stopwatch = trainer.args, Stopwatch()
     if resume_from:
         print(f"Continuing from {resume_from}")
     args.greater_is_better = args.metric_for_best_model.removeprefix("eval_") not in ("loss", "mse")
+    trainer.add_callback(stopwatch)
     trainer.train(resume_from_checkpoint=resume_from)
-    training_seconds = time.time() - started
+    training_seconds = stopwatch.seconds
     curve = learning_curve(trainer.state.log_history)
-    metrics = quality(trainer.evaluate())  # of the best checkpoint, which is loaded now
+    metrics = quality(trainer.evaluate())
+    if test is not None:
+        test_name, examples = test
+        results = {
+            **results,
+            "test_split": test_name,
+            "test_metrics": quality(trainer.evaluate(examples, metric_key_prefix="test"), "test_"),
+            "test_samples": len(examples),
+        }
     trainer.save_model()
     if trainer.is_world_process_zero():
         config = trainer.model.config
@@ -443,9 +509,13 @@ def train(trainer, resume_from, results, record):
             "learning_curve": curve,
             "parameters": trainer.model.num_parameters(),
             **results,
+            "checkpoint": "best" if args.load_best_model_at_end else "last",
+            "learning_rate": args.learning_rate,
+            "steps": trainer.state.max_steps,
             "train_samples": len(trainer.train_dataset),
             "eval_samples": len(trainer.eval_dataset),
             "seconds": round(training_seconds, 1),
+            "peak_memory_bytes": peak_memory_bytes(),
             "resumed": bool(resume_from),
             "command": command(),
             "versions": versions(),
@@ -460,6 +530,28 @@ def train(trainer, resume_from, results, record):
     return metrics
 
 
+def forget_peak_memory():
+    """Lets `peak_memory_bytes` count anew, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif PEAK_OF_PROCESS.exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+PEAK_OF_PROCESS = Path("/proc/self/status")
+
+
+def peak_memory_bytes():
+    """The most memory that this process has held at once: of tensors on a GPU, otherwise resident; None where the
+    system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if PEAK_OF_PROCESS.exists():
+        peak = next(line for line in PEAK_OF_PROCESS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    return None
+
+
 def title(results):
     """A run in a few words."""
     return f"{results['arm']} on {results['dataset']}"
@@ -470,6 +562,10 @@ def dataset_title(data_args, offline_name):
     if data_args.dataset_name:
         return data_args.dataset_name
     return Path(data_args.dataset_dir).resolve().name if data_args.dataset_dir else offline_name
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())
 
 
 def write_json(path, content):
@@ -515,10 +611,10 @@ def command():
     return shlex.join(["python", str(script), *sys.argv[1:]])
 
 
-def quality(metrics):
+def quality(metrics, prefix="eval_"):
     """The metrics of an evaluation by `Trainer` under their plain names, without its timings."""
     timings = ("runtime", "per_second", "epoch")
-    return {name.removeprefix("eval_"): value for name, value in metrics.items() if not name.endswith(timings)}
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if not name.endswith(timings)}
 
 
 def learning_curve(log_history):

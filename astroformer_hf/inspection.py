@@ -1,0 +1,128 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Looking inside a model: what its tripartite synapses hold after an input, layer by layer."""
+
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+
+from .astrocyte_code import upcast
+from .modeling_astroformer import AstroformerAttention, isinstance_by_name
+from .neuron_astrocyte_attention import (
+    _activity,
+    _random_features,
+    astrocyte_feedback,
+    calcium_response,
+    full_precision,
+    neuron_astrocyte_attention_weights,
+    phi,
+)
+from .token_layout import ActivityCode
+
+
+class SynapseRecord(NamedTuple):
+    """What the synapses of a layer hold after an input, in float32 on the CPU. B batch, H heads, N tokens, m hidden
+    neurons, F features that phi makes of them, d head size.
+
+    Attributes:
+        hebbian_neuron: H_neuron, `(B, H, F, d)`: (1/m) phi(K)^T V.
+        hebbian_astro: H_astro, `(B, H, F, d)`: (1/m) phi(R)^T V; 0 without an astrocyte Hebbian term.
+        calcium_response: C, `(B, H, N)`: phi(Q) g, of a causal model with the calcium up to each token. 0 at padding.
+        feedback: P, `(B, H, N)`: 1 / C, or 1 where the model has no feedback. 0 at padding.
+        attention: the effective attention, `(B, H, N, N)`: what the values are multiplied with, the layer's constant
+            factor left out.
+        astrocyte_code: R, `(B, H, N, m)`; None without an astrocyte Hebbian term.
+        coupling: r_ij between the processes at the tokens, `(B, N, N)`; None likewise.
+        padding_mask: `(B, N)` bool, True where a token is real.
+    """
+
+    hebbian_neuron: torch.Tensor
+    hebbian_astro: torch.Tensor
+    calcium_response: torch.Tensor
+    feedback: torch.Tensor
+    attention: torch.Tensor
+    astrocyte_code: torch.Tensor | None
+    coupling: torch.Tensor | None
+    padding_mask: torch.Tensor
+
+
+@torch.no_grad()
+def look_inside(model, **inputs):
+    """Runs a model and records its synapses.
+
+    Memory is quadratic in the length, because the effective attention is built.
+
+    Args:
+        model (`PreTrainedModel`): an Astroformer of any head, for text or images, of the arm "neuron_astrocyte" or
+            "linear"; also one whose code came with its checkpoint.
+        inputs: what its forward pass takes, such as `input_ids` and `attention_mask`, or `pixel_values`.
+
+    Returns:
+        The model's output, and a list with a `SynapseRecord` for each layer.
+
+    Raises:
+        ValueError: the model has no such synapses.
+    """
+    layers = [module for module in model.modules() if isinstance_by_name(module, AstroformerAttention)]
+    if not layers or layers[0].attention_type == "softmax":
+        found = layers[0].attention_type if layers else type(model).__name__
+        raise ValueError(f"model must have neuron-astrocyte or linear attention, got {found!r}")
+    heard = {}
+    was_training = model.training
+    with ExitStack() as hooks:
+        for layer in layers:
+            hook = layer.register_forward_pre_hook(lambda module, arguments: heard.update({module: arguments[:2]}))
+            hooks.callback(hook.remove)
+        hooks.callback(model.train, was_training)
+        output = model.eval()(**inputs)
+    return output, [_record(layer, *heard[layer]) for layer in layers]
+
+
+def _record(layer, hidden_states, layout):
+    def heads(projection):
+        return projection(hidden_states).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)  # (B, H, N, .)
+
+    with full_precision(hidden_states):
+        query, key, value = (upcast(heads(projection)) for projection in (layer.q_proj, layer.k_proj, layer.v_proj))
+        code, mask = None, layout.padding_mask
+        if layer.astrocyte_code is not None:
+            code = layer.astrocyte_code.for_attention(key, layout)
+            if not torch.is_tensor(code):
+                code, *_ = ActivityCode(*code).make(key, mask, layout.causal)
+        operation = {**layer.operation, "random_projection": layer.random_projection, "causal": layout.causal}
+        attention = neuron_astrocyte_attention_weights(query, key, code, mask, **operation)
+
+        feature_map, num_hidden_neurons = layer.operation["feature_map"], layer.num_hidden_neurons
+        process_input = code
+        if feature_map == "favor":
+            query, key, process_input = _random_features(query, key, code, layer.random_projection)
+            feature_map = "identity"
+        presynaptic, process = _activity(key, process_input, mask, feature_map)
+        if mask is None:
+            mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        written = value.masked_fill(~mask[:, None, :, None], 0) / num_hidden_neurons
+        hebbian_neuron = presynaptic.transpose(-1, -2) @ written
+        hebbian_astro = torch.zeros_like(hebbian_neuron)
+        if code is not None:
+            hebbian_astro = process.expand_as(presynaptic).transpose(-1, -2) @ written
+        calcium = presynaptic.cumsum(-2) if layout.causal else presynaptic.sum(-2)
+        response = calcium_response(phi(query, feature_map), calcium, layer.operation["alpha"]).squeeze(-1)
+        response = response.masked_fill(~mask[:, None], 0)
+        feedback = astrocyte_feedback(response) if layer.operation["feedback"] else mask[:, None].expand_as(response)
+
+    batch_size, length = mask.shape
+    if code is not None:
+        code = code.expand(batch_size, *code.shape[-3:])
+    coupling = None if code is None else _coupling(layer.astrocyte_code.scale, layout, batch_size, length)
+    found = (hebbian_neuron, hebbian_astro, response, feedback, attention, code, coupling)
+    return SynapseRecord(*(None if x is None else x.float().cpu() for x in found), mask.cpu())
+
+
+def _coupling(scale, layout, batch_size, length):
+    """r_ij = exp(-scale * distance): `(batch, length, length)`; 0 for j > i causally."""
+    coupling = layout.coupling(scale, torch.float32)
+    if coupling is None:
+        positions = layout.position_ids.float()
+        coupling = torch.exp(-scale * (positions[:, :, None] - positions[:, None, :]).abs())
+        coupling = coupling.tril() if layout.causal else coupling
+    return coupling.expand(batch_size, length, length)

@@ -1,0 +1,224 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Tables and figures of speed and memory, from the records of scripts/benchmark.py."""
+
+import json
+
+import matplotlib
+from report_tables import table
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def load_benchmarks(folder):
+    """The records of scripts/benchmark.py, one for each kind of device."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def device_of(record):
+    return "gpu" if record["hardware"]["gpus"] else "cpu"
+
+
+class Cases:
+    """The rows of a benchmark, to be looked up."""
+
+    def __init__(self, rows):
+        self.rows = {
+            (row["section"], row["causal"], row["backward"], row["length"], row["contestant"]): row for row in rows
+        }
+
+    def value(self, field, contestant, section, length, causal=False, backward=False):
+        """A measured figure, None where there is none."""
+        return self.rows.get((section, causal, backward, length, contestant), {}).get(field)
+
+    def ratio(self, field, other, section, length, causal=False, backward=False):
+        """The figure of `other` over that of "neuron_astrocyte": of times, how many times as fast this is."""
+        own, others = (
+            self.value(field, name, section, length, causal, backward) for name in ("neuron_astrocyte", other)
+        )
+        return others / own if own and others else None
+
+    def lengths(self, section):
+        return sorted({key[3] for key in self.rows if key[0] == section})
+
+
+def times(ratio):
+    """A ratio for a table."""
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def benchmark_text(record):
+    """The tables of one benchmark as Markdown lines."""
+    cases, hardware, versions = Cases(record["rows"]), record["hardware"], record["versions"]
+    machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['threads']} threads"
+    ways = [(causal, backward) for causal in (False, True) for backward in (False, True)]
+    names = ["forward", "and backward", "causal, forward", "and backward"]
+    lines = [
+        "Measured by one command, taken up again where it was stopped, on "
+        f"{machine}, {record['dtype']}, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}; {record['heads']} heads of {record['head_dim']}, alpha 0.5, about 2,048 tokens "
+        "per batch or one longer sequence. **How many times as fast as PyTorch's `scaled_dot_product_attention`** is "
+        'the operation, with a code that is given ("learned" or "sinusoidal"):',
+        "",
+        *table(
+            ["tokens", *names],
+            [
+                [f"{n:,}", *(times(cases.ratio("seconds", "sdpa", "operation", n, *way)) for way in ways)]
+                for n in cases.lengths("operation")
+            ],
+        ),
+        "Where a cell is empty, softmax attention would have taken too long. The same operation against the least that "
+        "any linear attention must do, its two bare matrix products (1 would be the limit), and against its own plain "
+        "form in PyTorch's operations:",
+        "",
+        *table(
+            [
+                "tokens",
+                "of the products' time: forward",
+                "and backward",
+                "without an astrocyte: forward",
+                "and backward",
+            ]
+            + ["times as fast as the plain form: forward", "and backward"],
+            [
+                [
+                    f"{n:,}",
+                    *(
+                        times(inverse(cases.ratio("seconds", "products", "operation", n, False, b)))
+                        for b in (False, True)
+                    ),
+                    *(times(over_products(cases, n, b)) for b in (False, True)),
+                    *(times(cases.ratio("seconds", "plain", "operation", n, False, b)) for b in (False, True)),
+                ]
+                for n in cases.lengths("operation")
+            ],
+        ),
+        f'**Whole models**, {record["layers"]} layers, {record["width"]} wide, with the default code "activity": a '
+        "training step, how many times as fast as that of the softmax arm in the same skeleton and of other models of "
+        "that size; and the peak of tensors' memory over that of the softmax arm (a batch of one).",
+        "",
+        *table(
+            ["tokens", "encoder / softmax", "/ BERT", "/ astrohebbian", "decoder / softmax", "/ Mamba-2"]
+            + ["memory: encoder", "decoder"],
+            [
+                [
+                    f"{n:,}",
+                    *(
+                        times(cases.ratio("seconds", x, "training", n, False, True))
+                        for x in ("softmax", "BERT", "astrohebbian")
+                    ),
+                    *(times(cases.ratio("seconds", x, "training", n, True, True)) for x in ("softmax", "Mamba-2")),
+                    *(
+                        times(
+                            inverse(
+                                cases.ratio("peak_bytes", "softmax", "memory of a training step", n, causal, True), 3
+                            )
+                        )
+                        for causal in (False, True)
+                    ),
+                ]
+                for n in cases.lengths("training")
+            ],
+        ),
+        "**Decoding** after a context, one sequence:",
+        "",
+        *table(
+            ["context", "ms per token", "softmax arm", "cache, MiB", "softmax arm"],
+            [
+                [
+                    f"{n:,}",
+                    *(
+                        f"{cases.value(field, name, 'decoding', n, True) * factor:,.2f}"
+                        for field, factor in (("seconds", 1e3), ("cache_bytes", 2**-20))
+                        for name in ("neuron_astrocyte", "softmax")
+                    ),
+                ]
+                for n in cases.lengths("decoding")
+            ],
+        ),
+        f"`{record['command']}`",
+    ]
+    return lines
+
+
+def inverse(ratio, digits=None):
+    return None if ratio is None else round(1 / ratio, digits) if digits else 1 / ratio
+
+
+def over_products(cases, length, backward):
+    """Time of the operation without an astrocyte code over that of the bare products."""
+    own, products = (
+        cases.value("seconds", name, "operation", length, False, backward) for name in ("no astrocyte", "products")
+    )
+    return own / products if own and products else None
+
+
+def plot_benchmark(record, path):
+    """Draws speed, memory and decoding against the length, as a PNG."""
+    cases = Cases(record["rows"])
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    (operation, model), (memory, decoding) = axes
+
+    def draw(axis, lengths, function, label, style):
+        points = [(n, function(n)) for n in lengths]
+        points = [(n, y) for n, y in points if y]
+        if points:
+            axis.plot(*zip(*points, strict=True), style, label=label)
+
+    for causal, name in ((False, "bidirectional"), (True, "causal")):
+        for backward, way, style in ((False, "forward", ".--"), (True, "forward and backward", ".-")):
+            draw(
+                operation,
+                cases.lengths("operation"),
+                lambda n, c=causal, b=backward: cases.ratio("seconds", "sdpa", "operation", n, c, b),
+                f"{name}, {way}",
+                style,
+            )
+        draw(
+            model,
+            cases.lengths("training"),
+            lambda n, c=causal: cases.ratio("seconds", "softmax", "training", n, c, True),
+            f"training step, {'decoder' if causal else 'encoder'}",
+            ".-",
+        )
+        draw(
+            model,
+            cases.lengths("inference"),
+            lambda n, c=causal: cases.ratio("seconds", "softmax", "inference", n, c, False),
+            f"inference, {'decoder' if causal else 'encoder'}",
+            ".--",
+        )
+    for name, style in (("neuron_astrocyte", ".-"), ("softmax", ".--")):
+        draw(
+            memory,
+            cases.lengths("memory of a training step"),
+            lambda n, name=name: (
+                (cases.value("peak_bytes", name, "memory of a training step", n, False, True) or 0) / 2**20
+            ),
+            f"{name}, training step of the encoder",
+            style,
+        )
+        draw(
+            decoding,
+            cases.lengths("decoding"),
+            lambda n, name=name: (cases.value("seconds", name, "decoding", n, True) or 0) * 1e3,
+            name,
+            style,
+        )
+    operation.set(title="the operation", ylabel="times as fast as SDPA", yscale="log")
+    model.set(title="whole models", ylabel="times as fast as the softmax arm", yscale="log")
+    memory.set(title="peak memory, a batch of one", ylabel="MiB of tensors", yscale="log")
+    decoding.set(title="decoding, one sequence", ylabel="ms per token", ylim=(0, None))
+    for axis in axes.flat:
+        axis.set(xlabel="tokens", xscale="log")
+        axis.set_xscale("log", base=2)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7)
+    for axis in (operation, model):
+        axis.axhline(1, color="black", linewidth=0.8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

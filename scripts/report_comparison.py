@@ -1,0 +1,290 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Tables and figures of the comparison, from the records of scripts/reproduce.py."""
+
+import math
+import statistics
+
+import comparison
+import matplotlib
+from comparison import ARMS, PRESETS, TASKS
+from report_tables import origin, table
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+GOALS = (0.8, 0.95)  # shares of the gap between a guess and the softmax arm's final mean
+COLOURS = dict(zip(ARMS, plt.get_cmap("tab20").colors[::2] + plt.get_cmap("Dark2").colors, strict=False))
+
+
+class Comparison:
+    """What is known of a preset: for each task the arms whose runs are complete.
+
+    Args:
+        folder (`str`): where the records are.
+        preset (`str`): which of `comparison.PRESETS`.
+    """
+
+    def __init__(self, folder, preset):
+        self.preset = preset
+        self.records = comparison.Records(folder, preset)
+        self.tasks = {}
+        for task in PRESETS[preset]:
+            found = comparison.summaries(self.records, task, comparison.default_arms(preset))
+            if found:
+                self.tasks[task] = found
+
+    def goals(self, task):
+        """The values of the metric that stand for `GOALS`; none without the softmax arm."""
+        arms = self.tasks[task]
+        if "softmax" not in arms:
+            return []
+        start = comparison.chance(TASKS[task], arms["softmax"].records[0])
+        return [start + share * (arms["softmax"].mean - start) for share in GOALS]
+
+
+def steps_cell(steps):
+    """The steps to a goal over the seeds, for a table."""
+    if None in steps:
+        reached = sum(step is not None for step in steps)
+        return f"reached by {reached} of {len(steps)}" if reached else "not reached"
+    spread = f" ± {statistics.stdev(steps):,.0f}" if len(steps) > 1 else ""
+    return f"{statistics.fmean(steps):,.0f}{spread}"
+
+
+def task_lines(known, task):
+    """All that is known of a task, as Markdown lines."""
+    definition, arms, goals = TASKS[task], known.tasks[task], known.goals(task)
+    first = next(iter(arms.values())).records[0]
+    setting = PRESETS[known.preset][task]
+    better = "higher is better" if definition.metric == "accuracy" else "nats per token, lower is better"
+    split = first.get("test_split", first["split"])
+    rows = []
+    for arm, summary in arms.items():
+        memory = summary.average("peak_memory_bytes")
+        rows.append(
+            [
+                f"`{arm}`",
+                ARMS[arm].title,
+                f"{comparison.with_spread(definition, summary.mean, summary.spread)}",
+                str(len(summary.values)),
+                f"{known.records.chosen_rate(task, arm):g}",
+                *(steps_cell(summary.steps_to(goal)) for goal in goals),
+                f"{summary.average('parameters'):,.0f}",
+                f"{summary.average('seconds'):,.0f}",
+                "" if memory is None else f"{memory / 2**20:,.0f}",
+            ]
+        )
+    metric = f"{split} {definition.metric}"
+    header = ["arm", "what it is", metric, "seeds", "rate"]
+    header += [f"steps to {comparison.format_value(definition, goal)}" for goal in goals]
+    header += ["parameters", "seconds", "peak MiB"]
+    samples = first.get("test_samples", first["eval_samples"])
+    unit = f"blocks of {first['block_size']} tokens" if "block_size" in first else "examples"
+    lines = [
+        f"### {definition.title}",
+        "",
+        *table(header, rows),
+        f"The {metric} ({better}) of the model after the last of {first['steps']:,} steps: mean and standard deviation "
+        f"over the seeds. {first['train_samples']:,} {unit} to train and {samples:,} to measure, of `{first['dataset']}`. "
+        + sampling_error(definition, arms, samples)
+        + goals_text(definition, goals)
+        + f"Seconds and memory (of the whole process) are means on {origin(first)}.",
+        "",
+        "The choice of the learning rate, by the validation "
+        f"{definition.metric} from the seed {setting.seeds[0]}, the best in bold{edge_note(known, task)}:",
+        "",
+        *table(["arm", *(f"{rate:g}" for rate in setting.rates)], sweep_rows(known, task)),
+        f"Repeat it with `python scripts/reproduce.py --preset {known.preset} --tasks {task} --results_dir "
+        "outputs/mine`, or one run, the first of the full arm, with",
+        "",
+        "```bash",
+        (arms.get("full") or next(iter(arms.values()))).records[0]["command"],
+        "```",
+        "",
+    ]
+    return lines
+
+
+def sampling_error(definition, arms, samples):
+    if definition.metric != "accuracy":
+        return ""
+    accuracy = statistics.fmean(summary.mean for summary in arms.values())
+    error = math.sqrt(accuracy * (1 - accuracy) / samples)
+    return f"An accuracy on so many has a standard error of {error:.1%} of its own, for all seeds alike. "
+
+
+def goals_text(definition, goals):
+    if not goals:
+        return ""
+    values = " and ".join(comparison.format_value(definition, goal) for goal in goals)
+    shares = " and ".join(f"{share:.0%}" for share in GOALS)
+    return (
+        f"{values} are {shares} of the way from a guess to the softmax arm's mean; the steps to them are read off the "
+        "validation curves, between two evaluations on a straight line. "
+    )
+
+
+def sweep_rows(known, task):
+    rows = []
+    for arm in known.tasks[task]:
+        chosen = known.records.chosen_rate(task, arm)
+        cells = []
+        for cell in known.records.sweep(task, arm):
+            value = comparison.format_value(TASKS[task], known.records.get(cell)["metrics"][TASKS[task].metric])
+            cells.append(f"**{value}**" if cell.rate == chosen else value)
+        rows.append([f"`{arm}`", *cells])
+    return rows
+
+
+def edge_note(known, task):
+    """A remark where the best rate is the largest or smallest that was tried."""
+    rates = PRESETS[known.preset][task].rates
+    edges = [arm for arm in known.tasks[task] if known.records.chosen_rate(task, arm) in (min(rates), max(rates))]
+    if not edges:
+        return ""
+    return f" (at the edge of what was tried for {', '.join(f'`{arm}`' for arm in edges)})"
+
+
+def results_lines(known):
+    """The full tables of a preset for results/README.md."""
+    lines = [f"## Preset `{known.preset}`", ""]
+    for name, title in FIGURES:
+        lines += [f"![{title}](figures/{known.preset}_{name}.png)", ""]
+    for task in known.tasks:
+        lines += task_lines(known, task)
+    return lines
+
+
+def overview_lines(known):
+    """One table of a preset, arms by tasks, for the README."""
+    arms = [arm for arm in ARMS if any(arm in found for found in known.tasks.values())]
+    header = ["arm"]
+    for task in known.tasks:
+        header.append(f"{TASKS[task].title.split(',')[0]}, {TASKS[task].metric}")
+    rows = []
+    for arm in arms:
+        cells = []
+        for task, found in known.tasks.items():
+            summary = found.get(arm)
+            cells.append(comparison.with_spread(TASKS[task], summary.mean, summary.spread) if summary else "")
+        rows.append([ARMS[arm].title, *cells])
+    sizes = []
+    for task, found in known.tasks.items():
+        record = next(iter(found.values())).records[0]
+        config = record["config"]
+        seeds = max(len(summary.values) for summary in found.values())
+        sizes.append(
+            f"{TASKS[task].title.split(',')[0]}: {config.get('num_hidden_layers', '')} layers, "
+            f"{config.get('hidden_size', '')} wide, {record['steps']:,} steps, {seeds} seeds"
+        )
+    return [
+        *table(header, rows),
+        f"Mean and standard deviation over the seeds, {'; '.join(sizes)}. Each arm has the learning rate that suits it "
+        "best of the same few; accuracy: more is better, loss: less. "
+        "[results/README.md](results/README.md) has learning speed, parameters, time, memory, the choice of the rates "
+        "and the commands.",
+        "",
+        f"![Learning curves](results/figures/{known.preset}_learning.png)",
+        "",
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Figures
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def panels(number, height=3.6):
+    figure, axes = plt.subplots(1, number, figsize=(4.6 * number, height), layout="constrained", squeeze=False)
+    return figure, axes[0]
+
+
+def plot_learning(known):
+    """Validation curves, mean and range over the seeds, a panel for each task."""
+    figure, axes = panels(len(known.tasks))
+    for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
+        for arm, summary in arms.items():
+            steps, curves = summary.curves()
+            middle = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+            axis.plot(steps, middle, ".-", color=COLOURS[arm], label=arm, linewidth=1.2, markersize=4)
+            low, high = (list(map(pick, zip(*curves, strict=True))) for pick in (min, max))
+            axis.fill_between(steps, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
+        for goal in known.goals(task):
+            axis.axhline(goal, color="black", linewidth=0.6, linestyle=":")
+        axis.set(title=TASKS[task].title, xlabel="step", ylabel=f"validation {TASKS[task].metric}")
+        if TASKS[task].metric == "loss":
+            axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def plot_ablation(known):
+    """The metric of each arm with its seeds as dots, a panel for each task."""
+    figure, axes = panels(len(known.tasks), 4)
+    for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
+        names = list(arms)[::-1]
+        for i, arm in enumerate(names):
+            summary = arms[arm]
+            axis.barh(i, summary.mean, color=COLOURS[arm], alpha=0.6, xerr=summary.spread or 0, capsize=3)
+            axis.plot(summary.values, [i] * len(summary.values), "k.", markersize=4)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        values = [value for summary in arms.values() for value in summary.values]
+        margin = 0.15 * (max(values) - min(values)) or 0.01
+        axis.set_xlim(min(values) - margin, max(values) + margin)  # differences are small: bars do not start at 0
+        axis.set(title=TASKS[task].title, xlabel=TASKS[task].metric)
+        axis.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def plot_alpha(known):
+    """Linear attention with presynaptic plasticity, against alpha, a panel for each task."""
+    figure, axes = panels(len(known.tasks))
+    for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
+        alphas = {"linear": 1.0} | {arm: float(arm.split("_")[1]) for arm in arms if arm.startswith("presynaptic_")}
+        points = sorted((alpha, arms[arm]) for arm, alpha in alphas.items() if arm in arms)
+        axis.errorbar(
+            [alpha for alpha, _ in points],
+            [summary.mean for _, summary in points],
+            [summary.spread or 0 for _, summary in points],
+            fmt="o-",
+            capsize=3,
+            label="without an astrocyte Hebbian term",
+        )
+        for arm, label, alpha in (
+            ("hebbian_activity", "with it, code activity", 1.0),
+            ("full", "with it, code activity", FULL_ALPHA),
+        ):
+            if arm in arms:
+                axis.errorbar([alpha], [arms[arm].mean], [arms[arm].spread or 0], fmt="s", capsize=3, color="C1")
+                axis.lines[-1].set_label(label if arm == "full" else None)
+        if "softmax" in arms:
+            axis.axhline(arms["softmax"].mean, color="black", linewidth=0.8, linestyle="--", label="softmax")
+        axis.set(title=TASKS[task].title, xlabel="α (1: no presynaptic plasticity)", ylabel=TASKS[task].metric)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def _option(arm, option):
+    words = list(ARMS[arm].arguments)
+    return words[words.index(option) + 1]
+
+
+FULL_ALPHA = float(_option("full", "--presynaptic_alpha"))
+FIGURES = (("learning", "Learning curves"), ("ablation", "What each effect buys"), ("alpha", "Presynaptic plasticity"))
+PLOTS = {"learning": plot_learning, "ablation": plot_ablation, "alpha": plot_alpha}
+
+
+def write_figures(known, folder):
+    """Writes the figures of a preset into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, _ in FIGURES:
+        figure = PLOTS[name](known)
+        path = folder / f"{known.preset}_{name}.png"
+        temporary = path.with_suffix(".tmp.png")
+        figure.savefig(temporary, dpi=110)
+        temporary.replace(path)
+        plt.close(figure)

@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Trains the paper's comparison: tasks x arms x seeds, each arm at the learning rate that suits it best.
+
+    python scripts/reproduce.py --preset smoke --results_dir outputs/smoke      minutes, on what comes with Python
+    python scripts/reproduce.py --preset cpu --results_dir outputs/mine         hours on two cores, data from the Hub
+    python scripts/reproduce.py --preset paper --results_dir outputs/mine       one GPU
+    python scripts/reproduce.py --preset cpu --tasks imdb --data imdb=my_folder --list
+
+Every arm is trained with the same learning rates from the first seed, then with the best of them from the other seeds.
+Each run goes through the training script of its task and leaves its record under --results_dir. A finished cell is
+never trained again, and a killed one continues from its last checkpoint when the command is given again. To use several
+cores or GPUs, start the command several times: the processes share the cells between them. At the end it prints the
+table; `scripts/report.py` writes tables and figures.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import comparison
+import training_common as common
+from comparison import ARMS, PRESETS, ROOT, TASKS
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="how large")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, metavar="TASK", help="default: all of the preset")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="default: all of the preset")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the final runs; default: those of the preset")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TASK=FOLDER",
+        help="local folders of files named by split, instead of the Hub",
+    )
+    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="where records go")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/reproduce"), help="where models go")
+    parser.add_argument("--list", action="store_true", help="train nothing; list what is done and what is missing")
+    args = parser.parse_args(arguments)
+    setting = PRESETS[args.preset]
+    args.tasks = args.tasks or list(setting)
+    args.arms = args.arms or list(comparison.default_arms(args.preset))
+    for task in args.tasks:
+        if task not in setting:
+            parser.error(f"--tasks: {task!r} is not in the preset {args.preset!r}, which has {', '.join(setting)}")
+    folders = {}
+    for item in args.data:
+        task, _, folder = item.partition("=")
+        if task not in TASKS or not Path(folder).is_dir():
+            parser.error(f"--data: expected TASK=FOLDER with one of {', '.join(TASKS)} and a folder, got {item!r}")
+        folders[task] = folder
+    args.data = folders
+    return args
+
+
+def data_arguments(task, folder=None):
+    """The arguments of a task's script that name its data: a local folder, the Hub, or what Python brings."""
+    if folder is not None:
+        has_test = any(Path(folder).glob("test.*"))
+        return ["--dataset_dir", folder, *(["--test_split", "test"] if has_test else [])]
+    if task == "docstrings":
+        folder = ROOT / "outputs/data/docstrings"
+        if not (folder / "validation.parquet").exists():
+            with command_line("scripts/docstrings_dataset.py", ["--output_dir", str(folder)]):
+                importlib.import_module("docstrings_dataset").main()
+        return ["--dataset_dir", str(folder)]
+    return list(TASKS[task].hub)
+
+
+@contextlib.contextmanager
+def command_line(script, arguments):
+    """Lets a script see a command line of its own, so that its record names the command that repeats it."""
+    own = sys.argv
+    sys.argv = [str(ROOT / script), *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = own
+
+
+def train(cell, folder, data):
+    """Trains a cell in `folder`, or goes on with it, and returns its record."""
+    task = TASKS[cell.task]
+    script = importlib.import_module(task.script)
+    common.forget_peak_memory()
+    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            with command_line(f"scripts/{task.script}.py", [*data, *cell.arguments, "--output_dir", str(folder)]):
+                script.main()
+        except Exception:
+            traceback.print_exc()
+            raise
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    results = common.read_json(folder / "results.json")
+    return {
+        "task": cell.task,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "preset": cell.preset,
+        "learning_rate": cell.rate,
+        "pipeline_tag": results.pop("task"),
+        "attention_type": results.pop("arm"),
+        "arguments": cell.arguments,
+        **results,
+    }
+
+
+def try_to_train(cell, args, records):
+    """Trains a cell and writes its record, unless another process is at it.
+
+    Returns:
+        Whether the cell is done now, by this process or another.
+    """
+    folder = args.output_dir / cell.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            if records.get(cell) is None:
+                print(f"{cell}: training, log in {folder / 'log.txt'}", flush=True)
+                record = train(cell, folder, data_arguments(cell.task, args.data.get(cell.task)))
+                path = records.path(cell)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                common.write_json(path, record)
+                metric = TASKS[cell.task].metric
+                print(f"{cell}: {metric} {record['metrics'][metric]:.4f} in {record['seconds']:.0f} s", flush=True)
+            return True
+    except Timeout:
+        return False
+
+
+def run(args, records):
+    """Trains what is missing. Returns the cells that failed, with their errors."""
+    failed = {}
+    while missing := [cell for cell in records.missing(args.tasks, args.arms, args.seeds) if cell not in failed]:
+        for cell in missing:
+            try:
+                if try_to_train(cell, args, records):
+                    total, done = records.count(args.tasks, args.arms, args.seeds)
+                    print(f"{done} of {total} cells", flush=True)
+                    break
+            except Exception as error:
+                print(f"{cell}: failed, {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                failed[cell] = error
+                break
+        else:
+            time.sleep(2)  # other processes train all that is left
+    return failed
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    # relative names in the records, whichever folder the command is given in
+    args.data = {task: os.path.relpath(folder, ROOT) for task, folder in args.data.items()}
+    args.results_dir, args.output_dir = (
+        Path(os.path.relpath(path, ROOT)) for path in (args.results_dir, args.output_dir)
+    )
+    os.chdir(ROOT)
+    records = comparison.Records(args.results_dir, args.preset)
+    if args.list:
+        total, done = records.count(args.tasks, args.arms, args.seeds)
+        for cell in records.missing(args.tasks, args.arms, args.seeds):
+            print(f"missing: {cell}")
+        print(f"{done} of {total} cells are done")
+    failed = {} if args.list else run(args, records)
+    for task in args.tasks:
+        print("\n".join(["", TASKS[task].title, *comparison.summary_lines(records, task, args.arms, args.seeds)]))
+    if failed:
+        sys.exit(f"{len(failed)} cells failed: {'; '.join(map(str, failed))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Shows what the synapses of a trained model do with a text or an image, as PNG figures and one HTML page.
+
+    python scripts/visualize.py --model outputs/imdb --text "A film of rare beauty, if a little long."
+    python scripts/visualize.py --model outputs/imdb --dataset_dir my_data --index 3
+    python scripts/visualize.py --model outputs/cifar10 --image photo.jpg --output_dir outputs/look
+
+In --output_dir it leaves
+
+    calcium.png     the calcium response C of the astrocyte's process at each token, layer by layer and head by head;
+                    for an image, over the image
+    attention.png   the effective attention, token by token
+    hebbian.png     H_neuron against H_astro
+    code.png        the astrocyte code R over the tokens, and the kernel r of the coupling that it is made with
+    index.html      the text coloured by C, and all the figures: one file, to be opened in a browser
+"""
+
+import argparse
+import base64
+import html
+import io
+import os
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import training_common as common
+
+from astroformer_hf.inspection import look_inside
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+MODELS = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForCausalLM": AutoModelForCausalLM,
+    "ForMaskedLM": AutoModelForMaskedLM,
+    "ForImageClassification": AutoModelForImageClassification,
+}
+LABELLED_TOKENS = 48  # up to so many tokens, axes carry their words
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="folder of a trained model, or its name on the Hub")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the checkpoint")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--text", help="a text to look at")
+    given.add_argument("--image", help="file of an image to look at")
+    given.add_argument("--dataset_dir", help="folder of files named by split, of which an example is looked at")
+    parser.add_argument("--split", default="validation", help="split of --dataset_dir (default: validation)")
+    parser.add_argument("--index", type=int, default=0, help="which example of --dataset_dir (default: 0)")
+    parser.add_argument(
+        "--max_length", type=int, default=256, help="tokens of a text that are looked at (default: 256)"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/look"), help="where the figures go")
+    return parser.parse_args(arguments)
+
+
+def load(args):
+    """The model and its tokenizer or image processor."""
+    source = {"pretrained_model_name_or_path": args.model, "trust_remote_code": args.trust_remote_code}
+    config = AutoConfig.from_pretrained(**source)
+    architecture = (config.architectures or [""])[0]
+    auto_class = next((found for ending, found in MODELS.items() if architecture.endswith(ending)), AutoModel)
+    model = auto_class.from_pretrained(**source).float()
+    processor = AutoImageProcessor if hasattr(config, "patch_size") else AutoTokenizer
+    return model, processor.from_pretrained(**source)
+
+
+def example_of(args, is_image):
+    """The text or image that was asked for.
+
+    Raises:
+        ValueError: the model takes the other kind, or there is no such example.
+    """
+    if args.dataset_dir is not None:
+        _, split = common.pick_split(common.load_splits(dataset_dir=args.dataset_dir), args.split)
+        if not 0 <= args.index < len(split):
+            raise ValueError(f"--index must be from 0 to {len(split) - 1}, got {args.index}")
+        columns = ("image", "img") if is_image else ("text",)
+        column = next((name for name in columns if name in split.column_names), None)
+        if column is None:
+            raise ValueError(f"the data has no column {' or '.join(columns)}; it has {split.column_names}")
+        example = split[args.index][column]
+        return Image.open(io.BytesIO(example["bytes"])) if isinstance(example, dict) else example
+    if is_image != (args.image is not None):
+        raise ValueError(f"--model {args.model!r} takes {'an --image' if is_image else 'a --text'}")
+    return Image.open(args.image) if is_image else args.text
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Figures. Each takes the records of `look_inside` for one example; `names` are the tokens.
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def grid_of_axes(rows, columns, width, height):
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
+    )
+    return figure, axes
+
+
+def name_tokens(axis, names):
+    if len(names) <= LABELLED_TOKENS:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    else:
+        axis.set_xlabel("token")
+
+
+def plot_calcium(records, names, image=None, grid=None):
+    """C of each token: a line for each head and their mean; or, over an image, a map for each layer."""
+    if image is None:
+        figure, axes = grid_of_axes(len(records), 1, max(8, min(0.22 * len(names), 24)), 2.6)
+        for layer, (axis, record) in enumerate(zip(axes[:, 0], records, strict=True)):
+            response = record.calcium_response[0]
+            for head, line in enumerate(response):
+                axis.plot(line, linewidth=0.9, alpha=0.6, label=f"head {head}")
+            axis.plot(response.mean(0), color="black", linewidth=1.4, label="mean")
+            axis.set(ylabel="C", title=f"layer {layer}: calcium response", xlim=(-0.5, len(names) - 0.5))
+            axis.grid(alpha=0.3)
+        axes[0, 0].legend(fontsize=7, ncols=5)
+        name_tokens(axes[-1, 0], names)
+        return figure
+    figure, axes = grid_of_axes(1, len(records) + 1, 3, 3.2)
+    axes[0, 0].imshow(image)
+    axes[0, 0].set_title("image")
+    for layer, (axis, record) in enumerate(zip(axes[0, 1:], records, strict=True)):
+        response = patches(record.calcium_response[0].mean(0), grid)
+        axis.imshow(image.convert("L"), cmap="gray", extent=(0, grid[1], grid[0], 0))
+        drawn = axis.imshow(response, cmap="inferno", alpha=0.65, extent=(0, grid[1], grid[0], 0))
+        axis.set_title(f"layer {layer}: C, mean of heads")
+        figure.colorbar(drawn, ax=axis, shrink=0.7)
+    for axis in axes.flat:
+        axis.axis("off")
+    return figure
+
+
+def patches(values, grid):
+    """Values of the tokens on the grid of patches, without that of a class token."""
+    return values[-grid[0] * grid[1] :].view(grid)
+
+
+def plot_attention(records, names):
+    """The effective attention: a row of panels for each layer, a panel for each head."""
+    heads = records[0].attention.shape[1]
+    figure, axes = grid_of_axes(len(records), heads, 3.4, 3.4)
+    for layer, record in enumerate(records):
+        for head in range(heads):
+            axis, weights = axes[layer, head], record.attention[0, head]
+            limit = weights.abs().quantile(0.995).item() or 1
+            axis.imshow(weights, cmap="viridis", vmin=min(0, weights.min().item()), vmax=limit, aspect="auto")
+            axis.set_title(f"layer {layer}, head {head}", fontsize=9)
+            axis.tick_params(labelsize=6)
+            if len(names) <= LABELLED_TOKENS:
+                axis.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
+                axis.set_yticks(range(len(names)), names, fontsize=5)
+    figure.supxlabel("token that is read")
+    figure.supylabel("token that reads")
+    return figure
+
+
+def plot_hebbian(records):
+    """H_neuron against H_astro: how large they are in each layer, and the weights of one head."""
+    figure, axes = grid_of_axes(1, 3, 4.6, 3.8)
+    sizes = {
+        "H_neuron": [record.hebbian_neuron[0].norm(dim=(-2, -1)) for record in records],
+        "H_astro": [record.hebbian_astro[0].norm(dim=(-2, -1)) for record in records],
+    }
+    axis = axes[0, 0]
+    for shift, (name, norms) in zip((-0.2, 0.2), sizes.items(), strict=True):
+        places = np.arange(len(records)) + shift
+        axis.bar(places, [norm.mean().item() for norm in norms], 0.38, label=name, alpha=0.7)
+        for place, norm in zip(places, norms, strict=True):
+            axis.plot([place] * len(norm), norm, "k.", markersize=3)
+    axis.set(title="Frobenius norm, mean and each head", xlabel="layer")
+    axis.set_xticks(range(len(records)))
+    axis.legend()
+    axis.grid(alpha=0.3, axis="y")
+    last = records[-1]
+    limit = max(last.hebbian_neuron[0, 0].abs().max().item(), last.hebbian_astro[0, 0].abs().max().item()) or 1
+    for axis, (name, weights) in zip(
+        axes[0, 1:], (("H_neuron", last.hebbian_neuron), ("H_astro", last.hebbian_astro)), strict=True
+    ):
+        drawn = axis.imshow(weights[0, 0], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        axis.set(title=f"{name}, layer {len(records) - 1}, head 0", xlabel="value", ylabel="hidden neuron")
+    figure.colorbar(drawn, ax=axes[0, 1:], shrink=0.8)
+    return figure
+
+
+def plot_code(records, names, grid=None):
+    """The astrocyte code R of each layer (head 0), and the kernel r of its coupling."""
+    figure, axes = grid_of_axes(len(records), 2, 6, 2.9)
+    for layer, record in enumerate(records):
+        left, right = axes[layer]
+        code = record.astrocyte_code[0, 0]
+        limit = (code - code.mean()).abs().max().item() or 1
+        middle = code.mean().item()
+        drawn = left.imshow(code.T, cmap="PuOr", vmin=middle - limit, vmax=middle + limit, aspect="auto")
+        left.set(title=f"layer {layer}, head 0: astrocyte code R", ylabel="hidden neuron")
+        figure.colorbar(drawn, ax=left)
+        middle_token = len(names) // 2
+        kernel = record.coupling[0, middle_token]
+        if grid is None:
+            near = slice(max(0, middle_token - 12), middle_token + 13)
+            right.bar(range(len(names))[near], kernel[near])
+            right.set(title=f"r: coupling of the process at token {middle_token}", ylim=(0, 1.05), xlabel="token")
+            right.grid(alpha=0.3)
+        else:
+            drawn = right.imshow(patches(kernel, grid), cmap="magma", vmin=0, vmax=1)
+            right.set(title=f"r: coupling of the process at token {middle_token}")
+            figure.colorbar(drawn, ax=right)
+    if grid is None:
+        name_tokens(axes[-1, 0], names)
+    return figure
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The page
+# --------------------------------------------------------------------------------------------------------------------
+
+STYLE = """
+body { font: 16px/1.6 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+.text { line-height: 2.1; overflow-wrap: anywhere }
+.text span { padding: 0.15em 0.1em; border-radius: 3px }
+.scale { font-size: 0.85rem; color: #555 }
+.scale i { display: inline-block; width: 12em; height: 0.8em; vertical-align: middle; border-radius: 3px }
+img { max-width: 100%; border: 1px solid #ddd }
+"""
+
+
+def colour(share):
+    """Background and text colour for a share from 0 to 1 of the calcium's range."""
+    red, green, blue, _ = matplotlib.colormaps["inferno"](0.12 + 0.83 * share, bytes=True)
+    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
+    return f"rgb({red},{green},{blue})", "#fff" if dark else "#000"
+
+
+def coloured_text(names, response):
+    """The tokens as HTML, coloured by C, which a tooltip tells."""
+    low, high = response.min().item(), response.max().item()
+    spans = []
+    for name, value in zip(names, response.tolist(), strict=True):
+        background, foreground = colour((value - low) / (high - low) if high > low else 0.5)
+        word = html.escape(name.removeprefix("##").replace("\n", "⏎"))
+        joint = "" if name.startswith("##") else " "
+        spans.append(
+            f'{joint}<span style="background:{background};color:{foreground}" title="C = {value:.4g}">{word}</span>'
+        )
+    ends = [colour(share)[0] for share in np.linspace(0, 1, 8)]
+    scale = (
+        f'<p class="scale">{low:.3g} <i style="background:linear-gradient(90deg,{",".join(ends)})"></i> {high:.3g}</p>'
+    )
+    return f'<div class="text">{"".join(spans)}</div>{scale}'
+
+
+def page(title, answer, records, names, figures, is_image):
+    """The whole page as HTML that needs no other file."""
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(answer)}</p>" if answer else ""]
+    if not is_image:
+        for layer, record in enumerate(records):
+            parts.append(f"<h2>Layer {layer}: calcium response C, mean of the heads</h2>")
+            parts.append(coloured_text(names, record.calcium_response[0].mean(0)))
+    for name, (caption, png) in figures.items():
+        data = base64.b64encode(png).decode()
+        parts.append(f'<h2>{html.escape(caption)}</h2><img alt="{name}" src="data:image/png;base64,{data}">')
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def as_png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def write_whole(path, content):
+    temporary = path.with_suffix(f".tmp{path.suffix}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def answer_of(model, output):
+    """What the model says, in words; nothing for a model that is not a classifier."""
+    labels = model.config.id2label
+    if type(model).__name__.endswith("Classification") and model.config.problem_type != "regression":
+        shares = output.logits[0].softmax(-1)
+        best = shares.argmax().item()
+        return f"The model's answer: {labels[best]} ({shares[best]:.1%})"
+    return ""
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    model, processor = load(args)
+    is_image = hasattr(model.config, "patch_size")
+    example = example_of(args, is_image)
+    image = grid = None
+    if is_image:
+        image = example.convert("RGB")
+        inputs = {"pixel_values": processor([image], return_tensors="pt")["pixel_values"]}
+        size = model.config.patch_size
+        grid = tuple(length // size for length in inputs["pixel_values"].shape[-2:])
+    else:
+        longest = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
+        inputs = processor(example, truncation=True, max_length=longest, return_tensors="pt")
+    output, records = look_inside(model, **inputs)
+    length = records[0].padding_mask.shape[1]
+    names = [str(i) for i in range(length)]
+    if not is_image:
+        names = processor.convert_ids_to_tokens(inputs["input_ids"][0])
+
+    plots = {
+        "calcium": ("Calcium response C", plot_calcium(records, names, image, grid)),
+        "attention": ("Effective attention", plot_attention(records, names)),
+        "hebbian": ("Hebbian weights: neurons against astrocyte", plot_hebbian(records)),
+    }
+    if records[0].astrocyte_code is not None:
+        plots["code"] = ("Astrocyte code R, and the kernel r of the coupling", plot_code(records, names, grid))
+    figures = {name: (caption, as_png(figure)) for name, (caption, figure) in plots.items()}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for name, (_, png) in figures.items():
+        write_whole(args.output_dir / f"{name}.png", png)
+    answer = answer_of(model, output)
+    title = f"Inside {Path(args.model).name}"
+    content = page(title, answer, records, names, figures, is_image)
+    write_whole(args.output_dir / "index.html", content.encode())
+    if answer:
+        print(answer)
+    print(f"{', '.join(f'{name}.png' for name in figures)} and index.html are in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
