@@ -87,7 +87,8 @@ def task_lines(known, task):
         "",
         *table(header, rows),
         f"The {metric} ({better}) of the model after the last of {first['steps']:,} steps: mean and standard deviation "
-        f"over the seeds. {first['train_samples']:,} {unit} to train and {samples:,} to measure, of `{first['dataset']}`. "
+        f"over the seeds. {first['train_samples']:,} {unit} to train and {samples:,} to measure, of "
+        f"`{first['dataset']}`. "
         + sampling_error(definition, arms, samples)
         + goals_text(definition, goals)
         + f"Seconds and memory (of the whole process) are means on {origin(first)}.",

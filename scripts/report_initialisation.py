@@ -69,8 +69,8 @@ def initialisation_lines(runs):
         f"{first['train_samples']:,} blocks of {first['block_size']} characters, "
         f"{field(first, 'num_hidden_layers')} layers, {field(first, 'hidden_size')} wide, one run each or "
         f"one for each of several seeds in turn, from {first['seed']} on; {origin(first)}. `scale` is "
-        "`astrocyte_scale`, `resting` `astrocyte_resting_activity`, `init` `initializer_range`, `rate` the learning rate; the softmax and "
-        "linear arms have no α.",
+        "`astrocyte_scale`, `resting` `astrocyte_resting_activity`, `init` `initializer_range`, `rate` the learning "
+        "rate; the softmax and linear arms have no α.",
         "",
         *commands(runs),
     ]
