@@ -44,6 +44,18 @@ class Comparison:
         return [start + share * (arms["softmax"].mean - start) for share in GOALS]
 
 
+def option(record, name):
+    """The value of an option of a run."""
+    return dict(zip(record["arguments"], record["arguments"][1:], strict=False))[name]
+
+
+def what_it_is(arm, record):
+    """An arm in words, for the full one with its code and alpha."""
+    if not arm.startswith("full"):
+        return ARMS[arm].title
+    return f"{ARMS[arm].title}; code {option(record, '--astrocyte_code')}, α = {option(record, '--presynaptic_alpha')}"
+
+
 def steps_cell(steps):
     """The steps to a goal over the seeds, for a table."""
     if None in steps:
@@ -66,7 +78,7 @@ def task_lines(known, task):
         rows.append(
             [
                 f"`{arm}`",
-                ARMS[arm].title,
+                what_it_is(arm, summary.records[0]),
                 f"{comparison.with_spread(definition, summary.mean, summary.spread)}",
                 str(len(summary.values)),
                 f"{known.records.chosen_rate(task, arm):g}",
@@ -240,12 +252,18 @@ def plot_ablation(known):
     return figure
 
 
+def alpha_of(summary):
+    """The alpha of an arm's runs; linear attention has 1."""
+    record = summary.records[0]
+    return 1.0 if record["attention_type"] == "linear" else float(option(record, "--presynaptic_alpha"))
+
+
 def plot_alpha(known):
     """Linear attention with presynaptic plasticity, against alpha, a panel for each task."""
     figure, axes = panels(len(known.tasks))
     for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
-        alphas = {"linear": 1.0} | {arm: float(arm.split("_")[1]) for arm in arms if arm.startswith("presynaptic_")}
-        points = sorted((alpha, arms[arm]) for arm, alpha in alphas.items() if arm in arms)
+        without = [arm for arm in arms if arm == "linear" or arm.startswith("presynaptic_")]
+        points = sorted(((alpha_of(arms[arm]), arms[arm]) for arm in without), key=lambda point: point[0])
         axis.errorbar(
             [alpha for alpha, _ in points],
             [summary.mean for _, summary in points],
@@ -254,27 +272,26 @@ def plot_alpha(known):
             capsize=3,
             label="without an astrocyte Hebbian term",
         )
-        for arm, label, alpha in (
-            ("hebbian_activity", "with it, code activity", 1.0),
-            ("full", "with it, code activity", FULL_ALPHA),
-        ):
-            if arm in arms:
-                axis.errorbar([alpha], [arms[arm].mean], [arms[arm].spread or 0], fmt="s", capsize=3, color="C1")
-                axis.lines[-1].set_label(label if arm == "full" else None)
+        if "full" in arms:  # with its code, and the same code at alpha = 1
+            code = option(arms["full"].records[0], "--astrocyte_code")
+            pair = [arm for arm in ("full", f"hebbian_{code}") if arm in arms]
+            points = sorted(((alpha_of(arms[arm]), arms[arm]) for arm in pair), key=lambda point: point[0])
+            axis.errorbar(
+                [alpha for alpha, _ in points],
+                [summary.mean for _, summary in points],
+                [summary.spread or 0 for _, summary in points],
+                fmt="s--",
+                capsize=3,
+                label=f"with it, code {code}",
+            )
         if "softmax" in arms:
             axis.axhline(arms["softmax"].mean, color="black", linewidth=0.8, linestyle="--", label="softmax")
         axis.set(title=TASKS[task].title, xlabel="α (1: no presynaptic plasticity)", ylabel=TASKS[task].metric)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+        axis.legend(fontsize=7)
     return figure
 
 
-def _option(arm, option):
-    words = list(ARMS[arm].arguments)
-    return words[words.index(option) + 1]
-
-
-FULL_ALPHA = float(_option("full", "--presynaptic_alpha"))
 FIGURES = (("learning", "Learning curves"), ("ablation", "What each effect buys"), ("alpha", "Presynaptic plasticity"))
 PLOTS = {"learning": plot_learning, "ablation": plot_ablation, "alpha": plot_alpha}
 

@@ -5,6 +5,36 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 
+WORDPIECE_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def _wordpiece_tokenizer():
+    """A tokenizer without a vocabulary that cuts texts into words as BERT does."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    line_break = normalizers.Replace(Regex(r"<br\s*/?>"), " ")
+    tokenizer.normalizer = normalizers.Sequence([line_break, normalizers.BertNormalizer(lowercase=True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _wordpiece_vocabulary(texts, vocab_size):
+    """The vocabulary of the texts, the same whenever it is trained: a `dict` from token to id.
+
+    The library numbers the characters inside words in the order of a hash map, which is another one each time, and
+    breaks ties between merges by these numbers. So a first pass finds those characters, and a second is given them in
+    order, as if they were special tokens.
+    """
+
+    def train(size, first_tokens):
+        tokenizer = _wordpiece_tokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first_tokens, min_frequency=2)
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer.get_vocab()
+
+    characters = train(1, WORDPIECE_TOKENS)
+    return train(vocab_size, WORDPIECE_TOKENS + sorted(token for token in characters if token.startswith("##")))
+
+
 def train_wordpiece_tokenizer(texts, vocab_size, max_length):
     """Trains a lower-casing WordPiece tokenizer with BERT's special tokens.
 
@@ -16,14 +46,10 @@ def train_wordpiece_tokenizer(texts, vocab_size, max_length):
     Returns:
         `PreTrainedTokenizerFast`, which `AutoTokenizer` loads again from where it is saved.
     """
-    special_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    line_break = normalizers.Replace(Regex(r"<br\s*/?>"), " ")
-    tokenizer.normalizer = normalizers.Sequence([line_break, normalizers.BertNormalizer(lowercase=True)])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = _wordpiece_tokenizer()
+    tokenizer.model = models.WordPiece(_wordpiece_vocabulary(texts, vocab_size), unk_token="[UNK]")
+    tokenizer.add_special_tokens(WORDPIECE_TOKENS)
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special_tokens, min_frequency=2)
-    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

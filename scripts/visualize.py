@@ -131,7 +131,7 @@ def plot_calcium(records, names, image=None, grid=None):
     if image is None:
         figure, axes = grid_of_axes(len(records), 1, max(8, min(0.22 * len(names), 24)), 2.6)
         for layer, (axis, record) in enumerate(zip(axes[:, 0], records, strict=True)):
-            response = record.calcium_response[0]
+            response = record.calcium_response[0].numpy()
             for head, line in enumerate(response):
                 axis.plot(line, linewidth=0.9, alpha=0.6, label=f"head {head}")
             axis.plot(response.mean(0), color="black", linewidth=1.4, label="mean")
@@ -156,7 +156,7 @@ def plot_calcium(records, names, image=None, grid=None):
 
 def patches(values, grid):
     """Values of the tokens on the grid of patches, without that of a class token."""
-    return values[-grid[0] * grid[1] :].view(grid)
+    return values[-grid[0] * grid[1] :].view(grid).numpy()
 
 
 def plot_attention(records, names):
@@ -165,9 +165,9 @@ def plot_attention(records, names):
     figure, axes = grid_of_axes(len(records), heads, 3.4, 3.4)
     for layer, record in enumerate(records):
         for head in range(heads):
-            axis, weights = axes[layer, head], record.attention[0, head]
-            limit = weights.abs().quantile(0.995).item() or 1
-            axis.imshow(weights, cmap="viridis", vmin=min(0, weights.min().item()), vmax=limit, aspect="auto")
+            axis, weights = axes[layer, head], record.attention[0, head].numpy()
+            limit = np.quantile(np.abs(weights), 0.995) or 1
+            axis.imshow(weights, cmap="viridis", vmin=min(0, weights.min()), vmax=limit, aspect="auto")
             axis.set_title(f"layer {layer}, head {head}", fontsize=9)
             axis.tick_params(labelsize=6)
             if len(names) <= LABELLED_TOKENS:
@@ -182,13 +182,13 @@ def plot_hebbian(records):
     """H_neuron against H_astro: how large they are in each layer, and the weights of one head."""
     figure, axes = grid_of_axes(1, 3, 4.6, 3.8)
     sizes = {
-        "H_neuron": [record.hebbian_neuron[0].norm(dim=(-2, -1)) for record in records],
-        "H_astro": [record.hebbian_astro[0].norm(dim=(-2, -1)) for record in records],
+        "H_neuron": [record.hebbian_neuron[0].norm(dim=(-2, -1)).numpy() for record in records],
+        "H_astro": [record.hebbian_astro[0].norm(dim=(-2, -1)).numpy() for record in records],
     }
     axis = axes[0, 0]
     for shift, (name, norms) in zip((-0.2, 0.2), sizes.items(), strict=True):
         places = np.arange(len(records)) + shift
-        axis.bar(places, [norm.mean().item() for norm in norms], 0.38, label=name, alpha=0.7)
+        axis.bar(places, [norm.mean() for norm in norms], 0.38, label=name, alpha=0.7)
         for place, norm in zip(places, norms, strict=True):
             axis.plot([place] * len(norm), norm, "k.", markersize=3)
     axis.set(title="Frobenius norm, mean and each head", xlabel="layer")
@@ -200,7 +200,7 @@ def plot_hebbian(records):
     for axis, (name, weights) in zip(
         axes[0, 1:], (("H_neuron", last.hebbian_neuron), ("H_astro", last.hebbian_astro)), strict=True
     ):
-        drawn = axis.imshow(weights[0, 0], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        drawn = axis.imshow(weights[0, 0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         axis.set(title=f"{name}, layer {len(records) - 1}, head 0", xlabel="value", ylabel="hidden neuron")
     figure.colorbar(drawn, ax=axes[0, 1:], shrink=0.8)
     return figure
@@ -211,9 +211,9 @@ def plot_code(records, names, grid=None):
     figure, axes = grid_of_axes(len(records), 2, 6, 2.9)
     for layer, record in enumerate(records):
         left, right = axes[layer]
-        code = record.astrocyte_code[0, 0]
-        limit = (code - code.mean()).abs().max().item() or 1
-        middle = code.mean().item()
+        code = record.astrocyte_code[0, 0].numpy()
+        middle = code.mean()
+        limit = np.abs(code - middle).max() or 1
         drawn = left.imshow(code.T, cmap="PuOr", vmin=middle - limit, vmax=middle + limit, aspect="auto")
         left.set(title=f"layer {layer}, head 0: astrocyte code R", ylabel="hidden neuron")
         figure.colorbar(drawn, ax=left)
@@ -221,7 +221,7 @@ def plot_code(records, names, grid=None):
         kernel = record.coupling[0, middle_token]
         if grid is None:
             near = slice(max(0, middle_token - 12), middle_token + 13)
-            right.bar(range(len(names))[near], kernel[near])
+            right.bar(range(len(names))[near], kernel[near].numpy())
             right.set(title=f"r: coupling of the process at token {middle_token}", ylim=(0, 1.05), xlabel="token")
             right.grid(alpha=0.3)
         else:
