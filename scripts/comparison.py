@@ -171,8 +171,9 @@ PRESETS = {
             (5e-4, 1e-3, 2e-3),
         ),
         "cifar10": _setting(
-            f"--hidden_size 64 --num_attention_heads 2 --num_hidden_layers 4 --num_train_epochs 4 {COMMON}",
+            f"--hidden_size 64 --num_attention_heads 2 --num_hidden_layers 4 --num_train_epochs 3 {COMMON}",
             (1e-3, 2e-3, 4e-3),
+            (42, 43),
             **OF_IMAGES,
         ),
         "shakespeare": _setting(

@@ -63,7 +63,7 @@ def parse_arguments(arguments=None):
     folders = {}
     for item in args.data:
         task, _, folder = item.partition("=")
-        if task not in TASKS or not Path(folder).is_dir():
+        if task not in TASKS or not folder or not Path(folder).is_dir():
             parser.error(f"--data: expected TASK=FOLDER with one of {', '.join(TASKS)} and a folder, got {item!r}")
         folders[task] = folder
     args.data = folders

@@ -50,7 +50,9 @@ def start(folder, environment, *more):
 
 
 def records_in(folder):
-    return {path.name: json.loads(path.read_text()) for path in (folder / "results").rglob("*.json")}
+    """The records under a folder, by task and name."""
+    paths = (folder / "results").rglob("*.json")
+    return {f"{path.parent.name}/{path.name}": json.loads(path.read_text()) for path in paths}
 
 
 @pytest.fixture(scope="module")
