@@ -27,12 +27,15 @@ class SynapseRecord(NamedTuple):
     Attributes:
         hebbian_neuron: H_neuron, `(B, H, F, d)`: (1/m) phi(K)^T V.
         hebbian_astro: H_astro, `(B, H, F, d)`: (1/m) phi(R)^T V; 0 without an astrocyte Hebbian term.
-        calcium_response: C, `(B, H, N)`: phi(Q) g, of a causal model with the calcium up to each token. 0 at padding.
+        calcium_response: C, `(B, H, N)`: phi(Q) g with the sum of the calcium, whatever `calcium_normalization` says:
+            it grows with the length of the text, and in a causal model, which has the calcium up to each token, along
+            the text. 0 at padding.
         feedback: P, `(B, H, N)`: 1 / C, or 1 where the model has no feedback. 0 at padding.
-        attention: the effective attention, `(B, H, N, N)`: what the values are multiplied with, the layer's constant
-            factor left out.
+        attention: the effective attention, `(B, H, N, N)`: what the values are multiplied with, the layer's factor
+            included; the `attentions` of the model.
         astrocyte_code: R, `(B, H, N, m)`; None without an astrocyte Hebbian term.
-        coupling: r_ij between the processes at the tokens, `(B, N, N)`; None likewise.
+        coupling: r_ij between the processes at the tokens, `(B, N, N)`, 0 at padding; None likewise. The code
+            "activity" leaves out its diagonal and normalises its rows.
         padding_mask: `(B, N)` bool, True where a token is real.
     """
 
@@ -90,7 +93,7 @@ def _record(layer, hidden_states, layout):
             if not torch.is_tensor(code):
                 code, *_ = ActivityCode(*code).make(key, mask, layout.causal)
         operation = {**layer.operation, "random_projection": layer.random_projection, "causal": layout.causal}
-        attention = neuron_astrocyte_attention_weights(query, key, code, mask, **operation)
+        attention = neuron_astrocyte_attention_weights(query, key, code, mask, **operation) * layer.output_scale(layout)
 
         feature_map, num_hidden_neurons = layer.operation["feature_map"], layer.num_hidden_neurons
         process_input = code
@@ -113,7 +116,10 @@ def _record(layer, hidden_states, layout):
     batch_size, length = mask.shape
     if code is not None:
         code = code.expand(batch_size, *code.shape[-3:])
-    coupling = None if code is None else _coupling(layer.astrocyte_code.scale, layout, batch_size, length)
+    coupling = None
+    if code is not None:
+        coupling = _coupling(layer.astrocyte_code.scale, layout, batch_size, length)
+        coupling = coupling * mask[:, None, :] * mask[:, :, None]
     found = (hebbian_neuron, hebbian_astro, response, feedback, attention, code, coupling)
     return SynapseRecord(*(None if x is None else x.float().cpu() for x in found), mask.cpu())
 

@@ -56,7 +56,7 @@ def readme_lines(known, benchmarks):
 
 def between_markers(path, lines):
     """The text of a file with `lines` between its markers."""
-    before, rest = path.read_text().split(BEGIN)
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     text = "\n".join(lines).strip()
     return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
@@ -65,7 +65,9 @@ def texts():
     """Every text that is written from the records, by its path."""
     known = comparisons()
     benchmarks = report_benchmark.load_benchmarks(RESULTS / "benchmark")
-    tried = [json.loads(path.read_text()) for path in sorted((RESULTS / "initialisation").glob("*.json"))]
+    tried = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "initialisation").glob("*.json"))
+    ]
     results = [RESULTS_HEAD]
     for comparison in known:
         results += report_comparison.results_lines(comparison)
@@ -90,7 +92,7 @@ def main():
         outdated = [
             str(path.relative_to(ROOT))
             for path, text in wanted.items()
-            if not path.exists() or path.read_text() != text
+            if not path.exists() or path.read_text(encoding="utf-8") != text
         ]
         if outdated:
             sys.exit(f"{', '.join(outdated)}: not what results/ says; run python scripts/report.py")
@@ -103,7 +105,7 @@ def main():
     for path, text in wanted.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     print(f"wrote {len(wanted)} texts and the figures in results/figures/ and docs/")
 

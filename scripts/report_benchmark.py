@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 def load_benchmarks(folder):
     """The records of scripts/benchmark.py, one for each kind of device."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def device_of(record):

@@ -1,16 +1,22 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Model cards for the checkpoints of the comparison, from the records of scripts/reproduce.py.
 
-The checkpoint of an arm is that of the first seed at its chosen learning rate: it is not picked by its result.
+The checkpoint of an arm is that of the first seed at its chosen learning rate.
 """
 
 import comparison
 import jinja2
+import report_comparison
 from comparison import ARMS, TASKS
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
 LICENSE = "apache-2.0"
+TAGS = {
+    "neuron_astrocyte": ["neuron-astrocyte-attention", "linear-attention"],
+    "linear": ["linear-attention"],
+    "softmax": ["softmax-attention"],
+}
 
 
 def model_name(preset, task, arm):
@@ -39,6 +45,7 @@ def card(template, name, known, task, arm, summary):
     """A card as text, after a check that it can be read back."""
     record, definition = summary.records[0], TASKS[task]
     dataset = dataset_on_hub(task) or record["dataset"]
+    is_from_hub = record["dataset"] == dataset
     split = record.get("test_split", record["split"])
     metrics = record.get("test_metrics", record["metrics"])
     shown = [metric for metric in ("accuracy", "f1", "loss", "perplexity") if metric in metrics]
@@ -46,14 +53,14 @@ def card(template, name, known, task, arm, summary):
         license=LICENSE,
         library_name="transformers",
         pipeline_tag=record["pipeline_tag"],
-        tags=["astroformer", "neuron-astrocyte-attention", record["attention_type"], "linear-attention", "custom_code"],
+        tags=["astroformer", "custom_code", *TAGS[record["attention_type"]]],
         metrics=[metric for metric in shown if metric != "loss"],
         model_name=name,
         eval_results=[
             EvalResult(
                 task_type=record["pipeline_tag"],
                 dataset_type=dataset,
-                dataset_name=definition.title,
+                dataset_name=definition.title if is_from_hub else f"{definition.title} (a local copy, split anew)",
                 dataset_split=split,
                 metric_type=metric,
                 metric_value=round(metrics[metric], 4),
@@ -79,6 +86,8 @@ def card(template, name, known, task, arm, summary):
         record=record,
         summary=summary,
         dataset=dataset,
+        is_from_hub=is_from_hub,
+        repeat=report_comparison.repeat(known, task, record),
         split=split,
         samples=record.get("test_samples", record["eval_samples"]),
         metrics={metric: metrics[metric] for metric in shown},

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-GOALS = (0.8, 0.95)  # shares of the gap between a guess and the softmax arm's final mean
+GOALS = (0.8, 0.95)  # shares of the gap between a guess and the end of the softmax arm's mean validation curve
 COLOURS = dict(zip(ARMS, plt.get_cmap("tab20").colors[::2] + plt.get_cmap("Dark2").colors, strict=False))
 
 
@@ -41,7 +41,9 @@ class Comparison:
         if "softmax" not in arms:
             return []
         start = comparison.chance(TASKS[task], arms["softmax"].records[0])
-        return [start + share * (arms["softmax"].mean - start) for share in GOALS]
+        _, curves = arms["softmax"].curves()
+        end = statistics.fmean(curve[-1] for curve in curves)
+        return [start + share * (end - start) for share in GOALS]
 
 
 def option(record, name):
@@ -65,13 +67,25 @@ def steps_cell(steps):
     return f"{statistics.fmean(steps):,.0f}{spread}"
 
 
+def difference(definition, summary, other):
+    """How much better an arm is than another on average, with the standard error of that, for a table."""
+    if other is None or other is summary:
+        return ""
+    better = definition.sign * (summary.mean - other.mean)
+    if summary.spread is None or other.spread is None:
+        return f"{100 * better:+.1f}" if definition.metric == "accuracy" else f"{better:+.3f}"
+    error = math.hypot(*(arm.spread / len(arm.values) ** 0.5 for arm in (summary, other)))
+    if definition.metric == "accuracy":
+        return f"{100 * better:+.1f} ± {100 * error:.1f}"
+    return f"{better:+.3f} ± {error:.3f}"
+
+
 def task_lines(known, task):
     """All that is known of a task, as Markdown lines."""
     definition, arms, goals = TASKS[task], known.tasks[task], known.goals(task)
-    first = next(iter(arms.values())).records[0]
-    setting = PRESETS[known.preset][task]
-    better = "higher is better" if definition.metric == "accuracy" else "nats per token, lower is better"
-    split = first.get("test_split", first["split"])
+    example = "full" if "full" in arms else next(iter(arms))
+    first = arms[example].records[0]
+    metric = f"{first.get('test_split', first['split'])} {definition.metric}"
     rows = []
     for arm, summary in arms.items():
         memory = summary.average("peak_memory_bytes")
@@ -79,7 +93,8 @@ def task_lines(known, task):
             [
                 f"`{arm}`",
                 what_it_is(arm, summary.records[0]),
-                f"{comparison.with_spread(definition, summary.mean, summary.spread)}",
+                comparison.with_spread(definition, summary.mean, summary.spread),
+                *(difference(definition, summary, arms.get(other)) for other in ("linear", "softmax")),
                 str(len(summary.values)),
                 f"{known.records.chosen_rate(task, arm):g}",
                 *(steps_cell(summary.steps_to(goal)) for goal in goals),
@@ -88,36 +103,74 @@ def task_lines(known, task):
                 "" if memory is None else f"{memory / 2**20:,.0f}",
             ]
         )
-    metric = f"{split} {definition.metric}"
-    header = ["arm", "what it is", metric, "seeds", "rate"]
+    header = ["arm", "what it is", metric, "better than linear by", "than softmax by", "seeds", "rate"]
     header += [f"steps to {comparison.format_value(definition, goal)}" for goal in goals]
     header += ["parameters", "seconds", "peak MiB"]
-    samples = first.get("test_samples", first["eval_samples"])
-    unit = f"blocks of {first['block_size']} tokens" if "block_size" in first else "examples"
-    lines = [
+    setting = PRESETS[known.preset][task]
+    return [
         f"### {definition.title}",
         "",
         *table(header, rows),
-        f"The {metric} ({better}) of the model after the last of {first['steps']:,} steps: mean and standard deviation "
-        f"over the seeds. {first['train_samples']:,} {unit} to train and {samples:,} to measure, of "
-        f"`{first['dataset']}`. "
-        + sampling_error(definition, arms, samples)
-        + goals_text(definition, goals)
-        + f"Seconds and memory (of the whole process) are means on {origin(first)}.",
+        *explanation(definition, arms, goals, first, metric),
         "",
-        "The choice of the learning rate, by the validation "
-        f"{definition.metric} from the seed {setting.seeds[0]}, the best in bold{edge_note(known, task)}:",
+        f"The choice of the learning rate, by the {first['split']} {definition.metric} from the seed "
+        f"{setting.seeds[0]}, the best in bold{edge_note(known, task)}:",
         "",
         *table(["arm", *(f"{rate:g}" for rate in setting.rates)], sweep_rows(known, task)),
-        f"Repeat it with `python scripts/reproduce.py --preset {known.preset} --tasks {task} --results_dir "
-        "outputs/mine`, or one run, the first of the full arm, with",
+        f"All of it again: `{repeat(known, task, first)}`. One run, the first of `{example}`:",
         "",
         "```bash",
-        (arms.get("full") or next(iter(arms.values()))).records[0]["command"],
+        first["command"],
         "```",
         "",
     ]
+
+
+def explanation(definition, arms, goals, first, metric):
+    """What the columns mean, a line for each thing."""
+    samples = first.get("test_samples", first["eval_samples"])
+    unit = f"blocks of {first['block_size']} tokens" if "block_size" in first else "examples"
+    better = "more is better" if definition.metric == "accuracy" else "in nats per token, less is better"
+    lines = [
+        f"- **{metric}** ({better}): of the model after the last of {first['steps']:,} steps, mean ± standard "
+        f"deviation over the seeds. {first['train_samples']:,} {unit} to train and {samples:,} to measure, of "
+        f"`{first['dataset']}`."
+        + sampling_error(definition, arms, samples)
+        + (
+            ""
+            if "test_split" in first
+            else " The learning rate of every arm was chosen on the same examples from the first seed, which is in the "
+            "mean: all are a little optimistic."
+        ),
+        "- **better by**: the difference of the means ± its standard error, positive where the arm is better."
+        + (" Points of a percent." if definition.metric == "accuracy" else ""),
+    ]
+    if goals:
+        values = " and ".join(comparison.format_value(definition, goal) for goal in goals)
+        shares = " and ".join(f"{share:.0%}" for share in GOALS)
+        lines.append(
+            f"- **steps**: {values} are {shares} of the way from a guess to where the softmax arm's mean validation "
+            "curve ends; read off each seed's curve, between two evaluations on a straight line."
+        )
+    is_gpu = bool(first["hardware"]["gpus"])
+    memory = (
+        "of tensors on the GPU"
+        if is_gpu
+        else "of the whole process, in which other runs may have come before: a hundred MiB more or less mean nothing. "
+        "`scripts/benchmark.py` measures both alone"
+    )
+    lines.append(
+        f"- **seconds** of training with its evaluations, beside other runs on the same machine, and **peak memory** "
+        f"{memory}. {origin(first)}."
+    )
     return lines
+
+
+def repeat(known, task, record):
+    """The command that repeats a task."""
+    words = record["command"].split()
+    data = f" --data {task}={words[words.index('--dataset_dir') + 1]}" if "--dataset_dir" in words else ""
+    return f"python scripts/reproduce.py --preset {known.preset} --tasks {task}{data} --results_dir outputs/mine"
 
 
 def sampling_error(definition, arms, samples):
@@ -125,18 +178,7 @@ def sampling_error(definition, arms, samples):
         return ""
     accuracy = statistics.fmean(summary.mean for summary in arms.values())
     error = math.sqrt(accuracy * (1 - accuracy) / samples)
-    return f"An accuracy on so many has a standard error of {error:.1%} of its own, for all seeds alike. "
-
-
-def goals_text(definition, goals):
-    if not goals:
-        return ""
-    values = " and ".join(comparison.format_value(definition, goal) for goal in goals)
-    shares = " and ".join(f"{share:.0%}" for share in GOALS)
-    return (
-        f"{values} are {shares} of the way from a guess to the softmax arm's mean; the steps to them are read off the "
-        "validation curves, between two evaluations on a straight line. "
-    )
+    return f" An accuracy on so many has a standard error of {error:.1%} of its own, for all seeds alike."
 
 
 def sweep_rows(known, task):
@@ -195,7 +237,7 @@ def overview_lines(known):
     return [
         *table(header, rows),
         f"Mean and standard deviation over the seeds, {'; '.join(sizes)}. Each arm has the learning rate that suits it "
-        "best of the same few; accuracy: more is better, loss: less. "
+        "best, of the same three or four, chosen on the first seed; accuracy: more is better, loss: less. "
         "[results/README.md](results/README.md) has learning speed, parameters, time, memory, the choice of the rates "
         "and the commands.",
         "",
@@ -230,24 +272,26 @@ def plot_learning(known):
         if TASKS[task].metric == "loss":
             axis.set_yscale("log")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+        axis.legend(fontsize=7)
     return figure
 
 
 def plot_ablation(known):
-    """The metric of each arm with its seeds as dots, a panel for each task."""
+    """The metric of each arm, mean and standard deviation, with its seeds as black dots; a panel for each task."""
     figure, axes = panels(len(known.tasks), 4)
     for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
         names = list(arms)[::-1]
         for i, arm in enumerate(names):
             summary = arms[arm]
-            axis.barh(i, summary.mean, color=COLOURS[arm], alpha=0.6, xerr=summary.spread or 0, capsize=3)
+            axis.errorbar(
+                summary.mean, i, xerr=summary.spread or 0, fmt="o", color=COLOURS[arm], capsize=4, markersize=8
+            )
             axis.plot(summary.values, [i] * len(summary.values), "k.", markersize=4)
         axis.set_yticks(range(len(names)), names, fontsize=8)
-        values = [value for summary in arms.values() for value in summary.values]
-        margin = 0.15 * (max(values) - min(values)) or 0.01
-        axis.set_xlim(min(values) - margin, max(values) + margin)  # differences are small: bars do not start at 0
-        axis.set(title=TASKS[task].title, xlabel=TASKS[task].metric)
+        if "softmax" in arms:
+            axis.axvline(arms["softmax"].mean, color="black", linewidth=0.6, linestyle=":")
+        better = "more is better" if TASKS[task].metric == "accuracy" else "less is better"
+        axis.set(title=TASKS[task].title, xlabel=f"{TASKS[task].metric}: {better}", ylim=(-0.6, len(names) - 0.4))
         axis.grid(alpha=0.3, axis="x")
     return figure
 

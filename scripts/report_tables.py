@@ -5,7 +5,7 @@
 def table(header, rows):
     """A Markdown table as lines, an empty one at the end."""
     line = ("| " + "--- | " * len(header)).rstrip()
-    return [f"| {' | '.join(header)} |", line, *(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows), ""]
+    return [f"| {' | '.join(header)} |", line, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
 def origin(record):

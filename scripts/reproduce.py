@@ -10,8 +10,8 @@
 Every arm is trained with the same learning rates from the first seed, then with the best of them from the other seeds.
 Each run goes through the training script of its task and leaves its record under --results_dir. A finished cell is
 never trained again, and a killed one continues from its last checkpoint when the command is given again. To use several
-cores or GPUs, start the command several times: the processes share the cells between them. At the end it prints the
-table; `scripts/report.py` writes tables and figures.
+cores or GPUs, start the command several times, each with OMP_NUM_THREADS=1 or its CUDA_VISIBLE_DEVICES: the processes
+share the cells between them. At the end it prints the table; `scripts/report.py` writes tables and figures.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import contextlib
 import gc
 import importlib
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -51,10 +52,11 @@ def parse_arguments(arguments=None):
         help="local folders of files named by split, instead of the Hub",
     )
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="where records go")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/reproduce"), help="where models go")
+    parser.add_argument("--output_dir", type=Path, help="where models go; default: outputs/reproduce/NAME_OF_RESULTS")
     parser.add_argument("--list", action="store_true", help="train nothing; list what is done and what is missing")
     args = parser.parse_args(arguments)
     setting = PRESETS[args.preset]
+    args.output_dir = args.output_dir or ROOT / "outputs/reproduce" / args.results_dir.resolve().name
     args.tasks = args.tasks or list(setting)
     args.arms = args.arms or list(comparison.default_arms(args.preset))
     for task in args.tasks:
@@ -71,15 +73,19 @@ def parse_arguments(arguments=None):
 
 
 def data_arguments(task, folder=None):
-    """The arguments of a task's script that name its data: a local folder, the Hub, or what Python brings."""
+    """The arguments of a task's script that name its data: a local folder, the Hub, or what comes with Python."""
     if folder is not None:
-        has_test = any(Path(folder).glob("test.*"))
-        return ["--dataset_dir", folder, *(["--test_split", "test"] if has_test else [])]
+        has_test, has_validation = (any(Path(folder).glob(f"{split}.*")) for split in ("test", "validation"))
+        test = ["--test_split", "test"] if has_test else []
+        held_out = ["--validation_share", "0.1"] if not has_validation else []
+        return ["--dataset_dir", folder, *held_out, *test]
     if task == "docstrings":
-        folder = ROOT / "outputs/data/docstrings"
-        if not (folder / "validation.parquet").exists():
-            with command_line("scripts/docstrings_dataset.py", ["--output_dir", str(folder)]):
-                importlib.import_module("docstrings_dataset").main()
+        folder = Path("outputs/data/docstrings")
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not (folder / "validation.parquet").exists():
+                with command_line("scripts/docstrings_dataset.py", ["--output_dir", str(folder)]):
+                    importlib.import_module("docstrings_dataset").main()
         return ["--dataset_dir", str(folder)]
     return list(TASKS[task].hub)
 
@@ -96,21 +102,28 @@ def command_line(script, arguments):
 
 
 def train(cell, folder, data):
-    """Trains a cell in `folder`, or goes on with it, and returns its record."""
-    task = TASKS[cell.task]
-    script = importlib.import_module(task.script)
-    common.forget_peak_memory()
-    with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        try:
-            with command_line(f"scripts/{task.script}.py", [*data, *cell.arguments, "--output_dir", str(folder)]):
-                script.main()
-        except Exception:
-            traceback.print_exc()
-            raise
-        finally:
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+    """Trains a cell in `folder`, or goes on with it, and returns its record.
+
+    Raises:
+        ValueError: the folder holds a run with other arguments or data.
+    """
+    task, own = TASKS[cell.task], {"arguments": cell.arguments, "data": data}
+    mark = folder / "cell.json"
+    if mark.exists() and common.read_json(mark) != own:
+        raise ValueError(f"{folder} holds a run with other arguments or data, see {mark}; move the folder away")
+    common.write_json(mark, own)
+    if not (folder / "results.json").exists():
+        common.forget_peak_memory()
+        with (
+            open(folder / "log.txt", "a", encoding="utf-8") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+            command_line(f"scripts/{task.script}.py", [*data, *cell.arguments, "--output_dir", str(folder)]),
+        ):
+            try:
+                importlib.import_module(task.script).main()
+            except SystemExit as error:  # of the script's argument parser
+                raise RuntimeError(f"{task.script} ended with {error}") from error
     results = common.read_json(folder / "results.json")
     return {
         "task": cell.task,
@@ -133,47 +146,70 @@ def try_to_train(cell, args, records):
     """
     folder = args.output_dir / cell.name
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
-        with FileLock(folder / ".lock", blocking=False):
-            if records.get(cell) is None:
-                print(f"{cell}: training, log in {folder / 'log.txt'}", flush=True)
-                record = train(cell, folder, data_arguments(cell.task, args.data.get(cell.task)))
-                path = records.path(cell)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                common.write_json(path, record)
-                metric = TASKS[cell.task].metric
-                print(f"{cell}: {metric} {record['metrics'][metric]:.4f} in {record['seconds']:.0f} s", flush=True)
-            return True
+        lock.acquire(blocking=False)
     except Timeout:
         return False
+    try:
+        if records.get(cell) is None:
+            print(f"{cell}: training, log in {folder / 'log.txt'}", flush=True)
+            record = train(cell, folder, data_arguments(cell.task, args.data.get(cell.task)))
+            path = records.path(cell)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            common.write_json(path, record)
+            for checkpoint in folder.glob("checkpoint-*"):  # the model itself stays
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            metric = TASKS[cell.task].metric
+            print(f"{cell}: {metric} {record['metrics'][metric]:.4f} in {record['seconds']:.0f} s", flush=True)
+    finally:
+        lock.release()
+    return True
 
 
 def run(args, records):
-    """Trains what is missing. Returns the cells that failed, with their errors."""
+    """Trains what is missing. Returns the cells that failed, with their errors in words."""
     failed = {}
     while missing := [cell for cell in records.missing(args.tasks, args.arms, args.seeds) if cell not in failed]:
         for cell in missing:
             try:
-                if try_to_train(cell, args, records):
-                    total, done = records.count(args.tasks, args.arms, args.seeds)
-                    print(f"{done} of {total} cells", flush=True)
-                    break
+                is_done = try_to_train(cell, args, records)
             except Exception as error:
-                print(f"{cell}: failed, {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                failed[cell] = error
+                # in words alone: the error itself would keep the model in memory
+                failed[cell] = f"{type(error).__name__}: {error}"
+                trace = traceback.format_exc()
+                is_done = True
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if cell in failed:
+                print(f"{cell}: failed, {failed[cell]}", file=sys.stderr, flush=True)
+                with open(args.output_dir / cell.name / "log.txt", "a", encoding="utf-8") as log:
+                    log.write(trace)
+            if is_done:
+                total, done = records.count(args.tasks, args.arms, args.seeds)
+                print(f"{done} of {total} cells", flush=True)
                 break
         else:
             time.sleep(2)  # other processes train all that is left
     return failed
 
 
+def relative(path):
+    """A path relative to the project's folder, where it has one: records then read the same everywhere."""
+    path = Path(path).resolve()
+    return Path(os.path.relpath(path, ROOT)) if path.drive == ROOT.drive else path
+
+
 def main(arguments=None):
     args = parse_arguments(arguments)
-    # relative names in the records, whichever folder the command is given in
-    args.data = {task: os.path.relpath(folder, ROOT) for task, folder in args.data.items()}
-    args.results_dir, args.output_dir = (
-        Path(os.path.relpath(path, ROOT)) for path in (args.results_dir, args.output_dir)
-    )
+    if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.exit(
+            "one process trains on one GPU, so that batches are as large as the preset says; name it with "
+            "CUDA_VISIBLE_DEVICES=0, and start the command again with 1, 2 and so on: the processes share the cells"
+        )
+    args.data = {task: str(relative(folder)) for task, folder in args.data.items()}
+    args.results_dir, args.output_dir = relative(args.results_dir), relative(args.output_dir)
     os.chdir(ROOT)
     records = comparison.Records(args.results_dir, args.preset)
     if args.list:

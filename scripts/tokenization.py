@@ -31,6 +31,7 @@ def _wordpiece_vocabulary(texts, vocab_size):
         tokenizer.train_from_iterator(texts, trainer)
         return tokenizer.get_vocab()
 
+    texts = list(texts)
     characters = train(1, WORDPIECE_TOKENS)
     return train(vocab_size, WORDPIECE_TOKENS + sorted(token for token in characters if token.startswith("##")))
 

@@ -119,12 +119,14 @@ def augment(pixel_values, mirror):
     batch_size, channels, height, width = pixel_values.shape
     reach = [size // 8 for size in (height, width)]
     padded = torch.nn.functional.pad(pixel_values, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
+    # drawn on the CPU, whatever the device, so that a seed means the same everywhere
     rows, columns = (
         torch.randint(2 * r + 1, (batch_size, 1)) + torch.arange(size)
         for r, size in zip(reach, (height, width), strict=True)
     )
     if mirror:
         columns = torch.where(torch.rand(batch_size, 1) < 0.5, columns, columns.flip(1))
+    rows, columns = rows.to(pixel_values.device), columns.to(pixel_values.device)
     padded = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3]))
     return padded.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
 

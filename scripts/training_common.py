@@ -2,6 +2,8 @@
 """What the training scripts share: arguments, loading data, labels, metrics that need no network, running `Trainer`
 so that a killed run continues, and the records of a run."""
 
+import contextlib
+import functools
 import importlib.metadata
 import json
 import math
@@ -23,7 +25,7 @@ from datasets import ClassLabel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from astroformer_hf import AstroformerConfig
@@ -258,6 +260,12 @@ def load_examples(data_args, seed, columns, offline=None):
         train, validation = parts["train"], parts["test"]
     else:
         validation_name, validation = pick_split(splits, data_args.validation_split, fallbacks=("test",))
+    names = [train_name, validation_name, *([data_args.test_split] if data_args.test_split else [])]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"the splits to train on and to measure on must differ, got {', '.join(names)}; where the data have no "
+            "validation split, --validation_share holds out a part of train"
+        )
     for column in columns:
         if column not in train.column_names:
             raise ValueError(f"the data has no column {column!r}; it has {train.column_names}")
@@ -314,7 +322,7 @@ class Labels:
             flat = {value for row in values for value in row} if several else set(values)
             self.names = [str(value) for value in sorted(flat)]
             numbers = {name: i for i, name in enumerate(sorted(flat))}
-            self._number = lambda value: self._look_up(numbers, value)
+            self._number = functools.partial(self._look_up, numbers)
         else:
             raise ValueError(f"label column {column!r} has type {kind.dtype!r}; expected classes or numbers")
         if self.names is None:
@@ -448,8 +456,8 @@ def resume_from(training_args):
 class Stopwatch(TrainerCallback, ExportableState):
     """Counts the seconds of training, evaluations on the way included, over all the times that a run was resumed."""
 
-    def __init__(self):
-        self.before, self.began = 0.0, time.monotonic()
+    def __init__(self, resumes=False):
+        self.resumes, self.before, self.began = resumes, 0.0, time.monotonic()
 
     @property
     def seconds(self):
@@ -459,7 +467,7 @@ class Stopwatch(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"before": self.seconds}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        earlier = state.stateful_callbacks.get(type(self).__name__)  # in the checkpoint that the run goes on from
+        earlier = state.stateful_callbacks.get(type(self).__name__) if self.resumes else None
         self.before = earlier["attributes"]["before"] if earlier else 0.0
         self.began = time.monotonic()
 
@@ -479,13 +487,21 @@ def train(trainer, resume_from, results, record, test=None):
     Returns:
         The metrics on the validation split, by their plain names.
     """
-    args, stopwatch = trainer.args, Stopwatch()
+    args, stopwatch = trainer.args, Stopwatch(resumes=bool(resume_from))
     if resume_from:
         print(f"Continuing from {resume_from}")
     args.greater_is_better = args.metric_for_best_model.removeprefix("eval_") not in ("loss", "mse")
     trainer.add_callback(stopwatch)
-    trainer.train(resume_from_checkpoint=resume_from)
-    training_seconds = stopwatch.seconds
+    finished = finished_state(resume_from)
+    if finished is None:
+        trainer.train(resume_from_checkpoint=resume_from)
+        training_seconds = stopwatch.seconds
+    else:  # killed after its last step: `Trainer` would take one step more
+        best = finished.best_model_checkpoint if args.load_best_model_at_end else None
+        weights = type(trainer.model).from_pretrained(best or resume_from)
+        trainer.model.load_state_dict(weights.state_dict())
+        trainer.state = finished
+        training_seconds = finished.stateful_callbacks["Stopwatch"]["attributes"]["before"]
     curve = learning_curve(trainer.state.log_history)
     metrics = quality(trainer.evaluate())
     if test is not None:
@@ -534,11 +550,20 @@ def forget_peak_memory():
     """Lets `peak_memory_bytes` count anew, where the system can."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif PEAK_OF_PROCESS.exists():
+        return
+    with contextlib.suppress(OSError):  # not Linux, or not allowed
         Path("/proc/self/clear_refs").write_text("5")
 
 
 PEAK_OF_PROCESS = Path("/proc/self/status")
+
+
+def finished_state(checkpoint):
+    """The state of a run whose last step is in a checkpoint, None if there are steps left or there is no checkpoint."""
+    if not checkpoint:
+        return None
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    return state if state.global_step >= state.max_steps and "Stopwatch" in state.stateful_callbacks else None
 
 
 def peak_memory_bytes():
@@ -546,7 +571,7 @@ def peak_memory_bytes():
     system does not tell."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    if PEAK_OF_PROCESS.exists():
+    with contextlib.suppress(OSError, StopIteration):
         peak = next(line for line in PEAK_OF_PROCESS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) * 1024
     return None
@@ -565,12 +590,12 @@ def dataset_title(data_args, offline_name):
 
 
 def read_json(path):
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def write_json(path, content):
     """Writes JSON to a temporary name beside `path`, then renames it: the file is whole or absent."""
-    _write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+    _write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
 
 
 def _write_whole(path, write):

@@ -12,7 +12,8 @@ In --output_dir it leaves
                     for an image, over the image
     attention.png   the effective attention, token by token
     hebbian.png     H_neuron against H_astro
-    code.png        the astrocyte code R over the tokens, and the kernel r of the coupling that it is made with
+    code.png        the astrocyte code R over the tokens, and the kernel r of the coupling that it is made with (where
+                    the model has an astrocyte Hebbian term)
     index.html      the text coloured by C, and all the figures: one file, to be opened in a browser
 """
 
@@ -209,6 +210,9 @@ def plot_hebbian(records):
 def plot_code(records, names, grid=None):
     """The astrocyte code R of each layer (head 0), and the kernel r of its coupling."""
     figure, axes = grid_of_axes(len(records), 2, 6, 2.9)
+    middle_token = len(names) // 2
+    if grid is not None:  # of the grid; a class token may come before it
+        middle_token = len(names) - grid[0] * grid[1] + grid[0] // 2 * grid[1] + grid[1] // 2
     for layer, record in enumerate(records):
         left, right = axes[layer]
         code = record.astrocyte_code[0, 0].numpy()
@@ -217,7 +221,6 @@ def plot_code(records, names, grid=None):
         drawn = left.imshow(code.T, cmap="PuOr", vmin=middle - limit, vmax=middle + limit, aspect="auto")
         left.set(title=f"layer {layer}, head 0: astrocyte code R", ylabel="hidden neuron")
         figure.colorbar(drawn, ax=left)
-        middle_token = len(names) // 2
         kernel = record.coupling[0, middle_token]
         if grid is None:
             near = slice(max(0, middle_token - 12), middle_token + 13)
@@ -240,7 +243,7 @@ def plot_code(records, names, grid=None):
 STYLE = """
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-.text { line-height: 2.1; overflow-wrap: anywhere }
+.text { line-height: 2.1; overflow-wrap: anywhere; white-space: pre-wrap }
 .text span { padding: 0.15em 0.1em; border-radius: 3px }
 .scale { font-size: 0.85rem; color: #555 }
 .scale i { display: inline-block; width: 12em; height: 0.8em; vertical-align: middle; border-radius: 3px }
@@ -255,31 +258,35 @@ def colour(share):
     return f"rgb({red},{green},{blue})", "#fff" if dark else "#000"
 
 
-def coloured_text(names, response):
-    """The tokens as HTML, coloured by C, which a tooltip tells."""
+def coloured_text(names, texts, response):
+    """The tokens as HTML, coloured by C, which a tooltip tells with the token's name."""
     low, high = response.min().item(), response.max().item()
     spans = []
-    for name, value in zip(names, response.tolist(), strict=True):
+    for name, text, value in zip(names, texts, response.tolist(), strict=True):
         background, foreground = colour((value - low) / (high - low) if high > low else 0.5)
-        word = html.escape(name.removeprefix("##").replace("\n", "⏎"))
-        joint = "" if name.startswith("##") else " "
-        spans.append(
-            f'{joint}<span style="background:{background};color:{foreground}" title="C = {value:.4g}">{word}</span>'
-        )
-    ends = [colour(share)[0] for share in np.linspace(0, 1, 8)]
-    scale = (
-        f'<p class="scale">{low:.3g} <i style="background:linear-gradient(90deg,{",".join(ends)})"></i> {high:.3g}</p>'
-    )
+        word = html.escape(text.strip(" ").replace("\n", "⏎\n") or "␣")
+        joint = " " if text.startswith(" ") else ""
+        hint = html.escape(f"{name}: C = {value:.4g}", quote=True)
+        spans.append(f'{joint}<span style="background:{background};color:{foreground}" title="{hint}">{word}</span>')
+    ends = ",".join(colour(share)[0] for share in np.linspace(0, 1, 8))
+    scale = f'<p class="scale">{low:.3g} <i style="background:linear-gradient(90deg,{ends})"></i> {high:.3g}</p>'
     return f'<div class="text">{"".join(spans)}</div>{scale}'
 
 
-def page(title, answer, records, names, figures, is_image):
+def spell(tokenizer, input_ids):
+    """The text of each token, beginning with a space where a word begins."""
+    decoded = [tokenizer.decode(input_ids[: i + 1], clean_up_tokenization_spaces=False) for i in range(len(input_ids))]
+    ends = [0, *map(len, decoded)]
+    return [text[end:] for text, end in zip(decoded, ends, strict=False)]
+
+
+def page(title, answer, records, names, texts, figures):
     """The whole page as HTML that needs no other file."""
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(answer)}</p>" if answer else ""]
-    if not is_image:
+    if texts is not None:
         for layer, record in enumerate(records):
             parts.append(f"<h2>Layer {layer}: calcium response C, mean of the heads</h2>")
-            parts.append(coloured_text(names, record.calcium_response[0].mean(0)))
+            parts.append(coloured_text(names, texts, record.calcium_response[0].mean(0)))
     for name, (caption, png) in figures.items():
         data = base64.b64encode(png).decode()
         parts.append(f'<h2>{html.escape(caption)}</h2><img alt="{name}" src="data:image/png;base64,{data}">')
@@ -305,11 +312,14 @@ def write_whole(path, content):
 def answer_of(model, output):
     """What the model says, in words; nothing for a model that is not a classifier."""
     labels = model.config.id2label
-    if type(model).__name__.endswith("Classification") and model.config.problem_type != "regression":
-        shares = output.logits[0].softmax(-1)
-        best = shares.argmax().item()
-        return f"The model's answer: {labels[best]} ({shares[best]:.1%})"
-    return ""
+    if not type(model).__name__.endswith("Classification") or model.config.problem_type == "regression":
+        return ""
+    if model.config.problem_type == "multi_label_classification":
+        shares = output.logits[0].sigmoid()
+        return "The model's answer: " + ", ".join(f"{labels[i]} ({share:.1%})" for i, share in enumerate(shares))
+    shares = output.logits[0].softmax(-1)
+    best = shares.argmax().item()
+    return f"The model's answer: {labels[best]} ({shares[best]:.1%})"
 
 
 def main(arguments=None):
@@ -328,9 +338,10 @@ def main(arguments=None):
         inputs = processor(example, truncation=True, max_length=longest, return_tensors="pt")
     output, records = look_inside(model, **inputs)
     length = records[0].padding_mask.shape[1]
-    names = [str(i) for i in range(length)]
+    names, texts = [str(i) for i in range(length)], None
     if not is_image:
         names = processor.convert_ids_to_tokens(inputs["input_ids"][0])
+        texts = spell(processor, inputs["input_ids"][0])
 
     plots = {
         "calcium": ("Calcium response C", plot_calcium(records, names, image, grid)),
@@ -345,7 +356,7 @@ def main(arguments=None):
         write_whole(args.output_dir / f"{name}.png", png)
     answer = answer_of(model, output)
     title = f"Inside {Path(args.model).name}"
-    content = page(title, answer, records, names, figures, is_image)
+    content = page(title, answer, records, names, texts, figures)
     write_whole(args.output_dir / "index.html", content.encode())
     if answer:
         print(answer)

@@ -9,7 +9,7 @@ import torch
 import visualize
 from conftest import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
 from PIL import Image
-from tokenization import train_wordpiece_tokenizer
+from tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from astroformer_hf import (
@@ -33,7 +33,7 @@ def run(name, variant):
         inputs = {"input_ids": torch.randint(1, 50, PADDED.shape), "attention_mask": PADDED}
     heard = []
     for layer in model.base_model.layers:
-        layer.attention.register_forward_pre_hook(lambda module, args: heard.append((module, args[0])))
+        layer.attention.register_forward_hook(lambda module, args, output: heard.append((module, args[0], output[0])))
     expected = model(**inputs)
     output, records = look_inside(model, **inputs)
     assert torch.equal(output[0], expected[0])
@@ -47,19 +47,20 @@ def test_records_are_what_the_layers_computed(name, variant):
     causal = name == "AstroformerForCausalLM"
     mask = inputs.get("attention_mask")
     mask = None if mask is None else mask.bool()
-    for record, (layer, hidden_states) in zip(records, heard, strict=True):
+    for record, (layer, hidden_states, output) in zip(records, heard, strict=True):
         query, key, value = (
             projection(hidden_states).unflatten(-1, (4, -1)).transpose(1, 2)
             for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
         )
         options = {**layer.operation, "random_projection": layer.random_projection, "causal": causal}
-        answer, state = neuron_astrocyte_attention(
+        _, state = neuron_astrocyte_attention(
             query, key, value, record.astrocyte_code, mask, **options, output_final_state=True
         )
         hebbian = (record.hebbian_neuron + record.hebbian_astro) * layer.num_hidden_neurons
         torch.testing.assert_close(hebbian, state.hebbian, rtol=1e-4, atol=1e-4)
         silenced = value if mask is None else value.masked_fill(~mask[:, None, :, None], 0)
-        torch.testing.assert_close(record.attention @ silenced, answer, rtol=1e-4, atol=1e-5)
+        mixed = layer.o_proj((record.attention @ silenced).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(mixed[record.padding_mask], output[record.padding_mask], rtol=1e-4, atol=1e-4)
         response, feedback = record.calcium_response, record.feedback
         real = record.padding_mask[:, None].expand_as(response)
         assert (response[~real] == 0).all() and (feedback[~real] == 0).all()
@@ -76,7 +77,7 @@ def test_records_are_what_the_layers_computed(name, variant):
 
 def test_calcium_response_follows_its_equation():
     _, inputs, records, heard = run("AstroformerModel", {"use_astrocyte_hebbian": False, "presynaptic_alpha": 0.5})
-    layer, hidden_states = heard[0]
+    layer, hidden_states, _ = heard[0]
     query, key = (p(hidden_states).unflatten(-1, (4, -1)).transpose(1, 2) for p in (layer.q_proj, layer.k_proj))
     activity = [torch.nn.functional.elu(x) + 1 for x in (query, key)]
     for example, tokens in ((0, range(7)), (1, range(2, 6))):
@@ -153,7 +154,7 @@ def test_script_shows_a_text(text_model, tmp_path):
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     assert "The model's answer: " in result.stdout
     page = check_figures(tmp_path / "look")
-    assert page.count("Layer ") == 2 and page.count('title="C = ') >= 10 and "&lt;" in page and "<film" not in page
+    assert page.count("Layer ") == 2 and page.count(": C = ") >= 10 and "&lt;" in page and "<film" not in page
 
 
 def test_script_shows_an_image_and_an_example_of_a_data_set(image_model, text_model, tmp_path):
@@ -178,7 +179,16 @@ def test_script_names_what_does_not_fit(image_model):
 
 
 def test_colours_run_from_the_lowest_to_the_highest_response():
-    text = visualize.coloured_text(["low", "##er", "high"], torch.tensor([1.0, 2.0, 3.0]))
+    text = visualize.coloured_text(["low", "##er", "high"], [" low", "er", " high"], torch.tensor([1.0, 2.0, 3.0]))
     lowest, highest = visualize.colour(0.0)[0], visualize.colour(1.0)[0]
-    assert text.index(lowest) < text.index("low") < text.index(">er<") < text.index(highest) < text.index(">high<")
-    assert 'title="C = 2"' in text and " <span" not in text[text.index("low") : text.index(">er<")]
+    assert text.index(lowest) < text.index(">low<") < text.index(">er<") < text.index(highest) < text.index(">high<")
+    assert 'title="##er: C = 2"' in text and "</span><span" in text and "</span> <span" in text
+
+
+def test_tokens_are_spelt_as_the_text_is():
+    words = train_wordpiece_tokenizer(["lower lowest lovely films"] * 5, 60, 16)
+    ids = words("lower films").input_ids
+    spelt = visualize.spell(words, ids)
+    assert len(spelt) == len(ids) and "".join(spelt) == words.decode(ids) == "[CLS] lower films [SEP]"
+    characters = train_character_tokenizer(["a b"], 8)
+    assert visualize.spell(characters, characters("ab a").input_ids) == ["a", "b", " ", "a"]
