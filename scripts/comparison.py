@@ -218,7 +218,7 @@ PRESETS = {
         ),
     },
 }
-SMOKE_ARMS = ("softmax", "linear", "full", "hebbian_learned", "full_without_feedback")
+SMOKE_ARMS = ("softmax", "linear", "full")
 
 
 def default_arms(preset):

@@ -269,8 +269,6 @@ def plot_learning(known):
         for goal in known.goals(task):
             axis.axhline(goal, color="black", linewidth=0.6, linestyle=":")
         axis.set(title=TASKS[task].title, xlabel="step", ylabel=f"validation {TASKS[task].metric}")
-        if TASKS[task].metric == "loss":
-            axis.set_yscale("log")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return figure
