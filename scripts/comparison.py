@@ -355,7 +355,7 @@ class Summary:
 
     def __init__(self, task, records):
         self.task, self.records = task, records
-        same = ("dataset", "split", "test_split", "train_samples", "eval_samples", "steps")
+        same = ("dataset", "split", "test_split", "steps")
         for name in same:
             values = {record.get(name) for record in records}
             if len(values) > 1:

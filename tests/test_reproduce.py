@@ -178,6 +178,34 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, environment):
     assert "2 cells failed" in output and len(records_in(tmp_path)) == 3
 
 
+def test_a_local_folder_with_a_test_split(tmp_path, environment):
+    folder = tmp_path / "novel"
+    folder.mkdir()
+    for split, lines in (("train", 600), ("validation", 100), ("test", 150)):
+        words = (f"the {('calm', 'grey')[i % 2]} sea carries the {('ship', 'boat')[i % 3 % 2]}" for i in range(lines))
+        (folder / f"{split}.txt").write_text("\n".join(words))
+    more = (
+        "--preset",
+        "cpu",
+        "--tasks",
+        "wikitext2",
+        "--arms",
+        "full",
+        "--seeds",
+        "42",
+        "--data",
+        f"wikitext2={folder}",
+    )
+    output, _ = (process := start(tmp_path, environment, *more)).communicate()
+    assert process.returncode == 0, output
+    records = records_in(tmp_path)
+    assert len(records) == len(PRESETS["cpu"]["wikitext2"].rates)
+    best = min(records.values(), key=lambda record: record["metrics"]["loss"])
+    assert best["test_split"] == "test" and best["test_samples"] > best["eval_samples"]
+    assert best["test_metrics"]["perplexity"] == pytest.approx(2.718281828 ** best["test_metrics"]["loss"])
+    assert f"loss {best['test_metrics']['loss']:.3f}" in output  # the rate by validation, the table by test
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
