@@ -26,7 +26,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy, SchedulerType, get_last_checkpoint
 
 from astroformer_hf import AstroformerConfig
 
@@ -490,11 +490,18 @@ def train(trainer, resume_from, results, record, test=None):
     args, stopwatch = trainer.args, Stopwatch(resumes=bool(resume_from))
     if resume_from:
         print(f"Continuing from {resume_from}")
-    args.greater_is_better = args.metric_for_best_model.removeprefix("eval_") not in ("loss", "mse")
+    best_by = args.metric_for_best_model
+    args.greater_is_better = best_by.removeprefix("eval_") not in ("loss", "mse")
     trainer.add_callback(stopwatch)
     finished = finished_state(resume_from)
     if finished is None:
+        needs_best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
+        if not needs_best and args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:
+            args.metric_for_best_model = (
+                None  # or the best checkpoint is kept, at --save_total_limit 1 instead of the last
+            )
         trainer.train(resume_from_checkpoint=resume_from)
+        args.metric_for_best_model = best_by
         training_seconds = stopwatch.seconds
     else:  # killed after its last step: `Trainer` would take one step more
         best = finished.best_model_checkpoint if args.load_best_model_at_end else None
@@ -638,7 +645,7 @@ def command():
 
 def quality(metrics, prefix="eval_"):
     """The metrics of an evaluation by `Trainer` under their plain names, without its timings."""
-    timings = ("runtime", "per_second", "epoch")
+    timings = ("runtime", "per_second", "preparation_time", "epoch")
     return {name.removeprefix(prefix): value for name, value in metrics.items() if not name.endswith(timings)}
 
 
