@@ -81,13 +81,13 @@ NO_HEBBIAN = "--use_astrocyte_hebbian false"
 ARMS = {
     "softmax": _arm("softmax attention", "--attention_type softmax"),
     "linear": _arm("linear attention: no astrocyte, α = 1", "--attention_type linear"),
-    "full": _arm("full: all effects", "FULL"),
+    "full": _arm("all three effects", "FULL"),
     "hebbian_activity": _arm("linear + astrocyte Hebbian, code activity", f"ACTIVITY {NO_ALPHA}"),
     "presynaptic_0.75": _arm("linear + presynaptic α = 0.75", f"{NO_HEBBIAN} --presynaptic_alpha 0.75"),
     "hebbian_learned": _arm(
         "linear + astrocyte Hebbian, code learned", f"--astrocyte_code learned POSITIONAL {NO_ALPHA}"
     ),
-    "full_without_feedback": _arm("full without feedback", "FULL --use_calcium_feedback false"),
+    "full_without_feedback": _arm("all three effects, without feedback", "FULL --use_calcium_feedback false"),
     "hebbian_sinusoidal": _arm(
         "linear + astrocyte Hebbian, code sinusoidal", f"--astrocyte_code sinusoidal POSITIONAL {NO_ALPHA}"
     ),

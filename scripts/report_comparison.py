@@ -55,7 +55,7 @@ def what_it_is(arm, record):
     """An arm in words, for the full one with its code and alpha."""
     if not arm.startswith("full"):
         return ARMS[arm].title
-    return f"{ARMS[arm].title}; code {option(record, '--astrocyte_code')}, α = {option(record, '--presynaptic_alpha')}"
+    return f"{ARMS[arm].title}: code {option(record, '--astrocyte_code')}, α = {option(record, '--presynaptic_alpha')}"
 
 
 def steps_cell(steps):

@@ -424,7 +424,7 @@ def test_cards_can_be_read_by_the_hub(made_up):
     card = ModelCard(cards[ROOT / "model_cards/astroformer-smoke-digits-full.md"])
     check_card(card)
     assert card.data.eval_results[0].metric_value == 0.9
-    assert "| **full: all effects** | 91.0% ± 1.4 |" in card.content
+    assert "| **all three effects** | 91.0% ± 1.4 |" in card.content
 
 
 def check_card(card):
