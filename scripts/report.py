@@ -36,8 +36,8 @@ the effects are, `scripts/comparison.py` what arms and presets are made of. Each
 run. This text and the figures are written from them by `python scripts/report.py`.
 
 Data in `outputs/data/NAME` are local folders with a file for each split. Those of IMDB and CIFAR-10 are the official
-training halves, split anew: 20,000 and 5,000 reviews; 45,000 and 5,000 images, stored as JPEG of quality 75. The official
-test halves were not touched. Of Shakespeare the first 90 % are for training, the last 10 % for validation.
+training halves, split anew: 20,000 and 5,000 reviews; 45,000 and 5,000 images, stored as JPEG of quality 75. The
+official test halves were not touched. Of Shakespeare the first 90 % are for training, the last 10 % for validation.
 """
 
 
