@@ -36,13 +36,18 @@ from comparison import ARMS, PRESETS, ROOT, TASKS
 
 
 def parse_arguments(arguments=None):
+    usage, details = __doc__.split("\n\n", 1)
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=usage, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="how large")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, metavar="TASK", help="default: all of the preset")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="default: all of the preset")
-    parser.add_argument("--seeds", nargs="+", type=int, help="of the final runs; default: those of the preset")
+    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="how large (default: cpu)")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"of {', '.join(TASKS)} (default: all of the preset)"
+    )
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"of {', '.join(ARMS)} (default: all of the preset)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the final runs (default: those of the preset)")
     parser.add_argument(
         "--data",
         nargs="+",
@@ -51,8 +56,10 @@ def parse_arguments(arguments=None):
         metavar="TASK=FOLDER",
         help="local folders of files named by split, instead of the Hub",
     )
-    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="where records go")
-    parser.add_argument("--output_dir", type=Path, help="where models go; default: outputs/reproduce/NAME_OF_RESULTS")
+    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="where records go (default: results)")
+    parser.add_argument(
+        "--output_dir", type=Path, help="where models go (default: outputs/reproduce/ and the name of --results_dir)"
+    )
     parser.add_argument("--list", action="store_true", help="train nothing; list what is done and what is missing")
     args = parser.parse_args(arguments)
     setting = PRESETS[args.preset]
