@@ -32,12 +32,10 @@ def test_readme_agrees_with_the_records():
 
 
 def test_files_that_the_readme_names_exist():
-    named = re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
-        r"(?:bash|python) (scripts/\S+?)`?(?:\s|$)", README
-    )
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"(?:bash|python) (scripts/\w+\.\w+)", README)
     assert len(named) > 5
     for path in named:
-        assert (ROOT / path.rstrip("`.")).exists(), path
+        assert (ROOT / path).exists(), path
 
 
 SCRIPTS = [path.stem for path in (ROOT / "scripts").glob("*.py") if "def main" in path.read_text()]
