@@ -75,14 +75,16 @@ def test_records_are_what_the_layers_computed(name, variant):
         assert bool(record.hebbian_astro.any()) == has_astrocyte == (record.coupling is not None)
 
 
-def test_calcium_response_follows_its_equation():
-    _, inputs, records, heard = run("AstroformerModel", {"use_astrocyte_hebbian": False, "presynaptic_alpha": 0.5})
+@pytest.mark.parametrize("name", ["AstroformerModel", "AstroformerForCausalLM"])
+def test_calcium_response_follows_its_equation(name):
+    _, inputs, records, heard = run(name, {"use_astrocyte_hebbian": False, "presynaptic_alpha": 0.5})
     layer, hidden_states, _ = heard[0]
     query, key = (p(hidden_states).unflatten(-1, (4, -1)).transpose(1, 2) for p in (layer.q_proj, layer.k_proj))
     activity = [torch.nn.functional.elu(x) + 1 for x in (query, key)]
     for example, tokens in ((0, range(7)), (1, range(2, 6))):
-        calcium = sum(activity[1][example, :, t] for t in tokens)  # (H, m)
         for t in tokens:
+            heard_by_then = [s for s in tokens if s <= t or name == "AstroformerModel"]
+            calcium = sum(activity[1][example, :, s] for s in heard_by_then)  # (H, m)
             response = (activity[0][example, :, t] * calcium**0.5).sum(-1)
             torch.testing.assert_close(records[0].calcium_response[example, :, t], response, rtol=1e-4, atol=1e-5)
 
@@ -92,6 +94,9 @@ def test_coupling_falls_with_the_distance_between_tokens_or_patches():
     coupling = records[0].coupling[0]
     distance = (torch.arange(7.0)[:, None] - torch.arange(7.0)).abs()
     torch.testing.assert_close(coupling, torch.exp(-0.7 * distance))
+    padded = PADDED[1] == 0
+    assert (records[0].coupling[1, padded] == 0).all() and (records[0].coupling[1, :, padded] == 0).all()
+    assert (records[0].coupling[1][~padded][:, ~padded] > 0).all()
     _, _, records, _ = run("AstroformerForCausalLM", {"astrocyte_scale": 0.7})
     torch.testing.assert_close(records[0].coupling[0], torch.exp(-0.7 * distance).tril())
     _, _, records, _ = run("AstroformerForImageClassification", {"astrocyte_scale": 0.7})

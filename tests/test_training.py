@@ -18,7 +18,7 @@ import training_common
 from conftest import ROOT, tiny_config
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tokenization import train_character_tokenizer
+from tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from astroformer_hf import AstroformerForSequenceClassification
@@ -322,3 +322,10 @@ def test_texts_are_joined_and_cut_into_blocks():
     assert [tokenizer.decode(block) for block in blocks] == ["abc[EOS]", "def[EOS]"]
     with pytest.raises(ValueError, match="11 tokens do not fill a block; choose a --block_size below 64"):
         train_language_model.in_blocks(data, tokenizer, "text", 64, "")
+
+
+def test_the_same_texts_give_the_same_vocabulary():
+    words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnprst"]  # many ties between merges
+    vocabularies = [train_wordpiece_tokenizer(words * 2, 60, 16).get_vocab() for _ in range(6)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+    assert train_wordpiece_tokenizer(iter(words * 2), 60, 16).get_vocab() == vocabularies[0]  # read once
