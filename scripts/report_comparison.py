@@ -300,32 +300,28 @@ def alpha_of(summary):
     return 1.0 if record["attention_type"] == "linear" else float(option(record, "--presynaptic_alpha"))
 
 
+def draw_against_alpha(axis, summaries, style, label):
+    summaries = sorted(summaries, key=alpha_of)
+    axis.errorbar(
+        [alpha_of(summary) for summary in summaries],
+        [summary.mean for summary in summaries],
+        [summary.spread or 0 for summary in summaries],
+        fmt=style,
+        capsize=3,
+        label=label,
+    )
+
+
 def plot_alpha(known):
     """Linear attention with presynaptic plasticity, against alpha, a panel for each task."""
     figure, axes = panels(len(known.tasks))
     for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
         without = [arm for arm in arms if arm == "linear" or arm.startswith("presynaptic_")]
-        points = sorted(((alpha_of(arms[arm]), arms[arm]) for arm in without), key=lambda point: point[0])
-        axis.errorbar(
-            [alpha for alpha, _ in points],
-            [summary.mean for _, summary in points],
-            [summary.spread or 0 for _, summary in points],
-            fmt="o-",
-            capsize=3,
-            label="without an astrocyte Hebbian term",
-        )
+        draw_against_alpha(axis, [arms[arm] for arm in without], "o-", "without an astrocyte Hebbian term")
         if "full" in arms:  # with its code, and the same code at alpha = 1
             code = option(arms["full"].records[0], "--astrocyte_code")
             pair = [arm for arm in ("full", f"hebbian_{code}") if arm in arms]
-            points = sorted(((alpha_of(arms[arm]), arms[arm]) for arm in pair), key=lambda point: point[0])
-            axis.errorbar(
-                [alpha for alpha, _ in points],
-                [summary.mean for _, summary in points],
-                [summary.spread or 0 for _, summary in points],
-                fmt="s--",
-                capsize=3,
-                label=f"with it, code {code}",
-            )
+            draw_against_alpha(axis, [arms[arm] for arm in pair], "s--", f"with it, code {code}")
         if "softmax" in arms:
             axis.axhline(arms["softmax"].mean, color="black", linewidth=0.8, linestyle="--", label="softmax")
         axis.set(title=TASKS[task].title, xlabel="α (1: no presynaptic plasticity)", ylabel=TASKS[task].metric)

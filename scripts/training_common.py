@@ -602,10 +602,11 @@ def read_json(path):
 
 def write_json(path, content):
     """Writes JSON to a temporary name beside `path`, then renames it: the file is whole or absent."""
-    _write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
 
 
-def _write_whole(path, write):
+def write_whole(path, write):
+    """Lets `write` write to a temporary name beside `path`, then renames it: the file is whole or absent."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     write(temporary)
@@ -670,7 +671,7 @@ def plot_learning_curve(curve, metric, path, title):
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.suptitle(title)
-    _write_whole(path, lambda temporary: figure.savefig(temporary, dpi=120))
+    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=120))
     plt.close(figure)
 
 
@@ -709,7 +710,7 @@ def write_model_card(path, template, results, metrics, **texts):
         card_data=card_data.to_yaml(), model_name=model_name, results=results, **texts
     )
     card = ModelCard(content)
-    _write_whole(path, card.save)
+    write_whole(path, card.save)
 
 
 def classification_record(labels, training_args, unit):

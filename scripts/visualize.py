@@ -21,7 +21,6 @@ import argparse
 import base64
 import html
 import io
-import os
 import sys
 from pathlib import Path
 
@@ -303,12 +302,6 @@ def as_png(figure):
     return buffer.getvalue()
 
 
-def write_whole(path, content):
-    temporary = path.with_suffix(f".tmp{path.suffix}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def answer_of(model, output):
     """What the model says, in words; nothing for a model that is not a classifier."""
     labels = model.config.id2label
@@ -353,11 +346,11 @@ def main(arguments=None):
     figures = {name: (caption, as_png(figure)) for name, (caption, figure) in plots.items()}
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, (_, png) in figures.items():
-        write_whole(args.output_dir / f"{name}.png", png)
+        common.write_whole(args.output_dir / f"{name}.png", lambda path, png=png: path.write_bytes(png))
     answer = answer_of(model, output)
     title = f"Inside {Path(args.model).name}"
     content = page(title, answer, records, names, texts, figures)
-    write_whole(args.output_dir / "index.html", content.encode())
+    common.write_whole(args.output_dir / "index.html", lambda path: path.write_text(content, encoding="utf-8"))
     if answer:
         print(answer)
     print(f"{', '.join(f'{name}.png' for name in figures)} and index.html are in {args.output_dir}")
