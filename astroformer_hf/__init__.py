@@ -4,6 +4,10 @@
 Importing the package registers its classes with the Auto classes of `transformers`.
 """
 
+from .version import __version__  # first: it checks the releases of what the others import
+
+
+# isort: split
 import transformers
 
 from .attention_backends import attention_backend
@@ -32,7 +36,6 @@ from .neuron_astrocyte_attention import (
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
 )
-from .version import __version__
 
 
 def _register():

@@ -1,12 +1,21 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the Astroformer models: what all share, and the text models'."""
 
+from .version import __version__  # first: it checks the releases of what is imported here
+
+
+# isort: split
 import difflib
+import math
 
 from huggingface_hub.dataclasses import strict
+from packaging.version import InvalidVersion, Version
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 CHOICES = {
     "attention_type": ("neuron_astrocyte", "linear", "softmax"),
@@ -31,7 +40,22 @@ POSITIVE = (
     "initializer_range",
     "layer_norm_eps",
 )
+# The most that is believed: a larger value is damage or an attack, and building the model would take all memory.
+LARGEST = {
+    "vocab_size": 10**8,
+    "hidden_size": 10**6,
+    "num_hidden_layers": 2000,
+    "num_attention_heads": 10**5,
+    "intermediate_size": 10**7,
+    "max_position_embeddings": 10**9,
+    "type_vocab_size": 10**6,
+    "num_hidden_neurons": 10**5,
+    "num_random_features": 10**6,
+    "num_channels": 10**5,
+    "num_labels": 10**6,
+}
 PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+DTYPES = ("float64", "float32", "float16", "bfloat16", "auto")
 
 # Keywords that the library itself may hand to a configuration, beside its fields.
 LIBRARY_KEYWORDS = {
@@ -82,13 +106,17 @@ class AstroformerBaseConfig(PreTrainedConfig):
     astrocyte_resting_activity: float | int = 0.05
     calcium_normalization: str = "mean"
 
+    astroformer_version: str | None = __version__
+
     def __post_init__(self, **kwargs):
         self._reject_misspelt(kwargs)
+        self._check_what_comes_with_a_file(kwargs)
         self.validate_architecture()
         if self.num_hidden_neurons is None:
             self.num_hidden_neurons = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
         self.auto_map = dict(self.auto_map_of_class)
+        self.astroformer_version = __version__  # of what saves it next
 
     def validate_architecture(self):
         """Checks every field and the fields against each other; the library calls it again before saving."""
@@ -97,8 +125,10 @@ class AstroformerBaseConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
         for name in POSITIVE:
             value = getattr(self, name, None)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value!r}")
+            if value is not None and value > LARGEST.get(name, math.inf):
+                raise ValueError(f"{name} must be at most {LARGEST[name]:,}, got {value:,}")
         for name in PROBABILITIES:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -111,6 +141,36 @@ class AstroformerBaseConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads, got hidden_size {self.hidden_size} and "
                 f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    def _check_what_comes_with_a_file(self, keywords):
+        """Checks what a file may say beside the fields, before the library acts on it."""
+        num_labels = keywords.get("num_labels")
+        if num_labels is not None and not (isinstance(num_labels, int) and 0 < num_labels <= LARGEST["num_labels"]):
+            raise ValueError(f"num_labels must be a number from 1 to {LARGEST['num_labels']:,}, got {num_labels!r}")
+        dtype = keywords.get("torch_dtype", self.dtype)
+        if isinstance(dtype, str) and dtype.removeprefix("torch.") not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+        for name in ("attn_implementation", "_attn_implementation"):
+            if "/" in str(keywords.get(name)):  # the library would fetch and run a kernel from there
+                raise ValueError(f"{name} must not name a repository, got {keywords[name]!r}")
+        auto_map = keywords.get("auto_map") or {}
+        for auto_name, reference in auto_map.items() if isinstance(auto_map, dict) else [(None, auto_map)]:
+            # the library puts "user/name--" before the module when it loads from the Hub
+            module_and_class = str(reference).rpartition("--")[2].split(".")
+            if len(module_and_class) != 2 or not all(part.isidentifier() for part in module_and_class):
+                raise ValueError(
+                    f"auto_map must name classes as 'module.Class' of files beside it, got {auto_name!r}: {reference!r}"
+                )
+        try:
+            is_newer = Version(self.astroformer_version or __version__) > Version(__version__)
+        except InvalidVersion:
+            raise ValueError(f"astroformer_version must be a version, got {self.astroformer_version!r}") from None
+        if is_newer:
+            logger.warning_once(
+                f"This checkpoint was saved by Astroformer {self.astroformer_version}; {__version__} is older and may "
+                "not know all that it says. Update astroformer-hf, or load with trust_remote_code=True the code that "
+                "came with it."
             )
 
     @classmethod
@@ -175,6 +235,7 @@ class AstroformerConfig(AstroformerBaseConfig):
         calcium_normalization (`str`, defaults to `"mean"`): whether calcium and Hebbian weights are read as a mean over
             the tokens, a concentration, or literally as their "sum". With "sum" the attention's output grows with the
             number of tokens n as n^(1 - alpha), and as n without feedback.
+        astroformer_version (`str`): the release that saved a checkpoint; a newer one than this gives a warning.
 
     Raises:
         ValueError: a value out of range, or a keyword that looks like a misspelt field.

@@ -6,6 +6,9 @@ from huggingface_hub.dataclasses import strict
 from .configuration_astroformer import AstroformerBaseConfig
 
 
+MOST_PIXELS = 10**5  # in height or width
+
+
 @strict
 class AstroformerVisionConfig(AstroformerBaseConfig):
     r"""Configuration of an Astroformer image model. Names are ViT's where ViT has one.
@@ -64,8 +67,8 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
         super().validate_architecture()
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
-            if len(pair(value)) != 2 or min(pair(value)) <= 0:
-                raise ValueError(f"{name} must be a positive number of pixels or two of them, got {value!r}")
+            if len(pair(value)) != 2 or not 0 < min(pair(value)) <= max(pair(value)) <= MOST_PIXELS:
+                raise ValueError(f"{name} must be one or two numbers from 1 to {MOST_PIXELS:,} pixels, got {value!r}")
         if any(size % patch for size, patch in zip(pair(self.image_size), pair(self.patch_size), strict=True)):
             raise ValueError(
                 f"image_size must be a multiple of patch_size, got image_size {self.image_size!r} and patch_size "

@@ -6,8 +6,10 @@ Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head 
 """
 
 import copy
+import os
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -260,6 +262,17 @@ class AstroformerLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
 
+def memory_of_machine(with_gpus=False):
+    """Bytes of main memory, infinitely many where the system does not tell; with that of the GPUs, if asked."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        return float("inf")
+    if with_gpus:
+        memory += sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    return memory
+
+
 class AstroformerPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and saving that all Astroformer text models share."""
 
@@ -270,6 +283,37 @@ class AstroformerPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["AstroformerEmbeddings", "AstroformerLayer"]
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": AstroformerLayer, "attentions": AstroformerAttention}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a checkpoint as every library model does, from safetensors only: no pickle is ever read.
+
+        Raises:
+            ValueError: `use_safetensors` is not True, or the model that the configuration describes is larger than the
+                machine's memory.
+            OSError: there are no weights in safetensors, or their file is damaged.
+            RuntimeError: the weights have other shapes than the configuration says.
+        """
+        if kwargs.get("use_safetensors") not in (None, True):
+            raise ValueError(f"use_safetensors must be True, got {kwargs['use_safetensors']!r}: a pickle can run code")
+        kwargs["use_safetensors"] = True
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {str(pretrained_model_name_or_path)!r} are damaged or not in the safetensors format "
+                f"({error}). Fetch them again, with force_download=True if they come from the Hub."
+            ) from error
+
+    def post_init(self):
+        super().post_init()
+        if self.device.type == "meta":  # as in loading: what the checkpoint lacks is about to take memory
+            needed = sum(parameter.nbytes for parameter in self.parameters())
+            if needed > memory_of_machine() and needed > memory_of_machine(with_gpus=True):
+                raise ValueError(
+                    f"The configuration describes a model of {self.num_parameters():,} parameters, "
+                    f"{needed / 2**30:,.0f} GiB, and this machine has {memory_of_machine() / 2**30:,.0f} GiB of memory"
+                )
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -1,4 +1,40 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""The release, apart, so that building a package needs to import nothing else."""
+"""The release, and the releases of other packages that it works with.
 
-__version__ = "0.1.0"
+Importing this module checks them. The configuration imports it before anything of those packages, so that code which
+came with a checkpoint fails with a clear message on a machine that it was not made for.
+"""
+
+import importlib.metadata
+
+from packaging.specifiers import SpecifierSet
+
+
+__version__ = "0.2.0"
+
+# What pyproject.toml declares; pip does not see it where the code comes with a checkpoint.
+REQUIREMENTS = {
+    "huggingface-hub": ">=1.31,<3",
+    "safetensors": ">=0.8",
+    "torch": ">=2.6",
+    "transformers": ">=5.20,<6",
+}
+
+
+def check_requirements(requirements=REQUIREMENTS):
+    """Raises ImportError, with what to install, unless each package is there in a release within its range."""
+    misfits = []
+    for package, specifier in requirements.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found = None
+        if found is None or not SpecifierSet(specifier).contains(found, prereleases=True):
+            misfits.append((package + specifier, "is not installed" if found is None else f"has version {found}"))
+    if misfits:
+        wanted = ", ".join(f"{requirement} (here it {state})" for requirement, state in misfits)
+        command = "pip install " + " ".join(f"'{requirement}'" for requirement, _ in misfits)
+        raise ImportError(f"Astroformer {__version__} needs {wanted}; install it with\n    {command}")
+
+
+check_requirements()

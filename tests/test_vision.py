@@ -77,8 +77,8 @@ def test_compiles_to_one_graph(name):
     "changes, message",
     [
         ({"image_size": 18}, "image_size must be a multiple of patch_size, got image_size 18 and patch_size 4"),
-        ({"patch_size": 0}, "patch_size must be a positive number .* got 0"),
-        ({"image_size": [16, 16, 16]}, "image_size must be a positive number of pixels or two"),
+        ({"patch_size": 0}, "patch_size must be one or two numbers .* got 0"),
+        ({"image_size": [16, 16, 16]}, "image_size must be one or two numbers from 1 to 100,000 pixels"),
         ({"num_channels": 0}, "num_channels must be positive, got 0"),
         ({"is_decoder": True}, "is_decoder must be False"),
         ({"image_sise": 16}, "did you mean 'image_size'"),
