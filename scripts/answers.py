@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Loads a checkpoint through its Auto classes and writes what it answers to a few inputs, so that two ways of loading
+can be compared.
+
+python scripts/answers.py --model outputs/quickstart --output with_package.safetensors
+python scripts/answers.py --model outputs/quickstart --output as_a_stranger.safetensors --as_stranger
+"""
+
+import argparse
+import importlib.abc
+import sys
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+
+TEXTS = ("What a lovely film.", "Two hours of my life are gone, and nobody will give them back to me.")
+
+
+class PackageIsAbsent(importlib.abc.MetaPathFinder):
+    """Hides the package where it is installed, as on the machine of somebody who has only the checkpoint."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "astroformer_hf":
+            raise ModuleNotFoundError(f"{name} is hidden", name=name)
+        return None
+
+
+def auto_class_of(config):
+    """The Auto class of the head that was saved, as the checkpoint's own map of its code names it."""
+    (architecture,) = config.architectures
+    for auto_name, reference in config.auto_map.items():
+        if reference.rpartition("--")[2].split(".")[1] == architecture:
+            return getattr(transformers, auto_name)
+    raise ValueError(f"auto_map must name a class for {architecture!r}, got {config.auto_map}")
+
+
+def answers(model_name, trust_remote_code):
+    """What a checkpoint answers, as tensors by name: to random input, and to what its processor makes of an example."""
+    config = transformers.AutoConfig.from_pretrained(model_name, trust_remote_code=trust_remote_code)
+    auto_class = auto_class_of(config)
+    model = auto_class.from_pretrained(model_name, trust_remote_code=trust_remote_code)
+    torch.manual_seed(0)
+    if model.main_input_name == "pixel_values":
+        processor = transformers.AutoImageProcessor.from_pretrained(model_name)
+        height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+        inputs = {"pixel_values": torch.randn(2, config.num_channels, height, width)}
+        picture = torch.randint(0, 256, (height + 5, width + 3, config.num_channels), dtype=torch.uint8)
+        example = processor(images=picture.numpy(), return_tensors="pt")
+    else:
+        processor = transformers.AutoTokenizer.from_pretrained(model_name)
+        mask = torch.ones(3, 12, dtype=torch.long)
+        mask[1, :4] = 0
+        mask[2, 7:] = 0
+        inputs = {"input_ids": torch.randint(0, config.vocab_size, mask.shape), "attention_mask": mask}
+        example = processor(list(TEXTS), padding=processor.pad_token is not None, return_tensors="pt")
+    found = {}
+    for source, given in (("random", inputs), ("example", dict(example))):
+        if auto_class is transformers.AutoModelForMultipleChoice:
+            given = {name: tensor[None] for name, tensor in given.items()}
+        with torch.no_grad():
+            outputs = model(**given)
+        for name, tensor in [*given.items(), *outputs.items()]:
+            if isinstance(tensor, torch.Tensor):
+                found[f"{source}.{name}"] = tensor.contiguous()
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", required=True, help="folder of a trained model, or its name on the Hub")
+    parser.add_argument("--output", required=True, help="safetensors file to write")
+    parser.add_argument("--as_stranger", action="store_true", help="hide the package, use the code in the checkpoint")
+    arguments = parser.parse_args()
+    if arguments.as_stranger:
+        sys.meta_path.insert(0, PackageIsAbsent())
+    else:
+        import astroformer_hf  # noqa: F401 (registers the classes)
+    save_file(answers(arguments.model, trust_remote_code=arguments.as_stranger), arguments.output)
+
+
+if __name__ == "__main__":
+    main()
