@@ -36,9 +36,9 @@ KINDS = {"": "model", "datasets/": "dataset", "spaces/": "space"}
 class Refusal(Exception):
     """An answer other than 200, with the Hub's error headers."""
 
-    def __init__(self, status, message, code=None):
+    def __init__(self, status, message, code=None, **more):
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.more = status, code, more
 
 
 @dataclass
@@ -197,7 +197,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refusal(404, f"no route for {self.command} {path}")
             status, headers, content = answer if isinstance(answer, tuple) else (200, {}, answer)
         except Refusal as refusal:
-            status, content = refusal.status, {"error": str(refusal), "errors": [{"message": str(refusal)}]}
+            status, content = (
+                refusal.status,
+                {"error": str(refusal), "errors": [{"message": str(refusal)}], **refusal.more},
+            )
             headers = {"X-Error-Message": str(refusal), **({"X-Error-Code": refusal.code} if refusal.code else {})}
         if kind == "lose":
             return self.hang_up()
@@ -268,7 +271,7 @@ class Handler(BaseHTTPRequestHandler):
         self.check_may_write(repo_id)
         url = f"{self.hub.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
         if (kind, repo_id) in self.hub.repositories:
-            raise Refusal(409, f"You already created this {kind} repo: {repo_id}")
+            raise Refusal(409, f"You already created this {kind} repo: {repo_id}", url=url)
         repository = Repository(private=bool(asked.get("private") or asked.get("visibility") == "private"))
         attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
         repository.commit("main", {".gitattributes": File(attributes.encode(), False)}, "initial commit")
