@@ -27,20 +27,20 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import training_common as common
+from inspection_common import (
+    TEXT_STYLE,
+    class_probabilities,
+    colour,  # noqa: F401 (part of this module's surface)
+    coloured_text,
+    load,
+    patches,
+    spell,
+    takes_images,
+)
 
 from astroformer_hf.inspection import look_inside
 
@@ -49,12 +49,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-MODELS = {
-    "ForSequenceClassification": AutoModelForSequenceClassification,
-    "ForCausalLM": AutoModelForCausalLM,
-    "ForMaskedLM": AutoModelForMaskedLM,
-    "ForImageClassification": AutoModelForImageClassification,
-}
 LABELLED_TOKENS = 48  # up to so many tokens, axes carry their words
 
 
@@ -73,17 +67,6 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/look"), help="where the figures go")
     return parser.parse_args(arguments)
-
-
-def load(args):
-    """The model and its tokenizer or image processor."""
-    source = {"pretrained_model_name_or_path": args.model, "trust_remote_code": args.trust_remote_code}
-    config = AutoConfig.from_pretrained(**source)
-    architecture = (config.architectures or [""])[0]
-    auto_class = next((found for ending, found in MODELS.items() if architecture.endswith(ending)), AutoModel)
-    model = auto_class.from_pretrained(**source).float()
-    processor = AutoImageProcessor if hasattr(config, "patch_size") else AutoTokenizer
-    return model, processor.from_pretrained(**source)
 
 
 def example_of(args, is_image):
@@ -152,11 +135,6 @@ def plot_calcium(records, names, image=None, grid=None):
     for axis in axes.flat:
         axis.axis("off")
     return figure
-
-
-def patches(values, grid):
-    """Values of the tokens on the grid of patches, without that of a class token."""
-    return values[-grid[0] * grid[1] :].view(grid).numpy()
 
 
 def plot_attention(records, names):
@@ -242,41 +220,8 @@ def plot_code(records, names, grid=None):
 STYLE = """
 body { font: 16px/1.6 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-.text { line-height: 2.1; overflow-wrap: anywhere; white-space: pre-wrap }
-.text span { padding: 0.15em 0.1em; border-radius: 3px }
-.scale { font-size: 0.85rem; color: #555 }
-.scale i { display: inline-block; width: 12em; height: 0.8em; vertical-align: middle; border-radius: 3px }
 img { max-width: 100%; border: 1px solid #ddd }
 """
-
-
-def colour(share):
-    """Background and text colour for a share from 0 to 1 of the calcium's range."""
-    red, green, blue, _ = matplotlib.colormaps["inferno"](0.12 + 0.83 * share, bytes=True)
-    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
-    return f"rgb({red},{green},{blue})", "#fff" if dark else "#000"
-
-
-def coloured_text(names, texts, response):
-    """The tokens as HTML, coloured by C, which a tooltip tells with the token's name."""
-    low, high = response.min().item(), response.max().item()
-    spans = []
-    for name, text, value in zip(names, texts, response.tolist(), strict=True):
-        background, foreground = colour((value - low) / (high - low) if high > low else 0.5)
-        word = html.escape(text.strip(" ").replace("\n", "⏎\n") or "␣")
-        joint = " " if text.startswith(" ") else ""
-        hint = html.escape(f"{name}: C = {value:.4g}", quote=True)
-        spans.append(f'{joint}<span style="background:{background};color:{foreground}" title="{hint}">{word}</span>')
-    ends = ",".join(colour(share)[0] for share in np.linspace(0, 1, 8))
-    scale = f'<p class="scale">{low:.3g} <i style="background:linear-gradient(90deg,{ends})"></i> {high:.3g}</p>'
-    return f'<div class="text">{"".join(spans)}</div>{scale}'
-
-
-def spell(tokenizer, input_ids):
-    """The text of each token, beginning with a space where a word begins."""
-    decoded = [tokenizer.decode(input_ids[: i + 1], clean_up_tokenization_spaces=False) for i in range(len(input_ids))]
-    ends = [0, *map(len, decoded)]
-    return [text[end:] for text, end in zip(decoded, ends, strict=False)]
 
 
 def page(title, answer, records, names, texts, figures):
@@ -291,7 +236,7 @@ def page(title, answer, records, names, texts, figures):
         parts.append(f'<h2>{html.escape(caption)}</h2><img alt="{name}" src="data:image/png;base64,{data}">')
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<style>{STYLE}{TEXT_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
 
 
@@ -304,28 +249,26 @@ def as_png(figure):
 
 def answer_of(model, output):
     """What the model says, in words; nothing for a model that is not a classifier."""
-    labels = model.config.id2label
-    if not type(model).__name__.endswith("Classification") or model.config.problem_type == "regression":
+    is_classifier = type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    shares = class_probabilities(model.config, output.logits[0]) if is_classifier else None
+    if shares is None:
         return ""
     if model.config.problem_type == "multi_label_classification":
-        shares = output.logits[0].sigmoid()
-        return "The model's answer: " + ", ".join(f"{labels[i]} ({share:.1%})" for i, share in enumerate(shares))
-    shares = output.logits[0].softmax(-1)
-    best = shares.argmax().item()
-    return f"The model's answer: {labels[best]} ({shares[best]:.1%})"
+        return "The model's answer: " + ", ".join(f"{label} ({share:.1%})" for label, share in shares.items())
+    best = max(shares, key=shares.get)
+    return f"The model's answer: {best} ({shares[best]:.1%})"
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    model, processor = load(args)
-    is_image = hasattr(model.config, "patch_size")
+    model, processor = load(args.model, trust_remote_code=args.trust_remote_code)
+    is_image = takes_images(model)
     example = example_of(args, is_image)
     image = grid = None
     if is_image:
         image = example.convert("RGB")
         inputs = {"pixel_values": processor([image], return_tensors="pt")["pixel_values"]}
-        size = model.config.patch_size
-        grid = tuple(length // size for length in inputs["pixel_values"].shape[-2:])
+        grid = model.config.grid
     else:
         longest = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
         inputs = processor(example, truncation=True, max_length=longest, return_tensors="pt")

@@ -1,0 +1,118 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Writes the folder of a Hugging Face Space with the demo of a checkpoint, for `demo.py --space`."""
+
+import importlib.metadata
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+import demo
+import jinja2
+import training_common as common
+from huggingface_hub import SpaceCardData
+
+import astroformer_hf
+
+
+SCRIPTS = Path(__file__).resolve().parent
+PACKAGE = Path(astroformer_hf.__file__).parent
+PACKAGES = ("torch", "transformers", "safetensors", "matplotlib", "pillow")  # gradio comes with the Space
+APP = '''\
+"""Starts the demo; `demo.py` has it."""
+
+from pathlib import Path
+
+from demo import build_demo, launch, load
+
+
+HERE = Path(__file__).resolve().parent
+model, processor = load({source})
+demo = build_demo(model, processor, title={title!r}, examples={examples})
+
+if __name__ == "__main__":
+    launch(demo)
+'''
+
+
+def write_space(folder, model_name, revision=None, trust_remote_code=False, title=None, examples=()):
+    """Writes the folder of a Space; what else is in the folder, such as `.git`, stays.
+
+    It carries all that it runs but the packages of `requirements.txt`: the code of the demo, that of `astroformer_hf`,
+    of which only a part travels with a checkpoint (not `look_inside`), and a model from a local folder. So it runs as
+    it was written, whatever is released later. A model from the Hub is loaded from there.
+
+    Args:
+        folder (`Path`): where it goes.
+        model_name (`str`): folder of a trained classifier, or its name on the Hub.
+        revision (`str`, *optional*), trust_remote_code (`bool`): as of `demo.load`.
+        title (`str`, *optional*): heading of the page and name of the Space; the name of the model by default.
+        examples (list of `str`): texts, or image files, which are copied.
+
+    Raises:
+        ValueError: the model is not a classifier, or the folder is the one that the model is in.
+    """
+    model, processor = demo.load(model_name, revision, trust_remote_code)
+    title = title or demo.default_title(model)
+    demo.build_demo(model, processor, title, examples)  # before anything is written: it checks them
+    folder.mkdir(parents=True, exist_ok=True)
+    is_local = Path(model_name).is_dir()
+    if is_local and Path(model_name).resolve() == (folder / "model").resolve():
+        raise ValueError(f"--space {str(folder)!r} would overwrite --model {model_name!r}")
+
+    for path in (SCRIPTS / "demo.py", SCRIPTS / "inspection_common.py", common.ROOT / "LICENSE"):
+        copy(path, folder / path.name)
+    for path in PACKAGE.glob("*.py"):
+        copy(path, folder / "astroformer_hf" / path.name)
+    if is_local:
+        with tempfile.TemporaryDirectory(dir=folder) as saved:
+            model.save_pretrained(saved)
+            processor.save_pretrained(saved)
+            for path in Path(saved).iterdir():
+                copy(path, folder / "model" / path.name)
+    source = 'HERE / "model"' if is_local else f"{model_name!r}, {revision!r}, {trust_remote_code}"
+    shown = repr(list(examples))
+    if demo.takes_images(model):
+        for path in map(Path, examples):
+            copy(path, folder / "examples" / path.name)
+        shown = "[{}]".format(", ".join(f'HERE / "examples" / {Path(path).name!r}' for path in examples))
+    write_text(folder / "app.py", APP.format(source=source, title=title, examples=shown))
+
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES}  # no local builds
+    write_text(folder / "requirements.txt", "".join(f"{name}=={version}\n" for name, version in versions.items()))
+    models = None if is_local else [model_name]
+    gradio_version = importlib.metadata.version("gradio")
+    card_data = SpaceCardData(
+        title=title,
+        sdk="gradio",
+        sdk_version=gradio_version,
+        python_version=".".join(platform.python_version_tuple()[:2]),
+        app_file="app.py",
+        license="apache-2.0",
+        models=models,
+        tags=["astroformer", "neuron-astrocyte-attention"],
+    )
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(common.ROOT / "model_cards"), keep_trailing_newline=True, trim_blocks=True
+    )
+    readme = templates.get_template("space.md.jinja").render(
+        card_data=card_data.to_yaml(),
+        title=title,
+        takes_images=demo.takes_images(model),
+        has_calcium=demo.has_calcium(model),
+        attention=demo.describe_attention(model),
+        models=models,
+        gradio_version=gradio_version,
+    )
+    write_text(folder / "README.md", readme)
+    print(f"{folder} is a Space. Try it with  python {folder / 'app.py'}")
+    print(f"Push it with  hf upload NAME {folder} --repo-type space")
+
+
+def copy(source, target):
+    target.parent.mkdir(exist_ok=True)
+    common.write_whole(target, lambda path: shutil.copyfile(source, path))
+
+
+def write_text(path, text):
+    common.write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
