@@ -19,6 +19,7 @@ plain form is differentiated in their place.
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -32,11 +33,11 @@ from .neuron_astrocyte_triton import is_available as triton_is_available
 
 BACKENDS = ("auto", "plain", "cpp", "triton")
 
-_chosen = ContextVar("attention_backend", default=None)
+_chosen: ContextVar[str | None] = ContextVar("attention_backend", default=None)
 
 
 @contextmanager
-def attention_backend(name):
+def attention_backend(name: str) -> Iterator[None]:
     """Names the backend that computes neuron-astrocyte attention inside a `with` block.
 
     Args:

@@ -1,7 +1,11 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The cache of a decoder whose attention has a state of constant size: nothing in it grows with the length."""
 
+import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .neuron_astrocyte_attention import NeuronAstrocyteState
+from .token_layout import NeighbourhoodState
 
 
 class SynapseCacheLayer(CacheLayerMixin):
@@ -13,6 +17,11 @@ class SynapseCacheLayer(CacheLayerMixin):
         counted: `(batch, 1)`, how many tokens so far are real, or None if all are.
         length: tokens so far, padding included.
     """
+
+    synapses: NeuronAstrocyteState | None
+    neighbourhood: NeighbourhoodState | None
+    counted: torch.Tensor | None
+    length: int
 
     def __init__(self):
         super().__init__()
@@ -39,7 +48,7 @@ class SynapseCacheLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name in earlier releases of the library
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
         """Memory that the states take."""
         return sum(x.numel() * x.element_size() for state in self._states() for x in state)
 
@@ -92,11 +101,13 @@ class AstroformerCache(Cache):
         num_hidden_layers (`int`): layers of the model.
     """
 
-    def __init__(self, num_hidden_layers):
+    layers: list[SynapseCacheLayer]  # type: ignore[assignment]  # narrower than the library's
+
+    def __init__(self, num_hidden_layers: int):
         super().__init__(layers=[SynapseCacheLayer() for _ in range(num_hidden_layers)])
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
         """Memory that the states take; the same after every token."""
         return sum(layer.num_bytes for layer in self.layers)
 

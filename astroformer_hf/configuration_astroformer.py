@@ -7,6 +7,7 @@ from .version import __version__  # first: it checks the releases of what is imp
 # isort: split
 import difflib
 import math
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from packaging.version import InvalidVersion, Version
@@ -77,7 +78,9 @@ LIBRARY_KEYWORDS = {
 class AstroformerBaseConfig(PreTrainedConfig):
     """The fields that text and image models share, and their checks; `AstroformerConfig` explains them."""
 
-    auto_map_of_class = {}  # where each Auto class finds its code in a saved folder, whichever of them was saved
+    auto_map_of_class: ClassVar[
+        dict[str, str]
+    ] = {}  # where each Auto class finds its code in a saved folder, whichever of them was saved
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -264,7 +267,7 @@ class AstroformerConfig(AstroformerBaseConfig):
     eos_token_id: int | list[int] | None = None
 
     @property
-    def num_table_positions(self):
+    def num_table_positions(self) -> int:
         """Rows of the "learned" astrocyte code."""
         return self.max_position_embeddings
 

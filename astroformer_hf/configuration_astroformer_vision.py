@@ -48,16 +48,17 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     num_channels: int = 3
 
     @property
-    def grid(self):
+    def grid(self) -> tuple[int, int]:
         """Rows and columns of patches in an image of `image_size`."""
-        return tuple(size // patch for size, patch in zip(pair(self.image_size), pair(self.patch_size), strict=True))
+        (height, width), (patch_height, patch_width) = pair(self.image_size), pair(self.patch_size)
+        return height // patch_height, width // patch_width
 
     @property
-    def has_class_token(self):
+    def has_class_token(self) -> bool:
         return self.pooling == "cls"
 
     @property
-    def num_table_positions(self):
+    def num_table_positions(self) -> int:
         """Rows of the "learned" astrocyte code."""
         rows, columns = self.grid
         return rows * columns + self.has_class_token

@@ -2,9 +2,11 @@
 """Looking inside a model: what its tripartite synapses hold after an input, layer by layer."""
 
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .astrocyte_code import upcast
 from .modeling_astroformer import AstroformerAttention, isinstance_by_name
@@ -50,7 +52,7 @@ class SynapseRecord(NamedTuple):
 
 
 @torch.no_grad()
-def look_inside(model, **inputs):
+def look_inside(model: PreTrainedModel, **inputs: Any) -> tuple[ModelOutput, list[SynapseRecord]]:
     """Runs a model and records its synapses.
 
     Memory is quadratic in the length, because the effective attention is built.

@@ -7,11 +7,12 @@ Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head 
 
 import copy
 import os
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -227,7 +228,7 @@ def with_what_layers_share(layout, layers):
 
 def isinstance_by_name(x, cls):
     """`isinstance`, also for the class's copy in code that came with a checkpoint."""
-    return cls.__name__ in {base.__name__ for base in type(x).__mro__}
+    return x is not None and cls.__name__ in {base.__name__ for base in type(x).__mro__}
 
 
 class AstroformerMLP(nn.Module):
@@ -278,7 +279,7 @@ class AstroformerPreTrainedModel(PreTrainedModel):
 
     config: AstroformerConfig
     base_model_prefix = "astroformer"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["AstroformerEmbeddings", "AstroformerLayer"]
     _can_compile_fullgraph = True
@@ -345,15 +346,15 @@ class AstroformerModel(AstroformerPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        past_key_values=None,
-        use_cache=None,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | BaseModelOutput | BaseModelOutputWithPast:
         """Computes the hidden states of a batch of token sequences.
 
         Args:
@@ -385,10 +386,10 @@ class AstroformerModel(AstroformerPreTrainedModel):
         position_ids = self._check_inputs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length
         )
-        inputs = input_ids if inputs_embeds is None else inputs_embeds
-        past_counted = (
-            past_key_values.layers[0].counted if isinstance_by_name(past_key_values, AstroformerCache) else None
-        )
+        inputs: Any = input_ids if inputs_embeds is None else inputs_embeds
+        past_counted = None
+        if isinstance_by_name(past_key_values, AstroformerCache):
+            past_counted = past_key_values.layers[0].counted  # type: ignore[union-attr]  # told by its name
         layout = sequence_layout(
             *(inputs.shape[1], inputs.device, attention_mask, position_ids),
             *(self.config.is_decoder, past_length, past_counted),
@@ -525,17 +526,17 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        past_key_values=None,
-        use_cache=None,
-        labels=None,
-        logits_to_keep=0,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> tuple | CausalLMOutputWithPast:
         """Predicts, at every token, the next one.
 
         Args:
@@ -623,14 +624,14 @@ class AstroformerForMaskedLM(AstroformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        labels=None,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | MaskedLMOutput:
         """Predicts the token at every place.
 
         Args:
@@ -670,15 +671,15 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        labels=None,
-        num_items_in_batch=None,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> tuple | SequenceClassifierOutput:
         """Classifies a batch of sequences.
 
         Args:
@@ -720,14 +721,14 @@ class AstroformerForTokenClassification(AstroformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        labels=None,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | TokenClassifierOutput:
         """Classifies every token.
 
         Args:
@@ -765,15 +766,15 @@ class AstroformerForQuestionAnswering(AstroformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        start_positions=None,
-        end_positions=None,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | QuestionAnsweringModelOutput:
         """Scores every token as the answer's first and as its last.
 
         Args:
@@ -795,7 +796,7 @@ class AstroformerForQuestionAnswering(AstroformerPreTrainedModel):
         loss = None
         if (start_positions is None) != (end_positions is None):
             raise ValueError("give both of start_positions and end_positions, or neither")
-        if start_positions is not None:
+        if start_positions is not None and end_positions is not None:
             for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
                 if positions.shape not in ((len(start_logits),), (len(start_logits), 1)):
                     raise ValueError(f"{name} must have shape {(len(start_logits),)}, got {tuple(positions.shape)}")
@@ -822,15 +823,15 @@ class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        inputs_embeds=None,
-        labels=None,
-        num_items_in_batch=None,
-        **kwargs,
-    ):
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> tuple | MultipleChoiceModelOutput:
         """Scores the choices.
 
         Args:

@@ -1,6 +1,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Astroformer image models: the blocks of the text models over the patches of an image."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -65,17 +67,17 @@ class AstroformerVisionEmbeddings(nn.Module):
         waves = torch.cat(waves, dim=-1)[..., :hidden_size]
         embeddings = embeddings + (self.position_scale * waves).to(embeddings.dtype)
         if self.cls_token is not None:
-            embeddings = torch.cat((self.cls_token.expand(len(embeddings), -1, -1), embeddings), dim=1)
+            embeddings = torch.cat((self.cls_token.expand(embeddings.shape[0], -1, -1), embeddings), dim=1)
         return self.dropout(self.norm(embeddings)), layout
 
 
 class AstroformerVisionPreTrainedModel(AstroformerPreTrainedModel):
     """Initialisation, loading and saving that all Astroformer image models share."""
 
-    config: AstroformerVisionConfig
+    config: AstroformerVisionConfig  # type: ignore[assignment]  # not a text model's
     base_model_prefix = "astroformer_vision"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _no_split_modules = ["AstroformerVisionEmbeddings", "AstroformerLayer"]
 
     @torch.no_grad()
@@ -100,7 +102,9 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, pixel_values=None, interpolate_pos_encoding=False, **kwargs):
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> tuple | BaseModelOutput:
         """Encodes a batch of images.
 
         Args:
@@ -141,8 +145,13 @@ class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values=None, labels=None, interpolate_pos_encoding=False, num_items_in_batch=None, **kwargs
-    ):
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> tuple | ImageClassifierOutput:
         """Classifies a batch of images.
 
         Args:

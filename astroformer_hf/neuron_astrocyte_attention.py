@@ -32,12 +32,12 @@ makes of them (m, but the number of random features for "favor"), d head size (t
 
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 
 from .attention_backends import kernels_of, run_pass
-from .token_layout import ActivityCode, activity_code
+from .token_layout import ActivityCode, activity_code, in_chunks
 
 
 # Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and
@@ -97,7 +97,9 @@ def _favor(x, random_projection):
 FEATURE_MAPS = {"elu": _elu, "relu": _relu, "exp": _exp, "favor": _favor}
 
 
-def draw_random_projection(num_features, num_hidden_neurons, generator=None):
+def draw_random_projection(
+    num_features: int, num_hidden_neurons: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Draws the matrix W of the "favor" feature map: Gaussian rows that are orthogonal in blocks of m.
 
     Orthogonal rows estimate the softmax kernel with less variance than independent ones, without bias
@@ -133,20 +135,20 @@ def _default_random_projection(num_hidden_neurons):
 
 
 def neuron_astrocyte_network(
-    query,
-    key,
-    value,
-    astrocyte_code=None,
-    padding_mask=None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
     *,
-    alpha=1.0,
-    feature_map="elu",
-    feedback=True,
-    random_projection=None,
-    causal=False,
-    initial_state=None,
-    output_final_state=False,
-):
+    alpha: float = 1.0,
+    feature_map: str = "elu",
+    feedback: bool = True,
+    random_projection: torch.Tensor | None = None,
+    causal: bool = False,
+    initial_state: NeuronAstrocyteState | None = None,
+    output_final_state: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, NeuronAstrocyteState]:
     """The network of the paper as it would run in tissue: one token after the other, write mode, then read mode.
 
     Same arguments, results and errors as `neuron_astrocyte_attention`, which explains them. Source: AT, section III.
@@ -192,20 +194,20 @@ def neuron_astrocyte_network(
             y = y * astrocyte_feedback(response)
         return y
 
-    output = []
+    answers = []
     with full_precision(query):
         if causal:
             for t in range(max(query.shape[2], key.shape[2])):
                 if t < key.shape[2]:
                     write(t)
                 if t < query.shape[2]:
-                    output.append(read(t))
+                    answers.append(read(t))
         else:
             for t in range(key.shape[2]):
                 write(t)
             for t in range(query.shape[2]):
-                output.append(read(t))
-    output = torch.stack(output, dim=2) if output else value[:, :, :0]
+                answers.append(read(t))
+    output = torch.stack(answers, dim=2) if answers else value[:, :, :0]
 
     output = output.to(value.dtype)  # (B, H, N, d)
     state = NeuronAstrocyteState((hebbian_neuron + hebbian_astro) * num_hidden_neurons, calcium)
@@ -222,21 +224,57 @@ def _outer(a, b):
 # --------------------------------------------------------------------------------------------------------------------
 
 
+@overload
 def neuron_astrocyte_attention(
-    query,
-    key,
-    value,
-    astrocyte_code=None,
-    padding_mask=None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
     *,
-    alpha=1.0,
-    feature_map="elu",
-    feedback=True,
-    random_projection=None,
-    causal=False,
-    initial_state=None,
-    output_final_state=False,
-):
+    alpha: float = 1.0,
+    feature_map: str = "elu",
+    feedback: bool = True,
+    random_projection: torch.Tensor | None = None,
+    causal: bool = False,
+    initial_state: NeuronAstrocyteState | None = None,
+    output_final_state: Literal[False] = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def neuron_astrocyte_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    feature_map: str = "elu",
+    feedback: bool = True,
+    random_projection: torch.Tensor | None = None,
+    causal: bool = False,
+    initial_state: NeuronAstrocyteState | None = None,
+    output_final_state: Literal[True],
+) -> tuple[torch.Tensor, NeuronAstrocyteState]: ...
+
+
+def neuron_astrocyte_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    feature_map: str = "elu",
+    feedback: bool = True,
+    random_projection: torch.Tensor | None = None,
+    causal: bool = False,
+    initial_state: NeuronAstrocyteState | None = None,
+    output_final_state: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, NeuronAstrocyteState]:
     """Neuron-astrocyte attention (AT, section III): attention as write mode and read mode of tripartite synapses.
 
     Time and memory are linear in the length. Sums, powers and the division run in float32 whatever the inputs' dtype
@@ -428,15 +466,16 @@ def write_and_read_causally(
     calcium = calcium[:, :, None] + presynaptic.cumsum(-2)  # z_t, (B, H, N, F)
 
     read, imprint, written = (  # (B, H, chunks, C, .)
-        _in_chunks(x) for x in (activity, presynaptic + process, _silenced(value, padding_mask).to(activity.dtype))
+        in_chunks(x, CHUNK_SIZE)
+        for x in (activity, presynaptic + process, _silenced(value, padding_mask).to(activity.dtype))
     )
-    after = (imprint.transpose(-1, -2) @ written).cumsum(2) + hebbian[:, :, None]  # (B, H, chunks, F, d)
-    before = torch.cat((hebbian[:, :, None], after[:, :, :-1]), dim=2)
-    output = (read @ imprint.transpose(-1, -2)).tril() @ written + read @ before
-    output = output.reshape(*query.shape[:2], -1, output.shape[-1])[:, :, :length] * scale  # (B, H, N, d)
+    hebbian = hebbian[:, :, None]  # before the first chunk, and after each: (B, H, 1 + chunks, F, d)
+    hebbian = torch.cat((hebbian, (imprint.transpose(-1, -2) @ written).cumsum(2) + hebbian), dim=2)
+    output = (read @ imprint.transpose(-1, -2)).tril() @ written + read @ hebbian[:, :, :-1]
+    output = output.flatten(2, 3)[:, :, :length] * scale  # (B, H, N, d)
     if feedback:
         output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
-    return output.to(output_dtype), after[:, :, -1], calcium[:, :, -1]
+    return output.to(output_dtype), hebbian[:, :, -1], calcium[:, :, -1]
 
 
 def write_and_read_causally_with_activity(
@@ -467,14 +506,6 @@ def write_and_read_causally_with_activity(
     return *results, total, count
 
 
-def _in_chunks(x):
-    """`(batch, heads, length, size)` to `(batch, heads, chunks, CHUNK_SIZE, size)`, filled up with zeros."""
-    chunk_size = min(CHUNK_SIZE, x.shape[2])
-    # made contiguous first: for no padding at all, pad keeps strides that a compiled graph does not expect
-    x = torch.nn.functional.pad(x.contiguous(), (0, 0, 0, -x.shape[2] % chunk_size))
-    return x.reshape(*x.shape[:2], -1, chunk_size, x.shape[3])
-
-
 def calcium_response(activity, calcium, alpha):
     """C = phi(Q) g with g = calcium^alpha: `(batch, heads, length, 1)`, from the activity phi(Q) of shape
     `(batch, heads, length, features)` and the calcium, `(batch, heads, features)`, or causally one for each token."""
@@ -493,18 +524,18 @@ def astrocyte_feedback(response):
 
 
 def neuron_astrocyte_attention_weights(
-    query,
-    key,
-    astrocyte_code=None,
-    padding_mask=None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    astrocyte_code: torch.Tensor | ActivityCode | None = None,
+    padding_mask: torch.Tensor | None = None,
     *,
-    alpha=1.0,
-    feature_map="elu",
-    feedback=True,
-    random_projection=None,
-    causal=False,
-    initial_state=None,
-):
+    alpha: float = 1.0,
+    feature_map: str = "elu",
+    feedback: bool = True,
+    random_projection: torch.Tensor | None = None,
+    causal: bool = False,
+    initial_state: NeuronAstrocyteState | None = None,
+) -> torch.Tensor:
     """The attention map that `neuron_astrocyte_attention` applies without ever building it, for looking at.
 
     Entry (t, s) is P_t phi(q_t) (phi(k_s) + phi(r_s)) / m, so that the map times the values is the output. Rows sum to
@@ -524,15 +555,13 @@ def neuron_astrocyte_attention_weights(
             feature_map = "identity"
         presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
         activity = phi(query.to(presynaptic.dtype), feature_map)
-        earlier = 0 if initial_state is None else initial_state.calcium
         weights = activity @ (presynaptic + process).transpose(-1, -2) / num_hidden_neurons  # (B, H, N, N)
         if causal:
             weights = weights.tril()
         if feedback:
-            if causal:
-                calcium = presynaptic.cumsum(-2) + (earlier if initial_state is None else earlier[:, :, None])
-            else:
-                calcium = presynaptic.sum(-2) + earlier
+            calcium = presynaptic.cumsum(-2) if causal else presynaptic.sum(-2)
+            if initial_state is not None:
+                calcium = calcium + (initial_state.calcium[:, :, None] if causal else initial_state.calcium)
             weights = weights * astrocyte_feedback(calcium_response(activity, calcium, alpha))
     return weights.to(query.dtype)
 
@@ -573,8 +602,12 @@ def _working_dtype(*tensors):
 def full_precision(tensor):
     """A context in which autocast leaves matrix products alone."""
     device_type = tensor.device.type
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+    return torch.autocast(device_type, enabled=False) if _has_autocast(device_type) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # torch 2.8 does not trace what it calls
+def _has_autocast(device_type):
+    return torch.amp.is_autocast_available(device_type)
 
 
 def _random_projection(feature_map, random_projection, query):
@@ -612,7 +645,7 @@ def _checked_state(state, key, value):
 def _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection):
     if feature_map not in FEATURE_MAPS:
         raise ValueError(f"feature_map must be one of {sorted(FEATURE_MAPS)}, got {feature_map!r}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
         raise ValueError(f"alpha must be a number in (0, 1], got {alpha!r}")
 
     shapes = f"got query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}"

@@ -29,18 +29,38 @@ CHUNK_SIZE = 64
 # Base of the geometric series of wavelengths, over 2 pi positions (Vaswani et al., "Attention is all you need", 2017).
 WAVELENGTH_BASE = 10_000.0
 
+# Whether `torch.export` is at work; torch 2.6 does not tell, and takes the form for eager mode.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # The exponential coupling in linear time
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def in_chunks(x, chunk_size):
+    """`(..., length, channels)` to `(..., chunks, chunk_size, channels)`, filled up with zeros.
+
+    A chunk is no longer than the input. An exported graph, which takes every length, always has chunks of `chunk_size`,
+    and one that it does not need, because a single chunk would be a graph of its own.
+    """
+    *batch, length, channels = x.shape
+    if is_exporting():
+        num_chunks = -(-length // chunk_size) + 1
+    else:
+        chunk_size = min(length, chunk_size)
+        num_chunks = -(-length // chunk_size)
+    # made contiguous first: for no padding at all, pad keeps strides that a compiled graph does not expect
+    x = nn.functional.pad(x.contiguous(), (0, 0, 0, num_chunks * chunk_size - length))
+    return x.reshape(*batch, num_chunks, chunk_size, channels)
+
+
 def decayed_sum(x, scale, reverse=False):
     """y_i = sum over j <= i (j >= i if `reverse`) of exp(-scale |i - j|) x_j.
 
     Inside a chunk a Toeplitz product; between chunks the sums at the chunks' ends obey the same recurrence with a decay
-    of `scale * CHUNK_SIZE`, so the function calls itself on them: O(length) in all. `decayed_sum_token_by_token` is the
-    plain form.
+    of `scale * CHUNK_SIZE`, so the function calls itself on them, until all is in one chunk or a decay is below
+    rounding: O(length) in all. `decayed_sum_token_by_token` is the plain form.
 
     Args:
         x (`torch.Tensor`): `(..., length, channels)`.
@@ -50,29 +70,27 @@ def decayed_sum(x, scale, reverse=False):
     Returns:
         `torch.Tensor` of the shape and dtype of `x`.
     """
-    *batch, length, channels = x.shape
-    chunk_size = min(length, CHUNK_SIZE)
+    if math.exp(-scale) < torch.finfo(x.dtype).eps:
+        return x
+    length = x.shape[-2]
+    x = in_chunks(x, CHUNK_SIZE)  # (..., num_chunks, chunk_size, channels)
+    num_chunks, chunk_size = x.shape[-3:-1]
     position = torch.arange(chunk_size, device=x.device, dtype=x.dtype)
     distance = position[:, None] - position
     if reverse:
         distance = -distance
-    within = torch.where(distance >= 0, torch.exp(-scale * distance.clamp(min=0)), 0)  # (chunk, chunk)
-    if length <= CHUNK_SIZE:
-        return within @ x
+    y = torch.where(distance >= 0, torch.exp(-scale * distance.clamp(min=0)), 0) @ x
+    if num_chunks == 1:
+        return y.squeeze(-3)
 
-    num_chunks = -(-length // chunk_size)
-    x = nn.functional.pad(x, (0, 0, 0, num_chunks * chunk_size - length))
-    y = within @ x.view(*batch, num_chunks, chunk_size, channels)
     if reverse:
-        at_ends = decayed_sum(y[..., 0, :], scale * chunk_size, reverse=True)  # (..., num_chunks, channels)
-        carry = nn.functional.pad(at_ends[..., 1:, :], (0, 0, 0, 1))
+        carry = _neighbour(decayed_sum(y[..., 0, :], scale * chunk_size, reverse=True), +1)
         steps_from_carry = chunk_size - position
     else:
-        at_ends = decayed_sum(y[..., -1, :], scale * chunk_size)
-        carry = nn.functional.pad(at_ends[..., :-1, :], (0, 0, 1, 0))
+        carry = _neighbour(decayed_sum(y[..., -1, :], scale * chunk_size), -1)  # (..., num_chunks, channels)
         steps_from_carry = position + 1
     y = y + torch.exp(-scale * steps_from_carry)[:, None] * carry[..., None, :]
-    return y.reshape(*batch, num_chunks * chunk_size, channels)[..., :length, :]
+    return y.flatten(-3, -2)[..., :length, :]
 
 
 def decayed_sum_token_by_token(x, scale, reverse=False):
@@ -97,9 +115,10 @@ def coupling_to_others(x, scale):
 
 def _neighbour(x, offset):
     """The row before (offset -1) or after (offset +1) each row of `(..., length, channels)`, 0 past the ends."""
+    # padded first, then cut: no slice is empty, which an exported graph would have to ask
     if offset < 0:
-        return nn.functional.pad(x[..., :-1, :], (0, 0, 1, 0))
-    return nn.functional.pad(x[..., 1:, :], (0, 0, 0, 1))
+        return nn.functional.pad(x, (0, 0, 1, 0))[..., :-1, :]
+    return nn.functional.pad(x, (0, 0, 0, 1))[..., 1:, :]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -134,7 +153,7 @@ class NeighbourhoodState(NamedTuple):
     """
 
     total: torch.Tensor
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 class SequenceLayout(NamedTuple):
@@ -178,7 +197,8 @@ class SequenceLayout(NamedTuple):
     def coupling(self, scale, dtype):
         """r is never built here: None."""
 
-    neighbour_weights = coupling
+    def neighbour_weights(self, scale, dtype):
+        """Nor is r': None."""
 
     def coupled_table(self, table, scale):
         """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch."""
@@ -230,7 +250,7 @@ class SequenceLayout(NamedTuple):
             `ActivityCode`, of which R is yet to be made.
         """
         if self.causal and state is None:
-            state = NeighbourhoodState(key.new_zeros(*key.shape[:2], key.shape[3]), key.new_zeros(len(key), 1, 1))
+            state = NeighbourhoodState(key.new_zeros(*key.shape[:2], key.shape[3]), key.new_zeros(key.shape[0], 1, 1))
         return ActivityCode(self.order, self.rank, weight, bias, *(state or (None, None)), scale)
 
 
@@ -246,7 +266,7 @@ class ActivityCode(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
     total: torch.Tensor | None
-    count: torch.Tensor | None
+    count: torch.Tensor | None  # type: ignore[assignment]  # as in `NeighbourhoodState`
     coupling_scale: float
 
     def make(self, key, padding_mask, causal):
@@ -341,8 +361,11 @@ def sequence_layout(
             else:
                 tokens_first = not (~padding_mask[:, :-1] & padding_mask[:, 1:]).any()
     if not tokens_first:
-        order = padding_mask.long().argsort(dim=-1, descending=True, stable=True)
-        rank = (padding_mask.long().cumsum(-1) - 1).clamp(min=0)
+        real = padding_mask.long()
+        rank = real.cumsum(-1) - 1
+        place = torch.where(padding_mask, rank, real.sum(-1, keepdim=True) + (1 - real).cumsum(-1) - 1)  # in the order
+        order = torch.zeros_like(place).scatter(1, place, torch.arange(length, device=device).expand_as(place))
+        rank = rank.clamp(min=0)
     if padding_mask is not None or past_counted is not None:
         if padding_mask is None:
             counted = torch.arange(1, length + 1, device=device)[None]
@@ -358,7 +381,7 @@ def sequence_layout(
         num_written = counted[:, None, :, None].clamp(min=1).float()
 
     is_contiguous = position_ids is None and past_length == 0 and tokens_first
-    end = None if position_ids is not None else past_length + length
+    end = None if position_ids is not None or is_exporting() else past_length + length
     if position_ids is None:
         if counted is None or is_contiguous:
             position_ids = torch.arange(past_length, past_length + length, device=device)[None]
@@ -392,6 +415,7 @@ class GridLayout(NamedTuple):
         own_grid: rows and columns of the grid that the model was made for.
         has_class_token: whether a class token stands before the patches.
         geometry, output_scale, place: as of `SequenceLayout`.
+        causal, padding_mask, counted, full_mask: likewise; an image is never causal and has no padding.
     """
 
     coordinates: torch.Tensor
@@ -401,10 +425,10 @@ class GridLayout(NamedTuple):
     geometry: torch.Tensor | None = None
     output_scale: torch.Tensor | float | None = None
 
-    causal = False
-    padding_mask = None
-    counted = None
-    full_mask = None
+    causal: bool = False
+    padding_mask: None = None
+    counted: None = None
+    full_mask: None = None
 
     @property
     def place(self):
@@ -450,7 +474,8 @@ class GridLayout(NamedTuple):
 
     def neighbour_weights(self, scale, dtype):
         """r', `(length, length)`."""
-        others = self.coupling(scale, dtype).fill_diagonal_(0)
+        coupling = self.coupling(scale, dtype)
+        others = coupling.masked_fill(torch.eye(coupling.shape[0], dtype=torch.bool, device=coupling.device), 0)
         # in units of the nearest neighbour, so that a large scale leaves something to normalise
         others = others * math.exp(
             scale * min(1.0, *(own / size for own, size in zip(self.own_grid, self.grid, strict=True)))

@@ -2,10 +2,11 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Writes tables, figures and model cards from the JSON files under results/.
 
-    python scripts/report.py            rewrites README.md, results/README.md, docs/initialisation.md, figures and cards
+    python scripts/report.py            rewrites README.md, results/README.md, docs/initialisation.md, docs/export.md,
+                                        figures and cards
     python scripts/report.py --check    fails if a text does not agree with the JSON files
 
-In README.md and docs/initialisation.md it rewrites what stands between two markers.
+In README.md, docs/initialisation.md and docs/export.md it rewrites what stands between two markers.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import report_benchmark
 import report_cards
 import report_comparison
 import report_initialisation
+import report_quantization
 from comparison import PRESETS, ROOT
 
 
@@ -69,9 +71,10 @@ def texts():
     """Every text that is written from the records, by its path."""
     known = comparisons()
     benchmarks = report_benchmark.load_benchmarks(RESULTS / "benchmark")
-    tried = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "initialisation").glob("*.json"))
-    ]
+    tried, quantized = (
+        [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / name).glob("*.json"))]
+        for name in ("initialisation", "quantization")
+    )
     results = [RESULTS_HEAD]
     for comparison in known:
         results += report_comparison.results_lines(comparison)
@@ -79,6 +82,9 @@ def texts():
         ROOT / "README.md": between_markers(ROOT / "README.md", readme_lines(known, benchmarks)),
         ROOT / "docs/initialisation.md": between_markers(
             ROOT / "docs/initialisation.md", report_initialisation.initialisation_lines(tried)
+        ),
+        ROOT / "docs/export.md": between_markers(
+            ROOT / "docs/export.md", report_quantization.quantization_lines(quantized)
         ),
         RESULTS / "README.md": "\n".join(results).rstrip() + "\n",
     }

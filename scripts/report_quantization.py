@@ -1,0 +1,39 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The table of docs/export.md: what int8 costs and saves."""
+
+from report_tables import origin, table
+
+
+def quantization_lines(records):
+    """A Markdown table with a row for each record of `scripts/export.py --quantize int8 --evaluate`, as lines."""
+    rows = []
+    for record in records:
+        pytorch, float32, int8 = (record["models"][name] for name in ("pytorch", "float32", "int8"))
+        rows.append(
+            [
+                f"{record['dataset']}, {record['arm']}",
+                f"{pytorch['accuracy']:.2%}",
+                f"{float32['accuracy']:.2%}",
+                f"{int8['accuracy']:.2%}",
+                f"{int8['agreement']:.2%}",
+                f"{float32['bytes'] / 2**20:.2f}",
+                f"{int8['bytes'] / 2**20:.2f}",
+                f"{float32['seconds'] / int8['seconds']:.2f}",
+                f"{float32['largest_difference']:.0e}",
+            ]
+        )
+    header = [
+        *("data, arm", "accuracy: PyTorch", "ONNX", "ONNX int8", "int8 says the same"),
+        *("MiB: ONNX", "int8", "int8 is times as fast", "ONNX differs by"),
+    ]
+    examples = ", ".join(f"{record['eval_samples']:,} of {record['dataset']}" for record in records)
+    first = records[0]
+    return [
+        *table(header, rows),
+        f"Validation split, in this order: {examples}; batches of {first['batch_size']}, the models in turn on each "
+        f"batch; onnxruntime {first['versions']['onnxruntime']} on {origin(first)}. The last column is the largest "
+        "difference to PyTorch's logits over batches of several sizes, as a share of the largest logit.",
+        "",
+        *["<details><summary>Commands</summary>", "", "```", *(record["command"] for record in records)],
+        *["```", "", "</details>"],
+    ]
