@@ -15,9 +15,10 @@ __version__ = "0.2.0"
 # What pyproject.toml declares; pip does not see it where the code comes with a checkpoint.
 REQUIREMENTS = {
     "huggingface-hub": ">=1.31,<3",
+    "packaging": ">=24",
     "safetensors": ">=0.8",
-    "torch": ">=2.6",
-    "transformers": ">=5.20,<6",
+    "torch": ">=2.6,!=2.7.*",  # transformers 5.20 fails to import with 2.7
+    "transformers": ">=5.20,<5.24",  # 5.24 gives the cache of `generate` another name
 }
 
 

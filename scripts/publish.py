@@ -218,8 +218,7 @@ class Publisher:
                 reason = error if isinstance(error, HTTPError) else error.__cause__  # of one of several files
                 if not isinstance(reason, HTTPError):
                     raise
-                may_pass = isinstance(error, RuntimeError) or is_passing(error)
-                if not may_pass or tries_left == 0:
+                if tries_left == 0 or not is_passing(error):
                     raise PublishError(f"the Hub could not {what}: {in_a_line(reason)}") from error
                 wait = min(30, 2 ** (self.retries - tries_left))
                 print(f"  {in_a_line(reason)}; trying again in {wait} s", file=sys.stderr)
@@ -371,7 +370,8 @@ def is_stale(name):
 
 
 def is_passing(error):
-    """Whether what failed may succeed a little later: the network, or a server that is busy or broken."""
+    """Whether what failed may succeed a little later: the network, a file that arrived damaged (which has no status
+    here), or a server that is busy or broken."""
     status = status_of(error)
     return status is None or status in RETRIED_STATUS
 

@@ -3,7 +3,7 @@
 """Writes tables, figures and model cards from the JSON files under results/.
 
     python scripts/report.py            rewrites README.md, results/README.md, docs/initialisation.md, docs/export.md,
-                                        figures and cards
+                                        docs/supported.md, figures and cards
     python scripts/report.py --check    fails if a text does not agree with the JSON files
 
 In README.md, docs/initialisation.md and docs/export.md it rewrites what stands between two markers.
@@ -22,6 +22,7 @@ import report_cards
 import report_comparison
 import report_initialisation
 import report_quantization
+import report_supported
 from comparison import PRESETS, ROOT
 
 
@@ -86,6 +87,7 @@ def texts():
         ROOT / "docs/export.md": between_markers(
             ROOT / "docs/export.md", report_quantization.quantization_lines(quantized)
         ),
+        ROOT / "docs/supported.md": report_supported.page(),
         RESULTS / "README.md": "\n".join(results).rstrip() + "\n",
     }
     for comparison in known:

@@ -34,6 +34,6 @@ def quantization_lines(records):
         f"batch; onnxruntime {first['versions']['onnxruntime']} on {origin(first)}. The last column is the largest "
         "difference to PyTorch's logits over batches of several sizes, as a share of the largest logit.",
         "",
-        *["<details><summary>Commands</summary>", "", "```", *(record["command"] for record in records)],
+        *["<details><summary>Commands</summary>", "", "```console", *(record["command"] for record in records)],
         *["```", "", "</details>"],
     ]

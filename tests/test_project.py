@@ -1,8 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""The README runs as written, and what it says of results is what the records say."""
+"""What the README says of results is what the records say, and scripts explain themselves."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -11,31 +10,10 @@ from conftest import ROOT
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-README = (ROOT / "README.md").read_text()
-
-
-def test_the_examples_of_the_readme_run_as_written(tmp_path):
-    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    outputs = [
-        subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-        for example in examples
-    ]
-    assert all(output.returncode == 0 for output in outputs), [output.stderr for output in outputs]
-    assert outputs[0].stdout == "torch.Size([2, 2])\n"
-    (short, short_bytes), (long, long_bytes) = (line.split() for line in outputs[1].stdout.splitlines())
-    assert (short, long) == ("15", "1005") and short_bytes == long_bytes
-    assert outputs[2].stdout == "True\n"
 
 
 def test_readme_agrees_with_the_records():
     subprocess.run([sys.executable, str(ROOT / "scripts/report.py"), "--check"], env=ENVIRONMENT, check=True)
-
-
-def test_files_that_the_readme_names_exist():
-    named = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"(?:bash|python) (scripts/\w+\.\w+)", README)
-    assert len(named) > 5
-    for path in named:
-        assert (ROOT / path).exists(), path
 
 
 SCRIPTS = [path.stem for path in (ROOT / "scripts").glob("*.py") if "def main" in path.read_text()]

@@ -1,0 +1,96 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Records the tests at an end of the supported range, from which `scripts/report.py` writes docs/supported.md.
+
+python scripts/report_supported.py --record lowest --junit FILE       writes results/supported/lowest.json
+"""
+
+import argparse
+import sys
+import xml.etree.ElementTree
+from collections import Counter
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from report_tables import origin, table
+from training_common import ROOT, hardware, read_json, versions, write_json
+
+
+RECORDS = ROOT / "results/supported"
+ENDS = ("lowest", "highest")
+PACKAGES = ("astroformer-hf", "torch", "transformers", "huggingface-hub", "safetensors", "tokenizers", "numpy")
+COLUMNS = {"python": "Python", "torch": "torch", "transformers": "transformers"}
+COLUMNS |= {"huggingface-hub": "huggingface-hub", "safetensors": "safetensors"}
+
+HEAD = """# Supported versions
+
+What `pyproject.toml` allows is tested at both ends: the wheel is built, installed with its dependencies into an empty
+environment, and the tests of the library run there. Between the ends, development itself uses the releases in
+`constraints.txt`. A release outside the range is an error on import, also for code that came with a checkpoint.
+
+"""
+TAIL = """
+```console
+bash scripts/test_supported.sh lowest
+bash scripts/test_supported.sh highest
+```
+
+The records are in [`results/supported`](../results/supported). Not run there are the training scripts, the other
+libraries (peft, sentence-transformers) and Triton's interpreter, whose releases `constraints.txt` fixes. Nor, with
+torch 2.6, `torch.compile`: it traces neither these models nor the library's own.
+"""
+
+
+def outcome(junit):
+    """What a JUnit XML file of pytest says: how many tests passed, which failed, why some were skipped, and seconds."""
+    suite = xml.etree.ElementTree.parse(junit).getroot().find("testsuite")
+    cases = suite.findall("testcase")
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = [case.find("skipped") for case in cases if case.find("skipped") is not None]
+    return {
+        "passed": len(cases) - len(failed) - len(skipped),
+        "failed": [f"{case.get('classname')}::{case.get('name')}" for case in failed],
+        "skipped": dict(sorted(Counter(reason.get("message") for reason in skipped).items())),
+        "seconds": round(float(suite.get("time"))),
+    }
+
+
+def page():
+    """The text of docs/supported.md."""
+    records = [read_json(RECORDS / f"{end}.json") for end in ENDS]
+    rows = []
+    for record in records:
+        tests, found = record["tests"], record["versions"]
+        numbers = [str(tests["passed"]), str(sum(tests["skipped"].values())), str(len(tests["failed"]))]
+        rows.append([record["end"], *(found[name] for name in COLUMNS), *numbers])
+    lines = table(["end", *COLUMNS.values(), "passed", "skipped", "failed"], rows)
+    skipped = [
+        f"- {reason} ({record['end']}, {n})" for record in records for reason, n in record["tests"]["skipped"].items()
+    ]
+    if skipped:
+        lines += ["Skipped, and why:", "", *skipped, ""]
+    lines += [f"Both on {origin(records[0]).split(';')[0]}."]
+    return HEAD + "\n".join(lines) + "\n" + TAIL
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--record", choices=ENDS, required=True, help="which end was tested")
+    parser.add_argument("--junit", required=True, help="JUnit XML file that pytest wrote")
+    arguments = parser.parse_args()
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    write_json(
+        RECORDS / f"{arguments.record}.json",
+        {
+            "end": arguments.record,
+            "tests": outcome(arguments.junit),
+            "command": f"bash scripts/test_supported.sh {arguments.record}",
+            "versions": versions(PACKAGES),
+            "hardware": hardware(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Installs the built wheel with its dependencies into an empty environment at one end of the supported range, runs the
+# library's tests there, and records the outcome in results/supported.
+#
+#   bash scripts/test_supported.sh lowest     Python 3.10 and the releases in constraints-lowest.txt
+#   bash scripts/test_supported.sh highest    Python 3.13 and the newest releases that pyproject.toml allows
+#
+# More arguments go to pytest, and nothing is recorded then. ASTROFORMER_PYTHON names the Python, ASTROFORMER_VENV the
+# folder of the environment (by default .venv-lowest or .venv-highest), which is used again if it is there.
+set -euo pipefail
+usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+case ${1:-} in
+    lowest) python=${ASTROFORMER_PYTHON:-python3.10} constraints="--constraint constraints-lowest.txt" ;;
+    highest) python=${ASTROFORMER_PYTHON:-python3.13} constraints="--upgrade" ;;
+    --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+esac
+end=$1
+shift
+script=$(realpath "${BASH_SOURCE[0]}")
+cd "$(dirname "$script")/.."
+venv=$(realpath -m "${ASTROFORMER_VENV:-.venv-$end}")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+[ -e "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check build
+"$venv/bin/python" -m build --outdir "$scratch" . >"$scratch/build.log" || { cat "$scratch/build.log" >&2; exit 1; }
+# torch first and alone: what follows must find it, not choose another build
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraints torch
+"$venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes astroformer-hf
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraints "$(echo "$scratch"/*.whl)[train]" pytest
+
+# Not here: Triton's interpreter, the other libraries and the training scripts, whose releases constraints.txt pins.
+# Nor, with torch 2.6, torch.compile: it traces neither these models nor the library's own.
+tests="astrocyte_code attention_backends generation heads inspection modeling neuron_astrocyte_attention publish safety
+    sharing vision"
+untraced=$("$venv/bin/python" -c 'import torch; print("compiles_to_one_graph" if torch.__version__ < "2.7" else "")')
+status=0
+PATH="$venv/bin:$PATH" "$venv/bin/pytest" --quiet --junitxml "$scratch/junit.xml" \
+    $(printf 'tests/test_%s.py ' $tests) ${untraced:+-k "not $untraced"} "$@" || status=$?
+[ "$status" -le 1 ] || exit "$status"  # the tests did not run to their end
+[ $# -gt 0 ] || "$venv/bin/python" scripts/report_supported.py --record "$end" --junit "$scratch/junit.xml"
+exit "$status"
