@@ -38,6 +38,8 @@ Next, after  source $VIRTUAL_ENV/bin/activate
   ask it:           python scripts/predict.py --model $model --text "..."
   your own data:    python scripts/train_text_classification.py --dataset_dir FOLDER --output_dir outputs/mine
   the other arms:   add --attention_type softmax, or --attention_type linear
+  see its calcium:  python scripts/demo.py --model $model
+  share it:         python scripts/publish.py --model $model --repo_id USER/NAME --dry_run
 TEXT
 if [ "$choice" != --imdb ] && hub_answers; then
     echo "  IMDB (the Hub answers):  bash scripts/quickstart.sh --imdb"
