@@ -486,7 +486,7 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
         environment.update(hub.environment(tmp_path / "home"), HF_MODULES_CACHE=str(tmp_path / "modules"))
 
         def run(*command, **more):
-            return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True)
+            return subprocess.run(command, env={**environment, **more}, cwd=tmp_path, capture_output=True, text=True)
 
         def publish_it(name, *flags):
             script = str(ROOT / "scripts/publish.py")
