@@ -175,7 +175,7 @@ def read_text(model, tokenizer, text):
         return answer, None
     note = f"{length:,} tokens were read."
     if length > longest:
-        note = f"The text has {length:,} tokens; this model reads {longest:,} at most, so its end was cut off."
+        note = f"The text has {length:,} tokens; the first {longest:,} were read, as in training."
     names = tokenizer.convert_ids_to_tokens(input_ids)
     return answer, TextReading(*synapses, names, spell(tokenizer, input_ids), is_special, note)
 

@@ -47,6 +47,7 @@ import train_image_classification
 import train_text_classification
 import training_common as common
 from datasets import Image
+from inspection_common import takes_images
 
 
 MODELS = {
@@ -130,19 +131,15 @@ def load(args):
             f"{', '.join(f'...{ending}' for ending in MODELS)}"
         )
     model = auto_class.from_pretrained(args.model, dtype=torch.float32, **source).eval()
-    processor = AutoImageProcessor if is_for_images(model) else AutoTokenizer
+    processor = AutoImageProcessor if takes_images(model) else AutoTokenizer
     return model, processor.from_pretrained(args.model, **source)
-
-
-def is_for_images(model):
-    return model.main_input_name == "pixel_values"
 
 
 def example_inputs(model, batch_size, length, generator):
     """Random inputs of a model: images; or texts of random tokens, of which the second is padded on the left and the
     third on the right, by a third of their length."""
     config = model.config
-    if is_for_images(model):
+    if takes_images(model):
         size = config.image_size
         height_and_width = (size, size) if isinstance(size, int) else tuple(size)
         return {"pixel_values": torch.randn(batch_size, config.num_channels, *height_and_width, generator=generator)}
@@ -164,7 +161,7 @@ def export(model, export_format, inputs, quantize=False):
         OnnxRuntimeQuantizer,
     )
 
-    dynamic = dict.fromkeys(range(1 if is_for_images(model) else 2), torch.export.Dim.DYNAMIC)
+    dynamic = dict.fromkeys(range(1 if takes_images(model) else 2), torch.export.Dim.DYNAMIC)
     options = {"dynamic": True, "dynamic_shapes": {name: dynamic for name in inputs}}
     flags = {"use_cache": False} if getattr(model.config, "is_decoder", False) else {}
     if export_format == "torch":
@@ -224,7 +221,7 @@ def num_bytes(folder):
 def evaluation_batches(model, processor, args, data_args):
     """Name of the split, and its batches, each of which has `labels`; those of text with texts of like length."""
     columns = (data_args.label_column,)
-    if is_for_images(model):
+    if takes_images(model):
         examples = common.load_examples(data_args, args.seed, columns, offline=train_image_classification.digits)
     else:
         examples = common.load_examples(data_args, args.seed, (data_args.text_column, *columns))
@@ -233,7 +230,7 @@ def evaluation_batches(model, processor, args, data_args):
     known = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if labels.problem_type != "single_label_classification" or labels.names != known:
         raise ValueError(f"--evaluate needs data with one label each of {known}, got {labels.names}")
-    if is_for_images(model):
+    if takes_images(model):
         wanted = [data_args.image_column] if data_args.image_column else ["image", "img"]
         column = next((column for column in wanted if column in split.column_names), None)
         if column is None:

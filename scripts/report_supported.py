@@ -25,9 +25,10 @@ COLUMNS |= {"huggingface-hub": "huggingface-hub", "safetensors": "safetensors"}
 
 HEAD = """# Supported versions
 
-What `pyproject.toml` allows is tested at both ends: the wheel is built, installed with its dependencies into an empty
-environment, and the tests of the library run there. Between the ends, development itself uses the releases in
-`constraints.txt`. A release outside the range is an error on import, also for code that came with a checkpoint.
+What `pyproject.toml` allows is tested at both ends (of what has no upper end, as Python and torch, the release in the
+table): the wheel is built, installed with its dependencies into an empty environment, and the tests of the library run
+there. Between the ends, development itself uses the releases in `constraints.txt`. A release of these libraries outside
+the range is an error on import, also for code that came with a checkpoint.
 
 """
 TAIL = """
@@ -36,9 +37,10 @@ bash scripts/test_supported.sh lowest
 bash scripts/test_supported.sh highest
 ```
 
-The records are in [`results/supported`](../results/supported). Not run there are the training scripts, the other
-libraries (peft, sentence-transformers) and Triton's interpreter, whose releases `constraints.txt` fixes. Nor, with
-torch 2.6, `torch.compile`: it traces neither these models nor the library's own.
+The records are in [`results/supported`](../results/supported). Not run there are export, the demo, the benchmark, the
+comparison, the common tests of transformers, peft, sentence-transformers and Triton's interpreter: those are tested
+with the releases in `constraints.txt`. Nor, with torch 2.6, `torch.compile`: it traces neither these models nor the
+library's own.
 """
 
 

@@ -31,7 +31,7 @@ trap 'rm -rf "$scratch"' EXIT
 "$venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes astroformer-hf
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraints "$(echo "$scratch"/*.whl)[train]" pytest
 
-# Not here: Triton's interpreter, the other libraries and the training scripts, whose releases constraints.txt pins.
+# Not here: what needs other libraries, and the common tests of transformers; constraints.txt pins their releases.
 # Nor, with torch 2.6, torch.compile: it traces neither these models nor the library's own.
 tests="astrocyte_code attention_backends generation heads inspection modeling neuron_astrocyte_attention publish safety
     sharing vision"

@@ -108,7 +108,7 @@ def test_no_text_is_told_in_words(text_model, text):
 def test_a_long_text_is_cut_as_the_model_needs_it(text_model):
     model, tokenizer = load(text_model)
     answer, reading = demo.read_text(model, tokenizer, "lovely film " * 40)
-    assert "The text has 82 tokens; this model reads 64 at most" in reading.html(0, 0)
+    assert "The text has 82 tokens; the first 64 were read" in reading.html(0, 0)
     assert reading.response.shape == (2, 4, 64) and len(hints(reading.html(0, 0))) == 64
     assert answer == demo.read_text(model, tokenizer, "lovely film " * 31)[0]
     tokenizer.model_max_length = int(1e30)  # as of a tokenizer that knows no limit
