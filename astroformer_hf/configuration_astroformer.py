@@ -7,6 +7,8 @@ from .version import __version__  # first: it checks the releases of what is imp
 # isort: split
 import difflib
 import math
+import numbers
+import re
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -56,7 +58,7 @@ LARGEST = {
     "num_labels": 10**6,
 }
 PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-DTYPES = ("float64", "float32", "float16", "bfloat16", "auto")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 # Keywords that the library itself may hand to a configuration, beside its fields.
 LIBRARY_KEYWORDS = {
@@ -148,23 +150,29 @@ class AstroformerBaseConfig(PreTrainedConfig):
 
     def _check_what_comes_with_a_file(self, keywords):
         """Checks what a file may say beside the fields, before the library acts on it."""
-        num_labels = keywords.get("num_labels")
-        if num_labels is not None and not (isinstance(num_labels, int) and 0 < num_labels <= LARGEST["num_labels"]):
+        num_labels = keywords.get("num_labels", 1)
+        is_number = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)
+        if num_labels is not None and not (is_number and 0 < num_labels <= LARGEST["num_labels"]):
             raise ValueError(f"num_labels must be a number from 1 to {LARGEST['num_labels']:,}, got {num_labels!r}")
-        dtype = keywords.get("torch_dtype", self.dtype)
-        if isinstance(dtype, str) and dtype.removeprefix("torch.") not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+        for dtype in (self.dtype, keywords.get("torch_dtype")):
+            if isinstance(dtype, str) and dtype not in DTYPES:
+                raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
         for name in ("attn_implementation", "_attn_implementation"):
             if "/" in str(keywords.get(name)):  # the library would fetch and run a kernel from there
                 raise ValueError(f"{name} must not name a repository, got {keywords[name]!r}")
+        weights = keywords.get("transformers_weights")  # where the library looks for them first, in any format
+        if weights is not None and not re.fullmatch(r"[\w.-]+\.safetensors(\.index\.json)?", str(weights)):
+            raise ValueError(f"transformers_weights must name a safetensors file beside it, got {weights!r}")
         auto_map = keywords.get("auto_map") or {}
-        for auto_name, reference in auto_map.items() if isinstance(auto_map, dict) else [(None, auto_map)]:
-            # the library puts "user/name--" before the module when it loads from the Hub
-            module_and_class = str(reference).rpartition("--")[2].split(".")
-            if len(module_and_class) != 2 or not all(part.isidentifier() for part in module_and_class):
-                raise ValueError(
-                    f"auto_map must name classes as 'module.Class' of files beside it, got {auto_name!r}: {reference!r}"
-                )
+        for auto_name, references in auto_map.items() if isinstance(auto_map, dict) else [(None, auto_map)]:
+            for reference in references if isinstance(references, list | tuple) else [references]:
+                # "user/name--module.Class" is code of another repository, which the library asks about before it runs
+                module_and_class = "a.b" if reference is None else str(reference).rpartition("--")[2]
+                if not re.fullmatch(r"[^\W\d]\w*\.[^\W\d]\w*", module_and_class):
+                    raise ValueError(
+                        f"auto_map must name classes as 'module.Class' of files beside it, got {auto_name!r}: "
+                        f"{reference!r}"
+                    )
         try:
             is_newer = Version(self.astroformer_version or __version__) > Version(__version__)
         except InvalidVersion:

@@ -7,6 +7,7 @@ Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head 
 
 import copy
 import os
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -263,6 +264,11 @@ class AstroformerLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
 
+# Whether a checkpoint is being loaded all into the memory of this machine, neither elsewhere nor in fewer bits.
+_loads_into_memory: ContextVar[bool] = ContextVar("loads_into_memory", default=False)
+PLACEMENTS = ("device_map", "tp_plan", "tp_size", "device_mesh", "quantization_config", "gguf_file")
+
+
 def memory_of_machine(with_gpus=False):
     """Bytes of main memory, infinitely many where the system does not tell; with that of the GPUs, if asked."""
     try:
@@ -290,14 +296,16 @@ class AstroformerPreTrainedModel(PreTrainedModel):
         """Loads a checkpoint as every library model does, from safetensors only: no pickle is ever read.
 
         Raises:
-            ValueError: `use_safetensors` is not True, or the model that the configuration describes is larger than the
-                machine's memory.
+            ValueError: `use_safetensors` or `weights_only` is not True; or the model that the configuration describes
+                is larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
             OSError: there are no weights in safetensors, or their file is damaged.
             RuntimeError: the weights have other shapes than the configuration says.
         """
-        if kwargs.get("use_safetensors") not in (None, True):
-            raise ValueError(f"use_safetensors must be True, got {kwargs['use_safetensors']!r}: a pickle can run code")
-        kwargs["use_safetensors"] = True
+        for name in ("use_safetensors", "weights_only"):
+            if kwargs.get(name) not in (None, True):
+                raise ValueError(f"{name} must be True, got {kwargs[name]!r}: a pickle can run code")
+            kwargs[name] = True
+        before = _loads_into_memory.set(all(kwargs.get(name) is None for name in PLACEMENTS))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
@@ -305,10 +313,12 @@ class AstroformerPreTrainedModel(PreTrainedModel):
                 f"The weights of {str(pretrained_model_name_or_path)!r} are damaged or not in the safetensors format "
                 f"({error}). Fetch them again, with force_download=True if they come from the Hub."
             ) from error
+        finally:
+            _loads_into_memory.reset(before)
 
     def post_init(self):
         super().post_init()
-        if self.device.type == "meta":  # as in loading: what the checkpoint lacks is about to take memory
+        if self.device.type == "meta" and _loads_into_memory.get():  # and what the checkpoint lacks is initialised
             needed = sum(parameter.nbytes for parameter in self.parameters())
             if needed > memory_of_machine() and needed > memory_of_machine(with_gpus=True):
                 raise ValueError(

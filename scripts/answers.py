@@ -51,11 +51,17 @@ def answers(model_name, trust_remote_code):
         example = processor(images=picture.numpy(), return_tensors="pt")
     else:
         processor = transformers.AutoTokenizer.from_pretrained(model_name)
-        mask = torch.ones(3, 12, dtype=torch.long)
-        mask[1, :4] = 0
-        mask[2, 7:] = 0
+        longest = min(64, config.max_position_embeddings)
+        length = min(12, longest)
+        mask = torch.ones(3, length, dtype=torch.long)
+        mask[1, : length // 3] = 0
+        mask[2, length - length // 3 :] = 0
         inputs = {"input_ids": torch.randint(0, config.vocab_size, mask.shape), "attention_mask": mask}
-        example = processor(list(TEXTS), padding=processor.pad_token is not None, return_tensors="pt")
+        can_pad = processor.pad_token is not None
+        texts = list(TEXTS) if can_pad else TEXTS[0]
+        example = processor(texts, padding=can_pad, truncation=True, max_length=longest, return_tensors="pt")
+        if not can_pad:
+            example = {name: torch.atleast_2d(tensor) for name, tensor in example.items()}
     found = {}
     for source, given in (("random", inputs), ("example", dict(example))):
         if auto_class is transformers.AutoModelForMultipleChoice:
@@ -64,7 +70,8 @@ def answers(model_name, trust_remote_code):
             outputs = model(**given)
         for name, tensor in [*given.items(), *outputs.items()]:
             if isinstance(tensor, torch.Tensor):
-                found[f"{source}.{name}"] = tensor.contiguous()
+                # numpy, which compares them, does not know bfloat16
+                found[f"{source}.{name}"] = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
     return found
 
 

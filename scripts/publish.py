@@ -17,20 +17,34 @@ import tempfile
 import time
 from pathlib import Path
 
+
+# Large files go through Git LFS: Xet, which the client prefers, has retries of its own that no timeout here reaches.
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+
+import numpy as np
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import get_session, validate_repo_id
+from safetensors.numpy import load_file
 
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 PROCESSORS = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
 ALSO = (
-    *("config.json", "generation_config.json", "README.md", "LICENSE", "results.json", "*.py", "*.jinja"),
+    *("config.json", "generation_config.json", "README.md", "LICENSE", "results.json", "*.jinja"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"),
 )
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
-IMAGE = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
+SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+FIGURE = re.compile(r"""(?:!\[[^\]]*\]\(\s*<?|<img\b[^>]*?\bsrc=["'])(?!\w+:)([^)\s>"']+)""")  # Markdown, or HTML
+FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 EMPTY_REPOSITORY = {".gitattributes", "README.md"}  # at most this is in one that nobody has published to
 RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 
@@ -60,16 +74,26 @@ def stage(source, target, repo_id):
     """
     if not (source / "config.json").is_file():
         raise PublishError(f"--model must be a folder with a trained model; {str(source)!r} has no config.json")
+    try:
+        return copy_and_check(source, target, repo_id)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a damaged file leads to
+        raise PublishError(f"{str(source)!r} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def copy_and_check(source, target, repo_id):
     card = source / "README.md"
-    figures = set(IMAGE.findall(card.read_text(encoding="utf-8"))) if card.is_file() else set()
+    figures = sorted(set(FIGURE.findall(card.read_text(encoding="utf-8")))) if card.is_file() else []
     names = {path.name for pattern in (*WEIGHTS, *PROCESSORS, *ALSO) for path in source.glob(pattern) if path.is_file()}
+    names |= code_files(source)
     problems = []
-    for figure in sorted(figures):
+    for figure in figures:
         path = (source / figure).resolve()
         if not path.is_relative_to(source.resolve()) or not path.is_file():
             problems.append(f"README.md shows {figure!r}, which is not in the folder")
+        elif path.suffix.lower() not in FIGURE_SUFFIXES:
+            problems.append(f"README.md shows {figure!r}, which is not an image")
         else:
-            names.add(figure)
+            names.add(path.relative_to(source.resolve()).as_posix())
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
@@ -77,18 +101,43 @@ def stage(source, target, repo_id):
         shutil.copyfile(ROOT / "LICENSE", target / "LICENSE")
     problems += problems_of_weights(target) + problems_of_code(target) + problems_of_card(target, repo_id)
     for path in sorted(target.rglob("*")):
-        if path.suffix in (".json", ".md", ".py", ".jinja") and SECRET.search(path.read_text(encoding="utf-8")):
+        if (
+            path.is_file()
+            and path.suffix not in (".safetensors", *FIGURE_SUFFIXES)
+            and SECRET.search(path.read_bytes())
+        ):
             problems.append(f"{path.name} contains what looks like an access token of the Hub")
     if problems:
         raise PublishError(f"{str(source)!r} cannot be published:\n" + "\n".join(f"  - {text}" for text in problems))
-    return sorted(path.name + "/" * path.is_dir() for path in source.iterdir() if path.name not in names)
+    first_parts = {name.partition("/")[0] for name in names}
+    return sorted(path.name + "/" * path.is_dir() for path in source.iterdir() if path.name not in first_parts)
+
+
+def code_references(folder):
+    """`(auto_name, "module.Class")` of each class that the configuration names."""
+    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    for auto_name, references in auto_map.items():
+        for reference in references if isinstance(references, list) else [references]:
+            if reference is not None:
+                yield auto_name, reference
+
+
+def code_files(folder):
+    """The files of code that the configuration names, and those that they import."""
+    wanted, found = [reference.partition(".")[0] for _, reference in code_references(folder)], set()
+    while wanted:
+        path = folder / f"{wanted.pop()}.py"
+        if path.parent == folder and path.is_file() and path.name not in found:
+            found.add(path.name)
+            wanted += re.findall(r"^\s*from \.(\w+) import", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return found
 
 
 def problems_of_weights(folder):
     weights = [path.name for path in folder.glob("model*.safetensors")]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        wanted = set(json.loads(index.read_text())["weight_map"].values())
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return [f"{name}, a part of the weights, is missing" for name in sorted(wanted - set(weights))]
     return (
         [] if weights else ["it has no model.safetensors; weights in other formats, such as pickles, are not published"]
@@ -97,21 +146,20 @@ def problems_of_weights(folder):
 
 def problems_of_code(folder):
     """The map from Auto classes to code must stay inside the folder, and so must the code."""
-    problems = []
-    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map")
-    if not auto_map:
-        return [
-            "config.json has no auto_map: it was saved without its code; load and save it with astroformer_hf again"
-        ]
-    for auto_name, reference in auto_map.items():
+    problems, references = [], list(code_references(folder))
+    if not references:
+        problems.append(
+            "config.json has no auto_map: it was saved without its code; load it with astroformer_hf and save it"
+        )
+    for auto_name, reference in references:
         module, _, class_name = reference.partition(".")
         if not (module.isidentifier() and class_name.isidentifier()):
             problems.append(f"config.json points outside the folder for {auto_name}: {reference!r}")
         elif not (folder / f"{module}.py").is_file():
             problems.append(f"{module}.py, the code of {auto_name}, is missing")
-    return problems + (
-        [] if any((folder / name).is_file() for name in PROCESSORS) else ["it has no tokenizer or image processor"]
-    )
+    if not any((folder / name).is_file() for name in PROCESSORS):
+        problems.append("it has no tokenizer or image processor")
+    return problems
 
 
 def problems_of_card(folder, repo_id):
@@ -156,7 +204,7 @@ def check_answers(folder):
             **os.environ,
             "HF_HUB_OFFLINE": "1",  # what the folder lacks must not come from elsewhere
             "HF_MODULES_CACHE": str(Path(scratch) / "modules"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         runs = {}
         for name, flags in (("with the package", []), ("with the code in it", ["--as_stranger"])):
@@ -173,14 +221,22 @@ def check_answers(folder):
                 [*command, *flags], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
             runs[name] = process, output
-        for name, (process, _) in runs.items():
-            printed, _ = process.communicate()
-            if process.returncode:
-                raise PublishError(f"the model does not load {name}:\n{printed.strip()[-2000:]}")
-        from safetensors.numpy import load_file
-
+        try:
+            for name, (process, _) in runs.items():
+                printed, _ = process.communicate()
+                if process.returncode:
+                    raise PublishError(f"the model does not load {name}:\n{printed.strip()[-2000:]}")
+        finally:
+            for process, _ in runs.values():
+                process.kill()
         package, stranger = (load_file(output) for _, output in runs.values())
-    different = [name for name in package if name not in stranger or (package[name] != stranger[name]).any()]
+    different = sorted(
+        name
+        for name in package.keys() | stranger.keys()
+        if name not in package
+        or name not in stranger
+        or not np.array_equal(package[name], stranger[name], equal_nan=package[name].dtype.kind == "f")
+    )
     if different:
         raise PublishError(f"the code in the folder does not answer as the package does: {', '.join(different)} differ")
 
@@ -209,20 +265,28 @@ class Publisher:
         self.undo = []  # what takes back the steps so far, the last first
 
     def attempt(self, what, step):
-        """Runs a step, again after failures of network and server; other refusals of the Hub become a PublishError."""
+        """Runs a step, again after failures of network and server; what else the Hub refuses becomes a PublishError."""
         for tries_left in range(self.retries, -1, -1):
-            get_session().timeout = self.timeout
+            client = get_session()
+            hooks = [hook for hook in client.event_hooks["request"] if hook.__name__ != self.limit_wait.__name__]
+            client.event_hooks = {**client.event_hooks, "request": [*hooks, self.limit_wait]}
             try:
                 return step()
-            except (HTTPError, RuntimeError) as error:
-                reason = error if isinstance(error, HTTPError) else error.__cause__  # of one of several files
-                if not isinstance(reason, HTTPError):
-                    raise
+            except (HTTPError, OSError, RuntimeError, ValueError) as error:
+                # of one of several files, the client tells what went wrong as the cause
+                reason = error.__cause__ if isinstance(error.__cause__, HTTPError) else error
+                reason = error if isinstance(error, HfHubHTTPError) else reason
                 if tries_left == 0 or not is_passing(error):
                     raise PublishError(f"the Hub could not {what}: {in_a_line(reason)}") from error
                 wait = min(30, 2 ** (self.retries - tries_left))
                 print(f"  {in_a_line(reason)}; trying again in {wait} s", file=sys.stderr)
                 time.sleep(wait)
+
+    def limit_wait(self, request):
+        """Gives a request for which the client would wait for ever the time that an answer may take."""
+        limits = request.extensions.get("timeout") or {}
+        if not any(limits.values()):
+            request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
 
     def check_access(self):
         """The user's name; the repository must be theirs to write.
@@ -250,29 +314,34 @@ class Publisher:
             )
         return account["name"]
 
+    def look(self, revision=None):
+        """What the Hub knows of the repository, or of a branch of it; None where there is none."""
+        try:
+            return self.attempt("look at the repository", lambda: self.api.model_info(self.repo_id, revision=revision))
+        except PublishError as error:
+            if isinstance(error.__cause__, (RepositoryNotFoundError, RevisionNotFoundError)):
+                return None
+            raise
+
     def find(self):
-        """The commit that the branch is at and the files in it; None and nothing where there is no such branch yet.
+        """The commit that the branch is at, None where there is no such branch yet, and the files that are there, or
+        that a new branch starts with.
 
         Raises:
             PublishError: something was published there before, and `update` is False.
         """
-        if not self.attempt("look for the repository", lambda: self.api.repo_exists(self.repo_id)):
+        repository = self.look()
+        if repository is None:
             return None, set()
-        try:
-            info = self.attempt(
-                "look at the repository", lambda: self.api.model_info(self.repo_id, revision=self.revision)
-            )
-        except PublishError as error:
-            if isinstance(error.__cause__, RevisionNotFoundError):
-                return None, set()
-            raise
-        if self.private and not info.private:
+        if self.private and not repository.private:
             raise PublishError(f"{self.repo_id} exists and is public; --private only makes new repositories private")
-        files = {file.rfilename for file in info.siblings}
-        if files - EMPTY_REPOSITORY and not self.update:
+        branch = self.look(self.revision)
+        if branch is None:
+            return None, names_in(repository)
+        if names_in(branch) - EMPTY_REPOSITORY and not self.update:
             where = self.repo_id if self.revision == "main" else f"the branch {self.revision!r} of {self.repo_id}"
             raise PublishError(f"{where} exists already; choose another name, or add a commit to it with --update")
-        return info.sha, files
+        return branch.sha, names_in(branch)
 
     def publish(self, folder, message):
         """Uploads the files of a folder in one commit: the repository shows all of them, or none.
@@ -294,22 +363,33 @@ class Publisher:
         return commit
 
     def create(self):
-        """Makes the repository and the branch, as far as they do not exist; the branch's commit and files."""
-        if not self.attempt("look for the repository", lambda: self.api.repo_exists(self.repo_id)):
+        """Makes the repository and the branch, as far as they do not exist; the branch's commit and files.
+
+        Raises:
+            PublishError: somebody was faster, with a repository or a branch of that name.
+        """
+        repository = self.look()
+        if repository is None:
             # the answer may get lost after the repository was made: then it exists at the next try
             self.undo.append(("repository", self.delete_if_empty))
             self.attempt(
                 "create the repository",
                 lambda: self.api.create_repo(self.repo_id, private=self.private or None, exist_ok=True),
             )
-        if self.revision != "main":
-            self.undo.append(("branch", lambda: self.api.delete_branch(self.repo_id, branch=self.revision)))
-            self.attempt(
-                "create the branch",
-                lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True),
-            )
-        info = self.attempt("look at the repository", lambda: self.api.model_info(self.repo_id, revision=self.revision))
-        return info.sha, {file.rfilename for file in info.siblings}
+            repository = self.look()
+            if repository is None or names_in(repository) - EMPTY_REPOSITORY or repository.private < self.private:
+                raise PublishError(f"{self.repo_id} was made by somebody else at the same time")
+        if self.revision == "main":
+            return repository.sha, names_in(repository)
+        self.undo.append(("branch", lambda: self.delete_if_at(repository.sha)))
+        self.attempt(
+            "create the branch",
+            lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True),
+        )
+        branch = self.look(self.revision)
+        if branch is None or branch.sha != repository.sha:
+            raise PublishError(f"the branch {self.revision!r} was made by somebody else at the same time")
+        return branch.sha, names_in(branch)
 
     def commit(self, folder, message, head, present):
         """Sends the commit. It names its parent, so that it cannot happen twice if the answer to the first is lost."""
@@ -336,7 +416,10 @@ class Publisher:
 
         commit = self.attempt("take the commit", send)
         self.undo.clear()
-        differences = self.attempt("list what it holds", lambda: self.differences(folder, commit))
+        try:
+            differences = self.attempt("list what it holds", lambda: self.differences(folder, commit))
+        except PublishError as error:
+            raise PublishError(f"it was, at commit {commit}, but not checked, because {error}") from error
         if differences:
             raise PublishError(
                 f"the Hub holds other content than was sent, at commit {commit}: {', '.join(differences)}"
@@ -349,41 +432,61 @@ class Publisher:
         return sorted([*found.extra_paths, *(mismatch["path"] for mismatch in found.mismatches)])
 
     def delete_if_empty(self):
-        if not {file.rfilename for file in self.api.model_info(self.repo_id).siblings} - EMPTY_REPOSITORY:
-            self.api.delete_repo(self.repo_id)
+        """Removes the repository unless somebody has put something there; whether it did."""
+        if names_in(self.api.model_info(self.repo_id)) - EMPTY_REPOSITORY:
+            return False
+        self.api.delete_repo(self.repo_id)
+        return True
+
+    def delete_if_at(self, commit):
+        """Removes the branch unless somebody has put something there; whether it did."""
+        if self.api.model_info(self.repo_id, revision=self.revision).sha != commit:
+            return False
+        self.api.delete_branch(self.repo_id, branch=self.revision)
+        return True
 
     def take_back(self):
         """Removes what was created for an upload that failed."""
         while self.undo:
             what, step = self.undo.pop()
-            print(f"Removing the {what} that was made for this upload...", file=sys.stderr)
             try:
-                self.attempt(f"remove the {what} again", step)
+                if self.attempt(f"remove the {what} again", step):
+                    print(f"The {what} that was made for this upload is removed again", file=sys.stderr)
             except PublishError as error:
                 if status_of(error.__cause__) not in (401, 403, 404):  # or it was not made at all
                     print(f"  {error}; what is left is empty, and the same command goes on with it", file=sys.stderr)
 
 
+def names_in(info):
+    """The files of a revision."""
+    return {file.rfilename for file in info.siblings}
+
+
 def is_stale(name):
     """Whether a file of an earlier version must not stay beside a new one: code and weights, which might be loaded."""
-    return name.endswith((".py", ".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"))
+    return "/" not in name and name.endswith((".py", ".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"))
 
 
 def is_passing(error):
-    """Whether what failed may succeed a little later: the network, a file that arrived damaged (which has no status
-    here), or a server that is busy or broken."""
-    status = status_of(error)
-    return status is None or status in RETRIED_STATUS
+    """Whether what failed may succeed a little later: the network, a server that is busy or broken, a large file that
+    arrived damaged (of which the client makes a RuntimeError), an answer that is no JSON."""
+    if isinstance(error, HfHubHTTPError):
+        return status_of(error) in RETRIED_STATUS
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    return isinstance(error, (HTTPError, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError))
 
 
 def status_of(error):
-    return getattr(getattr(error, "response", None), "status_code", None) if error is not None else None
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def in_a_line(error):
     status = status_of(error)
-    text = getattr(error, "server_message", None) or str(error).strip().partition("\n")[0] or type(error).__name__
-    return f"it answered {status}, {text}" if status else f"no answer ({type(error).__name__}: {text})"
+    text = getattr(error, "server_message", None) or " ".join(str(error).split())[:300] or type(error).__name__
+    if status:
+        return f"it answered {status}, {text}"
+    return f"no answer ({type(error).__name__}: {text})" if isinstance(error, HTTPError) else text
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -394,12 +497,9 @@ def in_a_line(error):
 def show(folder, left_out, arguments, endpoint, present):
     """Prints what will be uploaded, and where."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    state = "a commit on top of" if present else "new"
+    state = "on top of what is there" if present else "new, private" if arguments.private else "new, public"
     print(f"Model       {config['architectures'][0]}, {config.get('dtype', 'float32')}")
-    print(
-        f"Repository  {endpoint}/{arguments.repo_id}, branch {arguments.revision} ({state}"
-        f"{' what is there' if present else ', private' if arguments.private else ', public'})"
-    )
+    print(f"Repository  {endpoint}/{arguments.repo_id}, branch {arguments.revision} ({state})")
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     print(f"Upload      {len(sizes)} files, {in_words(sum(sizes.values()))}")
     for name, size in sorted(sizes.items()):
@@ -432,6 +532,8 @@ def parse_arguments(arguments=None):
         parser.error(f"--repo_id: {error}")
     if "/" not in arguments.repo_id:
         parser.error(f"--repo_id must be user/name, got {arguments.repo_id!r}")
+    if not arguments.message.strip():
+        parser.error("--message must not be empty")
     if arguments.retries < 0:
         parser.error(f"--retries must not be negative, got {arguments.retries}")
     if not arguments.timeout > 0:

@@ -19,7 +19,7 @@ from training_common import ROOT, hardware, read_json, versions, write_json
 
 RECORDS = ROOT / "results/supported"
 ENDS = ("lowest", "highest")
-PACKAGES = ("astroformer-hf", "torch", "transformers", "huggingface-hub", "safetensors", "tokenizers", "numpy")
+PACKAGES = ("astroformer-hf", "torch", "transformers", "huggingface-hub", "safetensors", "packaging", "numpy")
 COLUMNS = {"python": "Python", "torch": "torch", "transformers": "transformers"}
 COLUMNS |= {"huggingface-hub": "huggingface-hub", "safetensors": "safetensors"}
 

@@ -47,8 +47,9 @@ class Fault:
 
     Args:
         kind (`str`): "status" answers with `status` without acting; "drop" closes the connection without acting; "lose"
-            acts, then closes the connection instead of answering; "cut" closes it in the middle of the answer; "slow"
-            waits `seconds` first; "corrupt" changes a byte of what a PUT brings or a GET takes away.
+            acts, then closes the connection instead of answering; "cut" closes it in the middle of the answer;
+            "garbage" answers 502 with a web page; "slow" waits `seconds` first; "corrupt" changes a byte of what a PUT
+            brings or a GET takes away.
         method, path (`str`): regular expressions that the whole method and the beginning of the path match.
     """
 
@@ -204,6 +205,8 @@ class Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Message": str(refusal), **({"X-Error-Code": refusal.code} if refusal.code else {})}
         if kind == "lose":
             return self.hang_up()
+        if kind == "garbage":
+            status, headers, content = 502, {"Content-Type": "text/html"}, b"<html>Bad Gateway</html>"
         if not isinstance(content, bytes):
             headers, content = {"Content-Type": "application/json", **headers}, json.dumps(content).encode()
         if kind == "corrupt" and self.command == "GET":

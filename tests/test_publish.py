@@ -19,11 +19,14 @@ import huggingface_hub
 import publish
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, tiny_config
 from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, LoopbackHub, Repository
 from publish import Publisher, PublishError
 from safetensors.torch import load_file, save_file
+from tokenization import train_bpe_tokenizer
 from transformers import pipeline
+
+from astroformer_hf import AstroformerForCausalLM
 
 
 FOREVER = 10**9
@@ -177,6 +180,13 @@ def test_slow_answers_are_waited_for_up_to_the_timeout(hub, files):
     hub.faults.append(Fault("slow", **STEPS["commit"], seconds=0.5))
     Publisher("user/model").publish(files, "Upload")
     assert published(hub) == contents(files) and not hub.waits
+    for step in ("look", "list"):
+        slow = Fault("slow", **STEPS[step], seconds=1.0)
+        hub.faults.append(slow)
+        hub.waits.clear()
+        Publisher("user/model", timeout=0.3, update=True).publish(files, "Upload")
+        assert slow.times == 0 and hub.waits, step
+    hub.waits.clear()
     # the commit arrives after the client has given up waiting and tried again
     hub.faults.append(Fault("slow", **STEPS["commit"], seconds=1.0))
     Publisher("user/slow", timeout=0.3).publish(files, "Upload")
@@ -188,8 +198,25 @@ def test_slow_answers_are_waited_for_up_to_the_timeout(hub, files):
 def test_a_hub_that_is_not_there_is_told(hub, files):
     hub.server.shutdown()
     hub.server.server_close()
-    with pytest.raises(PublishError, match="could not look for the repository: no answer"):
+    with pytest.raises(PublishError, match="could not look at the repository: no answer"):
         Publisher("user/model", retries=1).publish(files, "Upload")
+
+
+def test_answers_that_are_no_json_are_tried_again_and_other_refusals_told(hub, files):
+    hub.faults.append(Fault("garbage", **STEPS["metadata"], times=2))
+    Publisher("user/model").publish(files, "Upload")
+    assert not hub.faults and published(hub) == contents(files)
+    (files / "README.md").write_text("---\nmodel-index:\n- name: model\n---\n")
+    with pytest.raises(PublishError, match='take the commit: .*"model-index" must have a name'):
+        Publisher("user/other").publish(files, "Upload")
+    assert ("model", "user/other") not in hub.repositories
+
+
+def test_without_a_network_by_wish_nothing_is_tried(hub, files, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(PublishError, match="offline mode"):
+        Publisher("user/model").publish(files, "Upload")
+    assert not hub.waits and not hub.requests
 
 
 def test_interrupted_uploads_take_back_what_they_made(hub, files, monkeypatch):
@@ -211,6 +238,29 @@ def test_what_somebody_else_put_there_meanwhile_is_not_removed(hub, files, monke
     with pytest.raises(KeyboardInterrupt):
         Publisher("user/model").publish(files, "Upload")
     assert hub.repositories["model", "user/model"].titles == ["initial commit", "theirs"]
+
+    def somebody_commits_to_the_branch(self, repo_id, *_, revision, **__):
+        hub.repositories["model", repo_id].commit(revision, {"theirs.txt": File(b"theirs", False)}, "theirs")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", somebody_commits_to_the_branch)
+    with pytest.raises(KeyboardInterrupt):
+        Publisher("user/model", revision="v1").publish(files, "Upload")
+    assert hub.files("user/model", "v1") == {"theirs.txt": b"theirs"}
+
+
+def test_who_makes_the_repository_at_the_same_time_is_left_alone(hub, files, monkeypatch):
+    create_repo = huggingface_hub.HfApi.create_repo
+
+    def somebody_is_faster(self, repo_id, **options):
+        url = create_repo(self, repo_id)
+        hub.repositories["model", repo_id].commit("main", {"old.py": File(b"theirs", False)}, "theirs")
+        return url
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", somebody_is_faster)
+    with pytest.raises(PublishError, match="user/model was made by somebody else"):
+        Publisher("user/model").publish(files, "Upload")
+    assert hub.files("user/model") == {"old.py": b"theirs"}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -257,8 +307,9 @@ def test_private_repositories_and_branches(hub, files, monkeypatch):
     assert published(hub, revision="main") == {} and published(hub, revision="v1") == contents(files)
     with pytest.raises(PublishError, match="the branch 'v1' of user/model exists already"):
         Publisher("user/model", revision="v1").publish(files, "Upload")
-    with pytest.raises(PublishError, match="exists and is public"):
-        Publisher("user/model", revision="v1", private=True, update=True).publish(files, "Upload")
+    for branch in ("v1", "new"):
+        with pytest.raises(PublishError, match="exists and is public"):
+            Publisher("user/model", revision=branch, private=True, update=True).publish(files, "Upload")
     hub.faults.append(Fault("status", **STEPS["commit"], times=FOREVER))
     with pytest.raises(PublishError):
         Publisher("user/model", revision="v2", retries=1).publish(files, "Upload")
@@ -390,6 +441,15 @@ UNFIT = {
     "no map": (lambda f: edit_config(f, auto_map=None), "has no auto_map"),
     "code outside": (lambda f: edit_config(f, auto_map={"AutoModel": "/tmp/evil.Model"}), "points outside .*evil"),
     "code elsewhere": (lambda f: edit_config(f, auto_map={"AutoModel": "a/b--evil.Model"}), "points outside .*evil"),
+    "figure that is none": (
+        edit_card(r"\(learning_curve.png\)", "(training_args.bin)"),
+        "'training_args.bin', which is not an",
+    ),
+    "not UTF-8": (lambda f: (f / "README.md").write_bytes(b"\xff\xfe"), "cannot be read: UnicodeDecodeError"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), "cannot be read: JSONDecodeError"),
+    "broken index": (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "cannot be read: KeyError"),
+    "odd map": (lambda f: edit_config(f, auto_map={"AutoModel": {}}), "cannot be read: AttributeError"),
+    "token in a vocabulary": (lambda f: (f / "vocab.txt").write_text(f"hf_{'a' * 34}"), "vocab.txt contains .* token"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer or image processor"),
     "token": (lambda f: (f / "results.json").write_text(f'"hf_{"a" * 34}"'), "results.json contains .* access token"),
 }
@@ -401,6 +461,18 @@ def test_unfit_folders_are_refused_with_the_reason(name, folder):
     damage(folder)
     with pytest.raises(PublishError, match=pattern):
         stage(folder)
+
+
+def test_only_code_and_figures_that_are_used_are_taken(folder):
+    (folder / "mine.py").write_text("print('private')")
+    (folder / "plots").mkdir()
+    shutil.copyfile(folder / "learning_curve.png", folder / "plots" / "b.png")
+    figures = '![a](./learning_curve.png "T") <img width=3 src="plots/b.png"> ![c](data:image/png;base64,AA) ![d](http://x/y.png)'
+    with (folder / "README.md").open("a") as card:
+        card.write(figures)
+    target, left_out = stage(folder)
+    assert {"learning_curve.png", "plots/b.png", "version.py"} <= set(contents(target))
+    assert "mine.py" not in contents(target) and "mine.py" in left_out and "plots/" not in left_out
 
 
 def test_all_reasons_are_told_at_once(folder):
@@ -416,6 +488,16 @@ def test_sharded_weights_must_be_complete(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(PublishError, match="model-00002-of-00002.safetensors, a part of the weights, is missing"):
         stage(folder)
+
+
+def test_half_precision_short_models_and_tokenizers_without_padding_are_compared(tmp_path):
+    folder = tmp_path / "model"
+    config = tiny_config(vocab_size=300, astrocyte_code="learned", max_position_embeddings=8)
+    AstroformerForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = train_bpe_tokenizer(TEXTS * 20, 290, 8)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    publish.check_answers(folder)
 
 
 def test_code_that_answers_otherwise_than_the_package_is_refused(folder):

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_model, tiny_config
@@ -157,6 +158,17 @@ DAMAGES = {
     "text for a number": (of_config(vocab_size="50"), Exception, "vocab_size.*expected int, got str"),
     "number format": (of_config(dtype="evil"), ValueError, "dtype must be one of .* got 'evil'"),
     "activation": (of_config(hidden_act="os.system"), ValueError, "hidden_act must be one of .* got 'os.system'"),
+    "number format, twice": (
+        of_config(torch_dtype="float32", dtype="nn"),
+        ValueError,
+        "dtype must be one of .* got 'nn'",
+    ),
+    "pickle by name": (
+        of_config(transformers_weights="adapter_model.bin"),
+        ValueError,
+        "transformers_weights must name a safetensors file beside it, got 'adapter_model.bin'",
+    ),
+    "weights above": (of_config(transformers_weights="../a.safetensors"), ValueError, "transformers_weights must name"),
     "kernels": (of_config(attn_implementation="evil/kernel"), ValueError, "attn_implementation must not name a repos"),
     "code above": (of_config(auto_map={"AutoModel": "../evil.Model"}), ValueError, "auto_map must name classes"),
     "code elsewhere": (of_config(auto_map={"AutoModel": "/tmp/evil.Model"}), ValueError, "auto_map must name classes"),
@@ -219,6 +231,9 @@ def test_no_pickle_is_read_even_if_asked(tmp_path):
     AstroformerModel(tiny_config()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="use_safetensors must be True, got False"):
         AstroformerModel.from_pretrained(tmp_path, use_safetensors=False)
+    with pytest.raises(ValueError, match="weights_only must be True, got False"):
+        AstroformerModel.from_pretrained(tmp_path, weights_only=False)
+    AstroformerModel.from_pretrained(tmp_path, use_safetensors=None)
     # also where there is nothing to read
     config, state = tiny_config(), AstroformerModel(tiny_config()).state_dict()
     loaded = AstroformerModel.from_pretrained(None, config=config, state_dict=state)
@@ -245,6 +260,21 @@ def test_hostile_image_configurations_are_refused(field, value):
         astroformer_hf.AstroformerVisionConfig(**{field: value})
 
 
-def test_references_to_code_with_a_repository_in_front_are_the_librarys(tmp_path):
+def test_what_users_may_say_is_taken():
     references = {name: f"user/name--{value}" for name, value in AstroformerConfig.auto_map_of_class.items()}
+    references["AutoTokenizer"] = ["tokenization.Tokenizer", None]
     assert AstroformerConfig(auto_map=references).auto_map == AstroformerConfig.auto_map_of_class
+    config = AstroformerConfig(num_labels=np.int64(3), dtype=torch.bfloat16, attn_implementation="sdpa")
+    assert config.num_labels == 3 and config.dtype == torch.bfloat16
+
+
+def test_models_larger_than_the_machine_may_be_built_without_memory(monkeypatch, tmp_path):
+    tiny = AstroformerModel(tiny_config())
+    tiny.save_pretrained(tmp_path)
+    monkeypatch.setattr("astroformer_hf.modeling_astroformer.memory_of_machine", lambda with_gpus=False: 1000)
+    with torch.device("meta"):
+        AstroformerModel(tiny_config())
+    with pytest.raises(ValueError, match="describes a model"):
+        AstroformerModel.from_pretrained(tmp_path)
+    loaded = AstroformerModel.from_pretrained(tmp_path, device_map={"": "cpu"})
+    assert torch.equal(loaded.norm.weight, tiny.norm.weight)
