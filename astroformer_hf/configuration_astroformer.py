@@ -167,8 +167,8 @@ class AstroformerBaseConfig(PreTrainedConfig):
         for auto_name, references in auto_map.items() if isinstance(auto_map, dict) else [(None, auto_map)]:
             for reference in references if isinstance(references, list | tuple) else [references]:
                 # "user/name--module.Class" is code of another repository, which the library asks about before it runs
-                module_and_class = "a.b" if reference is None else str(reference).rpartition("--")[2]
-                if not re.fullmatch(r"[^\W\d]\w*\.[^\W\d]\w*", module_and_class):
+                module_and_class = str(reference).rpartition("--")[2]
+                if reference is not None and not re.fullmatch(r"[^\W\d]\w*\.[^\W\d]\w*", module_and_class):
                     raise ValueError(
                         f"auto_map must name classes as 'module.Class' of files beside it, got {auto_name!r}: "
                         f"{reference!r}"

@@ -32,6 +32,14 @@ VARIANTS = {
     "softmax": {"attention_type": "softmax"},
 }
 
+# What a process runs first that is not to have the package, where it is installed.
+HIDE_PACKAGE = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+from answers import PackageIsAbsent
+sys.meta_path.insert(0, PackageIsAbsent())
+"""
+
 
 @pytest.fixture(autouse=True)
 def seed():

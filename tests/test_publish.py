@@ -19,7 +19,7 @@ import huggingface_hub
 import publish
 import pytest
 import torch
-from conftest import ROOT, tiny_config
+from conftest import HIDE_PACKAGE, ROOT, tiny_config
 from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, LoopbackHub, Repository
 from publish import Publisher, PublishError
 from safetensors.torch import load_file, save_file
@@ -524,14 +524,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).push_to_hub("user/pushed")
 AutoTokenizer.from_pretrained(sys.argv[1]).push_to_hub("user/pushed")
 """
-HIDE = """
-import importlib.abc, sys
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "astroformer_hf":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-"""
 STRANGER = """
 import json, pathlib, sys
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -613,7 +605,7 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
         asked["evil"] = (task, given, {"model": "user/evil"}, more)
         python, hide = os.environ.get("ASTROFORMER_STRANGER"), ""
         if python is None:
-            python, hide = sys.executable, HIDE
+            python, hide = sys.executable, HIDE_PACKAGE
         stranger = run(python, "-c", hide + STRANGER, json.dumps(asked), PYTHONPATH="", HF_TOKEN="")
     assert stranger.returncode == 0, stranger.stderr
     assert "EVIL" not in stranger.stdout

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import transformers
-from conftest import HEADS, LABELS, ROOT, VARIANTS, VISION, make_model, tiny_config
+from conftest import HEADS, HIDE_PACKAGE, LABELS, ROOT, VARIANTS, VISION, make_model, tiny_config
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -111,19 +111,13 @@ def run_elsewhere(arguments, folder, package):
         "PYTHONPATH": str(ROOT) if package else "",
         "HF_HUB_OFFLINE": "1",
     }
-    blocker = ""
-    if not package:  # also where it is installed
-        blocker = (
-            "import importlib.abc, sys\n"
-            "class Absent(importlib.abc.MetaPathFinder):\n"
-            "    def find_spec(self, name, path=None, target=None):\n"
-            "        if name.split('.')[0] == 'astroformer_hf':\n"
-            "            raise ModuleNotFoundError(name)\n"
-            "sys.meta_path.insert(0, Absent())\n"
-        )
     script, *rest = arguments
     return subprocess.run(
-        [sys.executable, "-c", blocker + script, *rest], env=environment, cwd=folder, capture_output=True, text=True
+        [sys.executable, "-c", ("" if package else HIDE_PACKAGE) + script, *rest],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
 
 
