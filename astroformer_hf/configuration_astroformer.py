@@ -84,6 +84,17 @@ class AstroformerBaseConfig(PreTrainedConfig):
         dict[str, str]
     ] = {}  # where each Auto class finds its code in a saved folder, whichever of them was saved
 
+    # How the library divides a model over processes (`DistributedConfig`): by heads and columns, and in units.
+    base_model_tp_plan: ClassVar[dict[str, str] | None] = {
+        "layers.*.attention.q_proj": "colwise",
+        "layers.*.attention.k_proj": "colwise",
+        "layers.*.attention.v_proj": "colwise",
+        "layers.*.attention.o_proj": "rowwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_fsdp_plan: ClassVar[dict[str, str]] = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
+
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12

@@ -35,6 +35,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
+from .head_shards import refuse_sharded_sequence, split_heads
 from .neuron_astrocyte_attention import (
     attend,
     draw_random_projection,
@@ -63,13 +64,12 @@ class AstroformerEmbeddings(nn.Module):
     def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds):
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        if token_type_ids is None:
-            token_types = self.token_type_embeddings.weight[0]
-        else:
-            token_types = self.token_type_embeddings(token_type_ids)
+        if token_type_ids is None:  # looked up like any other: the table is only where its own forward reads it
+            token_type_ids = position_ids.new_zeros(1, 1, dtype=torch.long)
+        token_types = self.token_type_embeddings(token_type_ids).to(inputs_embeds.device)
         hidden_size = inputs_embeds.shape[-1]
         waves = sinusoidal_features(position_ids, -(-hidden_size // 2), torch.float32)[..., :hidden_size]
-        embeddings = inputs_embeds + token_types + (self.position_scale * waves).to(inputs_embeds.dtype)
+        embeddings = inputs_embeds + token_types + (self.position_scale * waves).to(inputs_embeds)
         return self.dropout(self.norm(embeddings))
 
 
@@ -97,6 +97,7 @@ class AstroformerAttention(nn.Module):
         self.attention_type = config.attention_type
         self.num_heads = config.num_attention_heads
         self.num_hidden_neurons = config.num_hidden_neurons
+        self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout_prob = config.attention_probs_dropout_prob
         self.operation = {
             "alpha": config.presynaptic_alpha,
@@ -127,19 +128,27 @@ class AstroformerAttention(nn.Module):
         With a cache, causal attention continues from it and writes to it. The softmax arm's maps then cover the tokens
         in the cache as well; the others' cannot, because their states do not hold them one by one.
         """
-        batch_and_length = hidden_states.shape[:2]
-        query = self.q_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
-        key = self.k_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
-        value = self.v_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, d)
+        query, key, value, shard = self.project(hidden_states)
         if self.attention_type == "softmax":
             own_attention = self._softmax_attention
         else:
             own_attention = self._neuron_astrocyte_attention
-        output, attention_map = own_attention(query, key, value, layout, output_attentions, past_key_values)
-        output = output.transpose(1, 2).reshape(*batch_and_length, -1)
-        return self.o_proj(output), attention_map
+        output, attention_map = own_attention(query, key, value, layout, output_attentions, past_key_values, shard)
+        if shard is not None and attention_map is not None:
+            attention_map = shard.gather(attention_map)
+        return self.o_proj(output.transpose(1, 2).flatten(2)), attention_map
 
-    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, past_key_values):
+    def project(self, hidden_states):
+        """Queries and keys, `(batch, heads, length, hidden_neurons)`, values, `(batch, heads, length, head_size)`, and
+        which heads those are: a `HeadShard`, None for all."""
+        projections = {"q_proj": self.q_proj, "k_proj": self.k_proj, "v_proj": self.v_proj}
+        projected = {name: projection(hidden_states) for name, projection in projections.items()}
+        sizes = (self.num_hidden_neurons, self.num_hidden_neurons, self.head_size)
+        weights = {name: projection.weight for name, projection in projections.items()}
+        by_head, shard = split_heads(projected, sizes, self.num_heads, weights)
+        return *by_head, shard
+
+    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, past_key_values, shard):
         written = value
         if self.training and self.dropout_prob > 0:
             release = nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), self.dropout_prob)  # (B, H, N, 1)
@@ -154,7 +163,7 @@ class AstroformerAttention(nn.Module):
         code = None
         if self.astrocyte_code is not None:
             with full_precision(key):
-                code = self.astrocyte_code.for_attention(upcast(key), layout, neighbourhood)
+                code = self.astrocyte_code(upcast(key), layout, neighbourhood, shard, for_attention=True)
         operation = {
             **self.operation,
             "random_projection": self.random_projection,
@@ -189,7 +198,7 @@ class AstroformerAttention(nn.Module):
             return m * activity ** (alpha - 1), alpha - 1 if is_mean else 0
         return m / (num_features * activity**2), -1 if is_mean else 0
 
-    def _softmax_attention(self, query, key, value, layout, output_attentions, past_key_values):
+    def _softmax_attention(self, query, key, value, layout, output_attentions, past_key_values, shard):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         length, past_length = query.shape[2], key.shape[2] - query.shape[2]
@@ -287,7 +296,8 @@ class AstroformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "astroformer"
     input_modalities = ["text"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["AstroformerEmbeddings", "AstroformerLayer"]
+    # not the embeddings: FSDP refuses a parameter in two units, and theirs may be the output's too
+    _no_split_modules = ["AstroformerLayer"]
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": AstroformerLayer, "attentions": AstroformerAttention}
 
@@ -437,6 +447,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
 
     def _check_inputs(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length):
         """Checks the arguments of `forward` against each other; returns the positions, in two dimensions."""
+        refuse_sharded_sequence(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if input_ids is not None and input_ids.dim() != 2:

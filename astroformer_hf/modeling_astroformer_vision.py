@@ -12,6 +12,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_astroformer_vision import AstroformerVisionConfig, pair
+from .head_shards import refuse_sharded_sequence
 from .modeling_astroformer import (
     AstroformerLayer,
     AstroformerPreTrainedModel,
@@ -122,6 +123,7 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
         """
         if pixel_values is None:
             raise ValueError("give pixel_values")
+        refuse_sharded_sequence(pixel_values=pixel_values)
         output_attentions = kwargs.get("output_attentions")
         if output_attentions is None:
             output_attentions = self.config.output_attentions
