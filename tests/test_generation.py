@@ -165,8 +165,11 @@ def test_assisted_generation_works_or_says_why_not(variant):
         with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
             model.generate(ids, assistant_model=assistant, **options)
         cache = model(ids, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match="cannot take back 1 tokens"):
-            cache.crop(1)
+        with pytest.raises(ValueError, match=r"crop\(-3\): cannot take back 3 of the 10 tokens in the cache"):
+            cache.crop(-3)
+        with pytest.raises(ValueError, match=r"crop\(4\): cannot keep 4 of the 10 tokens in the cache"):
+            cache.crop(4)
+        cache.crop(0)
 
 
 def test_caches_of_another_kind_are_refused():
