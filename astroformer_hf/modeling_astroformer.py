@@ -6,6 +6,7 @@ Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head 
 """
 
 import copy
+import functools
 import os
 from contextvars import ContextVar
 from typing import Any
@@ -588,16 +589,18 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
             raise ValueError(f"cache_implementation={kind!r} is not supported; leave it out for a dynamic cache")
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
-        """As of every library model; says what is wrong with a prompt of which a given cache leaves nothing to read."""
-        cache = kwargs.get(CACHE_NAME)
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` looks at its signature
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        # the tokens that are not in the cache; the library takes 0 or fewer from the wrong end
+        next_sequence_length = kwargs.get("next_sequence_length")
         if next_sequence_length is not None and next_sequence_length <= 0:
+            past_length = kwargs[CACHE_NAME].get_seq_length()
             raise ValueError(
-                f"the prompt has no token beyond the {cache.get_seq_length()} in the cache. Give the whole text so "
-                "far, the tokens in the cache and new ones; or the new ones alone, with an attention_mask that covers "
-                "those in the cache as well"
+                f"the prompt has no token beyond the {past_length} in the cache. Give the whole text so far, the "
+                "tokens in the cache and new ones; or the new ones alone, with an attention_mask that covers those in "
+                "the cache as well"
             )
-        return super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        return super().prepare_inputs_for_generation(*args, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
         """Raises NotImplementedError: continuous batching keeps keys and values in pages, which this model has not."""
