@@ -73,7 +73,7 @@ LIBRARY_KEYWORDS = {
     "sep_token_id",
     "torch_dtype",
     "unk_token_id",
-} | set(GenerationConfig._get_default_generation_params())
+} | set(GenerationConfig().to_dict())
 
 
 @strict
@@ -265,7 +265,7 @@ class AstroformerConfig(AstroformerBaseConfig):
     """
 
     model_type = "astroformer"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # one from transformers 5.24 on, the other before it
     auto_map_of_class = {
         "AutoConfig": "configuration_astroformer.AstroformerConfig",
         "AutoModel": "modeling_astroformer.AstroformerModel",
