@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 import astroformer_hf
 from astroformer_hf import AstroformerCache
-from astroformer_hf.forward_keywords import FROM_LIBRARIES, PACKING_KEYWORDS
+from astroformer_hf.forward_keywords import FROM_LIBRARIES
 from astroformer_hf.library_compatibility import CACHE_NAME
 
 
@@ -98,12 +98,6 @@ def test_the_direction_of_attention_cannot_be_turned_by_a_keyword(head):
     model.config.is_causal = not model.config.is_decoder  # as sentence-transformers' config_kwargs do
     with pytest.raises(ValueError, match="is_causal=.* does not fit a model with is_decoder="):
         model(**inputs)
-
-
-@pytest.mark.parametrize("name", PACKING_KEYWORDS)
-def test_packed_rows_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}: packed rows are not supported yet"):
-        make_model("AstroformerForCausalLM")(torch.ones(1, 9).long(), **{name: torch.tensor([0, 4, 9])})
 
 
 def test_positions_that_do_not_fit_the_cache_are_refused():
