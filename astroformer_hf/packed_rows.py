@@ -122,9 +122,7 @@ def _explicit_starts(shape, padding_mask, keywords):
         index = torch.arange(length, device=bounds.device)
         starts.append(torch.isin(index, bounds)[None])
     if not starts:
-        raise ValueError(
-            f"{', '.join(given)} alone do not say where documents begin; give cu_seq_lens_q or position_ids"
-        )
+        raise ValueError(f"{', '.join(given)} do not say where documents begin; give cu_seq_lens_q or position_ids")
     if len(starts) == 2 and may_look_at(starts[0]):
         if not torch.equal(*(number_documents(x, padding_mask) for x in starts)):
             raise ValueError("seq_idx and cu_seq_lens_q say different things of where documents begin")

@@ -9,6 +9,7 @@ from test_attention_backends import BACKENDS
 from astroformer_hf import (
     NeuronAstrocyteState,
     attention_backend,
+    look_inside,
     neuron_astrocyte_attention,
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
@@ -380,7 +381,7 @@ def test_a_head_with_one_answer_per_row_takes_no_packed_rows(name):
 def test_packed_rows_have_no_cache(variant):
     model, ids = make_model("AstroformerForCausalLM", **variant), torch.randint(1, 50, (1, 9))
     positions = positions_of([[4, 5]])
-    assert model(ids, position_ids=positions)[CACHE_NAME] is None
+    assert model(ids, position_ids=positions).get(CACHE_NAME) is None
     with pytest.raises(ValueError, match="not for packed rows"):
         model(ids, position_ids=positions, use_cache=True)
     with pytest.raises(ValueError, match="not for packed rows"):
@@ -431,3 +432,9 @@ def test_positions_of_padding_begin_no_document(variant):
         positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, filler)
         found = model(ids, mask, position_ids=positions).logits
         torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+def test_look_inside_takes_no_packed_rows():
+    model, ids = make_model("AstroformerForTokenClassification"), torch.randint(1, 50, (1, 9))
+    with pytest.raises(ValueError, match="look_inside takes one document per row"):
+        look_inside(model, input_ids=ids, position_ids=positions_of([[4, 5]]))
