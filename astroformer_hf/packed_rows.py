@@ -52,8 +52,8 @@ def packed_documents(shape, attention_mask, position_ids, keywords, past_length=
         goes_on_anew = restarts is not None and _begins_anew(restarts, attention_mask, padding_mask, past_length)
         if goes_on_anew or (documents is not None and may_wait_for(documents) and bool(documents.any())):
             raise ValueError(
-                "a document begins (position_ids are 0 again, or by seq_idx or cu_seq_lens_q) while the cache holds what "
-                "came before: packed rows take no cache; leave it out, or give each document a row"
+                "a document begins, by position_ids that are 0 again or by seq_idx or cu_seq_lens_q, while the cache "
+                "holds what came before: packed rows take no cache; leave it out, or give each document a row"
             )
         return None
     return documents
@@ -80,7 +80,7 @@ def is_packed_explicitly(keywords):
 
 
 def without_first_tokens(labels, attention_mask, position_ids, keywords):
-    """Labels of a causal language model, `(batch, length)`, with -100 at the first token of each document but the first:
+    """Labels of a causal language model, `(batch, length)`; -100 at the first token of each document after the first:
     the token before it, the last of another document, is not to predict it."""
     length = labels.shape[1]
     padding_mask = None if attention_mask is None else attention_mask[:, -length:] != 0
