@@ -321,7 +321,7 @@ def test_ignored_labels_do_not_count():
         ({"feature_map": "tanh"}, "feature_map .*'favor', got 'tanh'"),
         ({"astrocyte_code": "none"}, "astrocyte_code .*'activity', got 'none'"),
         ({"calcium_normalization": "max"}, "calcium_normalization .*'mean', 'sum', got 'max'"),
-        ({"pooling": "max"}, "pooling .*'mean', 'cls', got 'max'"),
+        ({"pooling": "max"}, "pooling .*'mean', 'cls', 'last', got 'max'"),
         ({"presynaptic_alpha": 0}, r"presynaptic_alpha .*\(0, 1\], got 0"),
         ({"presynaptic_alpha": 1.5}, r"presynaptic_alpha .*got 1.5"),
         ({"astrocyte_scale": -1.0}, "astrocyte_scale must be positive, got -1"),
