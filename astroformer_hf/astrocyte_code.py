@@ -58,10 +58,12 @@ def resting_level(feature_map, resting_activity):
 class AstrocyteCode(nn.Module):
     """What the three codes share: the resting level b, `(heads, 1, hidden_neurons)`, and their interface.
 
-    `forward(key, layout, state=None)` takes the keys, `(batch, heads, length, hidden_neurons)`, where the tokens lie (a
-    layout of `token_layout.py`), and, for a causal layout, the state that the call before returned. It returns R,
-    `(heads, length, hidden_neurons)` or the same with a leading batch, in float32 (float64 for float64); and the state,
-    None for codes that need none.
+    `forward(key, layout, state=None, shard=None, for_attention=False)` takes the keys, `(batch, heads, length,
+    hidden_neurons)`, where the tokens lie (a layout of `token_layout.py`), for a causal layout the state that the call
+    before returned, and a `HeadShard` where the keys are not of all heads. It returns R, `(heads, length,
+    hidden_neurons)` or the same with a leading batch, in float32 (float64 for float64); and the state, None for codes
+    that need none. `for_attention`, it returns what `attend` takes instead: R alone, or of "activity" on a line what it
+    is made of. A layer calls it as a module, so that hooks that bring its parameters from elsewhere run.
 
     `geometry(layout)` is what the codes of all layers have in common; a model works it out once and puts it into the
     layout. It may be None.
@@ -75,10 +77,6 @@ class AstrocyteCode(nn.Module):
     def initial_values(self, config):
         """Pairs of a parameter and its initial value, a tensor that broadcasts to it."""
         return [(self.resting_bias, torch.tensor(resting_level(config.feature_map, config.astrocyte_resting_activity)))]
-
-    def for_attention(self, key, layout, state=None):
-        """What `attend` takes: R, or of "activity" on a line what it is made of."""
-        return self(key, layout, state)[0]
 
     @property
     def dtype(self):
@@ -95,23 +93,29 @@ class PositionalAstrocyteCode(AstrocyteCode):
 
     _remembered = None
 
-    def forward(self, key, layout, state=None):
+    def forward(self, key, layout, state=None, shard=None, for_attention=False):
+        code = self._code(layout, shard)
+        return code if for_attention else (code, None)
+
+    def _code(self, layout, shard):
+        """R, remembered where it can be."""
         parameters = list(self.parameters())
         remember = not (
             self.training
+            or shard is not None
             or torch.is_grad_enabled()
             or layout.place is None
             or torch.compiler.is_compiling()
             or any(p.is_inference() for p in parameters)  # these do not count their changes
         )
         if not remember:
-            return self.positional_code(layout), None
+            return self.positional_code(layout, shard)
         # the parameters themselves are kept too, lest another tensor comes to lie at the address of a freed one
         sources = [(p.detach(), p.data_ptr(), p._version) for p in parameters]
         circumstances = (layout.place, [source[1:] for source in sources])
         if self._remembered is None or self._remembered[0] != circumstances:
             self._remembered = (circumstances, sources, self.positional_code(layout))
-        return self._remembered[2], None
+        return self._remembered[2]
 
     def train(self, mode=True):
         self._remembered = None
@@ -141,8 +145,9 @@ class LearnedAstrocyteCode(PositionalAstrocyteCode):
     def geometry(self, layout):
         return layout.coupling(self.scale, self.dtype)
 
-    def positional_code(self, layout):
-        return layout.coupled_table(upcast(self.relative_embedding), self.scale) + self.resting_bias
+    def positional_code(self, layout, shard=None):
+        table, bias = of_heads(shard, self.relative_embedding, self.resting_bias)
+        return layout.coupled_table(upcast(table), self.scale) + bias
 
 
 class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
@@ -164,9 +169,10 @@ class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
     def geometry(self, layout):
         return layout.coupled_waves(self.num_frequencies, self.scale, self.dtype)  # r S, (1 or B, N, waves)
 
-    def positional_code(self, layout):
+    def positional_code(self, layout, shard=None):
         waves = self.geometry(layout) if layout.geometry is None else layout.geometry
-        code = waves[:, None] @ upcast(self.weight) + self.resting_bias  # (1 or B, H, N, m)
+        weight, bias = of_heads(shard, self.weight, self.resting_bias)
+        code = waves[:, None].to(bias.device) @ upcast(weight) + bias  # (1 or B, H, N, m)
         return code[0] if code.shape[0] == 1 else code
 
 
@@ -184,11 +190,11 @@ class ActivityAstrocyteCode(AstrocyteCode):
     def geometry(self, layout):
         return layout.neighbour_weights(self.scale, self.dtype)
 
-    def for_attention(self, key, layout, state=None):
-        return layout.activity(key, self.scale, upcast(self.weight), upcast(self.resting_bias), state)
-
-    def forward(self, key, layout, state=None):
-        code = self.for_attention(upcast(key), layout, state)
+    def forward(self, key, layout, state=None, shard=None, for_attention=False):
+        weight, bias = of_heads(shard, self.weight, self.resting_bias)
+        code = layout.activity(upcast(key), self.scale, upcast(weight), upcast(bias), state)
+        if for_attention:
+            return code
         if torch.is_tensor(code):
             return code, None
         code, *sums = code.make(upcast(key), layout.padding_mask, layout.causal)
@@ -213,6 +219,11 @@ def coupling_row_sum(scale, dimensions):
     reach = min(math.ceil(36 / scale), 64)
     steps = range(-reach, reach + 1)
     return math.fsum(math.exp(-scale * math.hypot(i, j)) for i in steps for j in steps)
+
+
+def of_heads(shard, *parameters):
+    """The rows of parameters, `(heads, ...)`, that belong to a `HeadShard`; all of them for None."""
+    return parameters if shard is None else tuple(map(shard.rows, parameters))
 
 
 def _normal_like(parameter, std):

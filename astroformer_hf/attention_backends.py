@@ -13,9 +13,9 @@ build it, and else the plain form. `with attention_backend(name):` names another
 `torch.export` and the transforms of `torch.func` trace is always the plain form, which they compile themselves.
 
 A backend computes passes, each the twin of a plain function of `neuron_astrocyte_attention.py`: `write_mode`,
-`read_mode` and `write_and_read_causally`; "cpp" also has two of them "with activity", which make the astrocyte code of
-that name as they go. Their backward passes keep no more than the inputs. Where a second derivative is asked for, the
-plain form is differentiated in their place.
+`read_mode` and `write_and_read_causally`; "cpp" also has `write_and_read_documents`, for rows of several documents, and
+three of them "with activity", which make the astrocyte code of that name as they go. Their backward passes keep no more
+than the inputs. Where a second derivative is asked for, the plain form is differentiated in their place.
 """
 
 import os
@@ -53,8 +53,10 @@ def attention_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def choose_backend(*tensors):
+def choose_backend(*tensors, packed=False):
     """The backend that computes a call on `tensors`, of which some may be None: "plain", "cpp" or "triton".
+
+    `packed` says whether there are several documents in a row.
 
     Raises:
         RuntimeError: a backend was named that cannot take these tensors or cannot be built here.
@@ -69,7 +71,7 @@ def choose_backend(*tensors):
     backend = name
     if name == "auto":
         backend = "cpp" if device.type == "cpu" else "triton"
-    obstacle = _obstacle(backend, device, tensors)
+    obstacle = _obstacle(backend, device, tensors, packed)
     if obstacle is None:
         return backend
     if name == "auto":
@@ -77,9 +79,9 @@ def choose_backend(*tensors):
     raise RuntimeError(f"attention backend {name!r} was asked for, but {obstacle}; 'auto' would take another")
 
 
-def kernels_of(plain, *tensors):
+def kernels_of(plain, *tensors, packed=False):
     """The kernels, forward and backward, that compute a pass on `tensors`, or None where its plain form does."""
-    return _KERNELS[choose_backend(*tensors)].get(plain.__name__)
+    return _KERNELS[choose_backend(*tensors, packed=packed)].get(plain.__name__)
 
 
 def run_pass(plain, *tensors, **options):
@@ -90,7 +92,8 @@ def run_pass(plain, *tensors, **options):
         tensors (`torch.Tensor`, *optional*): its arguments by position, of which some may be None.
         options: its arguments by name.
     """
-    kernels = kernels_of(plain, *tensors)
+    packed = any(tensors[i] is not None for i in _WITHOUT_GRADIENT.get(plain.__name__, ())[1:])
+    kernels = kernels_of(plain, *tensors, packed=packed)
     if kernels is None:
         return plain(*tensors, **options)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
@@ -104,7 +107,7 @@ def _checked(name, source):
     return name
 
 
-def _obstacle(backend, device, tensors):
+def _obstacle(backend, device, tensors, packed):
     """Why a backend cannot compute a call, or None if it can."""
     if any(type(x) not in (torch.Tensor, torch.nn.Parameter) for x in tensors):  # fake or distributed, say
         return f"it takes plain tensors, not {', '.join(sorted({type(x).__name__ for x in tensors}))}"
@@ -118,22 +121,29 @@ def _obstacle(backend, device, tensors):
         if device.type != "cpu":
             return f"the tensors are on {device}"
         return None if cpu_is_available() else "it could not be built here: no C++ compiler (see the log)"
+    if packed:
+        return "it does not take several documents in a row yet"
     return None if triton_is_available(tensors[0]) else f"Triton cannot compute on {device} here"
 
 
 _KERNELS = {"plain": {}, "cpp": CPU_KERNELS, "triton": TRITON_KERNELS}
 
-# Where a pass takes the padding mask, which has no gradient, and the names of the gradients of its results.
-_PADDING_MASK = {
-    "write_mode": 3,
-    "write_mode_with_activity": 2,
-    "write_and_read_causally": 4,
-    "write_and_read_causally_with_activity": 3,
+# Where a pass takes the padding mask and after it, if it takes them, the documents, which have no gradient; and the
+# names of the gradients of its results.
+_WITHOUT_GRADIENT = {
+    "write_mode": (3,),
+    "write_mode_with_activity": (2,),
+    "write_and_read_causally": (4, 5),
+    "write_and_read_causally_with_activity": (3, 4),
+    "write_and_read_documents": (4, 5),
+    "write_and_read_documents_with_activity": (3, 4),
 }
 _GRADIENTS = {
     "write_mode": ("d_hebbian", "d_calcium"),
     "write_mode_with_activity": ("d_hebbian", "d_calcium"),
     "read_mode": ("d_output",),
+    "write_and_read_documents": ("d_output",),
+    "write_and_read_documents_with_activity": ("d_output",),
     "write_and_read_causally": ("d_output", "d_hebbian", "d_calcium"),
     "write_and_read_causally_with_activity": ("d_output", "d_hebbian", "d_calcium", "d_total", "d_count"),
 }
@@ -168,6 +178,6 @@ class _FusedPass(torch.autograd.Function):
         options = {option: value for option, value in ctx.options.items() if option != "output_dtype"}
         named = dict(zip(_GRADIENTS[name], gradients, strict=True))
         of_tensors = list(ctx.backward_kernel(*tensors, **options, **named))
-        if name in _PADDING_MASK:
-            of_tensors.insert(_PADDING_MASK[name], None)
+        for i in _WITHOUT_GRADIENT.get(name, ()):
+            of_tensors.insert(i, None)
         return None, None, None, *of_tensors

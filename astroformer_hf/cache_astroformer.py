@@ -2,8 +2,10 @@
 """The cache of a decoder whose attention has a state of constant size: nothing in it grows with the length."""
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .forward_keywords import may_look_at, may_wait_for
 from .neuron_astrocyte_attention import NeuronAstrocyteState
 from .token_layout import NeighbourhoodState
 
@@ -16,12 +18,15 @@ class SynapseCacheLayer(CacheLayerMixin):
         neighbourhood: the `NeighbourhoodState` of the "activity" astrocyte code, None for the others.
         counted: `(batch, 1)`, how many tokens so far are real, or None if all are.
         length: tokens so far, padding included.
+        places: `(batch, 1)`, which of them are real, as a sum of numbers that stand for their places, or None if all
+            are; the first layer's is that of the cache.
     """
 
     synapses: NeuronAstrocyteState | None
     neighbourhood: NeighbourhoodState | None
     counted: torch.Tensor | None
     length: int
+    places: torch.Tensor | None
 
     def __init__(self):
         super().__init__()
@@ -53,7 +58,7 @@ class SynapseCacheLayer(CacheLayerMixin):
         return sum(x.numel() * x.element_size() for state in self._states() for x in state)
 
     def reset(self):
-        self.synapses = self.neighbourhood = self.counted = None
+        self.synapses = self.neighbourhood = self.counted = self.places = None
         self.length = 0
         self.is_initialized = False
 
@@ -67,10 +72,17 @@ class SynapseCacheLayer(CacheLayerMixin):
         self._apply(lambda x: x[indices.to(x.device)])
 
     def crop(self, tokens_to_remove):
+        """Does nothing for 0; the library gives minus the number of tokens to take back.
+
+        Raises:
+            ValueError: for any other number.
+        """
         if tokens_to_remove != 0:
+            asked = f"take back {-tokens_to_remove} of" if tokens_to_remove < 0 else f"keep {tokens_to_remove} of"
             raise ValueError(
-                f"cannot take back {tokens_to_remove} tokens: the synapses hold sums over all tokens so far, not each "
-                "one. Assisted generation works with attention_type 'softmax' only."
+                f"crop({tokens_to_remove}): cannot {asked} the {self.length} tokens in the cache, because the synapses "
+                "hold sums over all of them, not each one. Copy the cache (copy.deepcopy) before the tokens that are "
+                "to be taken back. Assisted generation works with attention_type 'softmax' only."
             )
 
     def offload(self):
@@ -90,26 +102,105 @@ class SynapseCacheLayer(CacheLayerMixin):
             state = getattr(self, name)
             if state is not None:
                 setattr(self, name, type(state)(*map(function, state)))
-        if self.counted is not None:
-            self.counted = function(self.counted)
+        for name in ("counted", "places"):
+            if getattr(self, name) is not None:
+                setattr(self, name, function(getattr(self, name)))
 
 
 class AstroformerCache(Cache):
-    """The `past_key_values` of a decoder with neuron-astrocyte or linear attention, one `SynapseCacheLayer` per layer.
+    """The cache of a decoder with neuron-astrocyte or linear attention, one `SynapseCacheLayer` per layer.
 
     Args:
-        num_hidden_layers (`int`): layers of the model.
+        num_hidden_layers (`int`, *optional*): layers of the model; without it, a model makes them as it first writes.
+        config (`AstroformerConfig`, *optional*): the model's configuration, instead of their number.
+
+    Raises:
+        ValueError: the configuration is of a model that takes another cache.
     """
 
     layers: list[SynapseCacheLayer]  # type: ignore[assignment]  # narrower than the library's
 
-    def __init__(self, num_hidden_layers: int):
-        super().__init__(layers=[SynapseCacheLayer() for _ in range(num_hidden_layers)])
+    def __init__(self, num_hidden_layers: int | None = None, config: PreTrainedConfig | None = None):
+        if config is not None:
+            if getattr(config, "attention_type", None) not in ("neuron_astrocyte", "linear"):
+                raise ValueError(
+                    "AstroformerCache is for attention_type 'neuron_astrocyte' and 'linear', got the configuration of "
+                    f"{config.model_type} with {getattr(config, 'attention_type', None)!r}; DynamicCache is for "
+                    "'softmax'"
+                )
+            if num_hidden_layers not in (None, config.num_hidden_layers):
+                raise ValueError(
+                    f"num_hidden_layers must be the configuration's {config.num_hidden_layers}, or be left out, got "
+                    f"{num_hidden_layers}"
+                )
+            num_hidden_layers = config.num_hidden_layers
+        super().__init__(layers=[])
+        self.make_layers(num_hidden_layers or 0)
+
+    def make_layers(self, num_hidden_layers):
+        """Makes the layers, if there are none yet."""
+        if not self.layers:
+            self.layers.extend(SynapseCacheLayer() for _ in range(num_hidden_layers))
 
     @property
     def num_bytes(self) -> int:
         """Memory that the states take; the same after every token."""
         return sum(layer.num_bytes for layer in self.layers)
+
+    def follow_mask(self, attention_mask, batch_size, length):
+        """Checks a mask against what was written, and takes down which of the tokens that come now are padding.
+
+        Looked at is only what costs nothing: on a GPU, a mask of more than one new token, of which the layout asks
+        whether it is all real anyway; in a graph, none.
+
+        Args:
+            attention_mask (`torch.Tensor`, *optional*): `(batch, tokens so far + length)`, nonzero where one is real.
+            batch_size, length (`int`): sequences, and new tokens of each.
+
+        Raises:
+            ValueError: the mask says of tokens in the cache what was not said when they were written.
+        """
+        first = self.layers[0]
+        past_length, before = first.length, first.places
+        if attention_mask is None:
+            if before is not None:
+                new = torch.ones(batch_size, length, dtype=torch.bool, device=before.device)
+                first.places = before + _sum_of_places(new, past_length)
+            return
+        if before is None and past_length:
+            everything = attention_mask.new_ones(batch_size, past_length, dtype=torch.bool)
+            before = _sum_of_places(everything, 0)
+        if past_length and (may_look_at(attention_mask) or (length > 1 and may_wait_for(attention_mask))):
+            said = _sum_of_places(attention_mask[:, :past_length] != 0, 0)
+            differing = (said != before.to(said.device)).squeeze(1).nonzero().squeeze(1).tolist()
+            if differing:
+                raise ValueError(
+                    f"attention_mask says otherwise of the {past_length} tokens in the cache than when they were "
+                    f"written, in row {', '.join(map(str, differing))} of the batch: padding that was written as real, "
+                    "as that behind a text that ended before the others, cannot be taken back, nor can a token be "
+                    "added. Leave the cache out and give the whole texts with their mask, or go on only with rows that "
+                    "agree (cache.batch_select_indices)"
+                )
+        now = _sum_of_places(attention_mask[:, past_length:] != 0, past_length)
+        first.places = now if before is None else before.to(now.device) + now
+
+
+def _sum_of_places(real, past_length):
+    """Which of the tokens from `past_length` on are real, `(batch, length)` bool, in a number, `(batch, 1)`.
+
+    It is the sum of the real tokens' places, of which each is mixed into a number of 31 bits, so that sums over
+    different places differ.
+    """
+    length = real.shape[1]
+    if length == 1:  # a step of decoding: no more operations than needed
+        return real.long() * _mixed(past_length + 1)
+    places = torch.arange(past_length + 1, past_length + length + 1, device=real.device)
+    return torch.where(real, _mixed(places), 0).sum(-1, keepdim=True)
+
+
+def _mixed(place):
+    place = place * 48271 % 2147483647
+    return (place ^ (place >> 13)) * 48271 % 2147483647
 
 
 __all__ = ["AstroformerCache"]

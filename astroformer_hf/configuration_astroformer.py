@@ -73,7 +73,7 @@ LIBRARY_KEYWORDS = {
     "sep_token_id",
     "torch_dtype",
     "unk_token_id",
-} | set(GenerationConfig._get_default_generation_params())
+} | set(GenerationConfig().to_dict())
 
 
 class TableRows:
@@ -103,6 +103,17 @@ class AstroformerBaseConfig(PreTrainedConfig):
     auto_map_of_class: ClassVar[
         dict[str, str]
     ] = {}  # where each Auto class finds its code in a saved folder, whichever of them was saved
+
+    # How the library divides a model over processes (`DistributedConfig`): by heads and columns, and in units.
+    base_model_tp_plan: ClassVar[dict[str, str] | None] = {
+        "layers.*.attention.q_proj": "colwise",
+        "layers.*.attention.k_proj": "colwise",
+        "layers.*.attention.v_proj": "colwise",
+        "layers.*.attention.o_proj": "rowwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_fsdp_plan: ClassVar[dict[str, str]] = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -289,7 +300,7 @@ class AstroformerConfig(AstroformerBaseConfig):
     """
 
     model_type = "astroformer"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # one from transformers 5.24 on, the other before it
     auto_map_of_class = {
         "AutoConfig": "configuration_astroformer.AstroformerConfig",
         "AutoModel": "modeling_astroformer.AstroformerModel",

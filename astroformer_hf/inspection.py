@@ -84,14 +84,14 @@ def look_inside(model: PreTrainedModel, **inputs: Any) -> tuple[ModelOutput, lis
 
 
 def _record(layer, hidden_states, layout):
-    def heads(projection):
-        return projection(hidden_states).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)  # (B, H, N, .)
-
     with full_precision(hidden_states):
-        query, key, value = (upcast(heads(projection)) for projection in (layer.q_proj, layer.k_proj, layer.v_proj))
+        *projected, shard = layer.project(hidden_states)
+        if shard is not None:
+            raise ValueError("model must be whole on this process, got one that is sharded by a tensor-parallel plan")
+        query, key, value = map(upcast, projected)
         code, mask = None, layout.padding_mask
         if layer.astrocyte_code is not None:
-            code = layer.astrocyte_code.for_attention(key, layout)
+            code = layer.astrocyte_code(key, layout, for_attention=True)
             if not torch.is_tensor(code):
                 code, *_ = ActivityCode(*code).make(key, mask, layout.causal)
         operation = {**layer.operation, "random_projection": layer.random_projection, "causal": layout.causal}

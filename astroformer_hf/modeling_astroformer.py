@@ -6,6 +6,7 @@ Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head 
 """
 
 import copy
+import functools
 import os
 from contextvars import ContextVar
 from typing import Any
@@ -28,13 +29,15 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
+from .forward_keywords import PACKING_KEYWORDS, check_library_keywords, checks_keywords
+from .head_shards import refuse_sharded_sequence, split_heads
+from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, takes_cache
 from .neuron_astrocyte_attention import (
     attend,
     draw_random_projection,
@@ -42,6 +45,9 @@ from .neuron_astrocyte_attention import (
     neuron_astrocyte_attention_weights,
 )
 from .token_layout import NeighbourhoodState, sequence_layout, sinusoidal_features
+
+
+logger = logging.get_logger(__name__)
 
 
 class AstroformerEmbeddings(nn.Module):
@@ -63,13 +69,12 @@ class AstroformerEmbeddings(nn.Module):
     def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds):
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        if token_type_ids is None:
-            token_types = self.token_type_embeddings.weight[0]
-        else:
-            token_types = self.token_type_embeddings(token_type_ids)
+        if token_type_ids is None:  # looked up like any other: the table is only where its own forward reads it
+            token_type_ids = position_ids.new_zeros(1, 1, dtype=torch.long)
+        token_types = self.token_type_embeddings(token_type_ids).to(inputs_embeds.device)
         hidden_size = inputs_embeds.shape[-1]
         waves = sinusoidal_features(position_ids, -(-hidden_size // 2), torch.float32)[..., :hidden_size]
-        embeddings = inputs_embeds + token_types + (self.position_scale * waves).to(inputs_embeds.dtype)
+        embeddings = inputs_embeds + token_types + (self.position_scale * waves).to(inputs_embeds)
         return self.dropout(self.norm(embeddings))
 
 
@@ -97,6 +102,7 @@ class AstroformerAttention(nn.Module):
         self.attention_type = config.attention_type
         self.num_heads = config.num_attention_heads
         self.num_hidden_neurons = config.num_hidden_neurons
+        self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout_prob = config.attention_probs_dropout_prob
         self.operation = {
             "alpha": config.presynaptic_alpha,
@@ -121,25 +127,33 @@ class AstroformerAttention(nn.Module):
             random_projection = torch.empty(config.num_random_features, config.num_hidden_neurons)
         self.register_buffer("random_projection", random_projection)
 
-    def forward(self, hidden_states, layout, output_attentions=False, past_key_values=None):
+    def forward(self, hidden_states, layout, output_attentions=False, cache=None):
         """`(batch, length, hidden_size)` to the same; and the maps `(batch, heads, length, length)`, None unasked.
 
         With a cache, causal attention continues from it and writes to it. The softmax arm's maps then cover the tokens
         in the cache as well; the others' cannot, because their states do not hold them one by one.
         """
-        batch_and_length = hidden_states.shape[:2]
-        query = self.q_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
-        key = self.k_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, m)
-        value = self.v_proj(hidden_states).view(*batch_and_length, self.num_heads, -1).transpose(1, 2)  # (B, H, N, d)
+        query, key, value, shard = self.project(hidden_states)
         if self.attention_type == "softmax":
             own_attention = self._softmax_attention
         else:
             own_attention = self._neuron_astrocyte_attention
-        output, attention_map = own_attention(query, key, value, layout, output_attentions, past_key_values)
-        output = output.transpose(1, 2).reshape(*batch_and_length, -1)
-        return self.o_proj(output), attention_map
+        output, attention_map = own_attention(query, key, value, layout, output_attentions, cache, shard)
+        if shard is not None and attention_map is not None:
+            attention_map = shard.gather(attention_map)
+        return self.o_proj(output.transpose(1, 2).flatten(2)), attention_map
 
-    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, past_key_values):
+    def project(self, hidden_states):
+        """Queries and keys, `(batch, heads, length, hidden_neurons)`, values, `(batch, heads, length, head_size)`, and
+        which heads those are: a `HeadShard`, None for all."""
+        projections = {"q_proj": self.q_proj, "k_proj": self.k_proj, "v_proj": self.v_proj}
+        projected = {name: projection(hidden_states) for name, projection in projections.items()}
+        sizes = (self.num_hidden_neurons, self.num_hidden_neurons, self.head_size)
+        weights = {name: projection.weight for name, projection in projections.items()}
+        by_head, shard = split_heads(projected, sizes, self.num_heads, weights)
+        return *by_head, shard
+
+    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, cache, shard):
         written = value
         if self.training and self.dropout_prob > 0:
             release = nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), self.dropout_prob)  # (B, H, N, 1)
@@ -148,13 +162,13 @@ class AstroformerAttention(nn.Module):
         written = upcast(written)
         scale = self.output_scale(layout) if layout.output_scale is None else layout.output_scale
         memory = neighbourhood = initial_state = None
-        if past_key_values is not None:
-            memory = past_key_values.layers[self.layer_idx]
+        if cache is not None:
+            memory = cache.layers[self.layer_idx]
             initial_state, neighbourhood = memory.synapses, memory.neighbourhood
         code = None
         if self.astrocyte_code is not None:
             with full_precision(key):
-                code = self.astrocyte_code.for_attention(upcast(key), layout, neighbourhood)
+                code = self.astrocyte_code(upcast(key), layout, neighbourhood, shard, for_attention=True)
         operation = {
             **self.operation,
             "random_projection": self.random_projection,
@@ -189,9 +203,9 @@ class AstroformerAttention(nn.Module):
             return m * activity ** (alpha - 1), alpha - 1 if is_mean else 0
         return m / (num_features * activity**2), -1 if is_mean else 0
 
-    def _softmax_attention(self, query, key, value, layout, output_attentions, past_key_values):
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+    def _softmax_attention(self, query, key, value, layout, output_attentions, cache, shard):
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         length, past_length = query.shape[2], key.shape[2] - query.shape[2]
         mask = None  # where a query may look, `(1 or batch, 1, length or 1, past_length + length)`
         if layout.full_mask is not None:
@@ -256,10 +270,9 @@ class AstroformerLayer(GradientCheckpointingLayer):
         self.mlp = AstroformerMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states, layout, output_attentions=False, past_key_values=None):
-        attention_output, _ = self.attention(
-            self.attention_norm(hidden_states), layout, output_attentions, past_key_values
-        )
+    @takes_cache
+    def forward(self, hidden_states, layout, output_attentions=False, cache=None):
+        attention_output, _ = self.attention(self.attention_norm(hidden_states), layout, output_attentions, cache)
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
@@ -287,8 +300,10 @@ class AstroformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "astroformer"
     input_modalities = ["text"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["AstroformerEmbeddings", "AstroformerLayer"]
+    # not the embeddings: FSDP refuses a parameter in two units, and theirs may be the output's too
+    _no_split_modules = ["AstroformerLayer"]
     _can_compile_fullgraph = True
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _can_record_outputs = {"hidden_states": AstroformerLayer, "attentions": AstroformerAttention}
 
     @classmethod
@@ -352,7 +367,8 @@ class AstroformerModel(AstroformerPreTrainedModel):
     def set_input_embeddings(self, value):
         self.embeddings.word_embeddings = value
 
-    @merge_with_config_defaults
+    @takes_cache
+    @checks_keywords(*PACKING_KEYWORDS)
     @capture_outputs
     def forward(
         self,
@@ -361,7 +377,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> tuple | BaseModelOutput | BaseModelOutputWithPast:
@@ -377,9 +393,9 @@ class AstroformerModel(AstroformerPreTrainedModel):
             position_ids (`torch.LongTensor`, *optional*): `(batch, length)` or `(1, length)` positions; by default the
                 real tokens are counted.
             inputs_embeds (`torch.Tensor`, *optional*): `(batch, length, hidden_size)` instead of `input_ids`.
-            past_key_values (`AstroformerCache` or `DynamicCache`, *optional*): decoders only: the state after the
-                tokens before these, as an earlier call returned it (a `DynamicCache` in the softmax arm). It is
-                written to.
+            cache (`AstroformerCache` or `DynamicCache`, *optional*): decoders only: the state after the tokens before
+                these, as an earlier call returned it (a `DynamicCache` in the softmax arm). It is written to. Before
+                transformers 5.24 its name is `past_key_values`.
             use_cache (`bool`, *optional*): decoders only: whether to return that state; `config.use_cache` by default.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in every library model. The
                 attention maps are those that the arm applies, `(batch, heads, length, length)`; they are computed only
@@ -387,20 +403,20 @@ class AstroformerModel(AstroformerPreTrainedModel):
 
         Returns:
             `BaseModelOutput` with `last_hidden_state` of shape `(batch, length, hidden_size)`; of a decoder
-            `BaseModelOutputWithPast`, with `past_key_values` as well.
+            `BaseModelOutputWithPast`, with `cache` (before transformers 5.24 `past_key_values`) as well.
 
         Raises:
             ValueError: for inputs that do not fit; the message names the argument.
+            TypeError: for a keyword argument that it does not know.
         """
-        past_key_values = self._check_cache(past_key_values, use_cache)
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = self._check_cache(cache, use_cache)
+        past_length = 0 if cache is None else cache.get_seq_length()
         position_ids = self._check_inputs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length
         )
         inputs: Any = input_ids if inputs_embeds is None else inputs_embeds
-        past_counted = None
-        if isinstance_by_name(past_key_values, AstroformerCache):
-            past_counted = past_key_values.layers[0].counted  # type: ignore[union-attr]  # told by its name
+        check_library_keywords(kwargs, self.config, inputs.shape[1], past_length)
+        past_counted = self._go_on_from(cache, attention_mask, inputs)
         layout = sequence_layout(
             *(inputs.shape[1], inputs.device, attention_mask, position_ids),
             *(self.config.is_decoder, past_length, past_counted),
@@ -411,33 +427,84 @@ class AstroformerModel(AstroformerPreTrainedModel):
             output_attentions = self.config.output_attentions
         hidden_states = self.embeddings(input_ids, token_type_ids, layout.position_ids, inputs_embeds)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, layout, output_attentions, past_key_values=past_key_values)
+            hidden_states = layer(hidden_states, layout, output_attentions, **{CACHE_NAME: cache})
         hidden_states = self.norm(hidden_states)
         if not self.config.is_decoder:
             return BaseModelOutput(last_hidden_state=hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE_NAME: cache})
 
-    def _check_cache(self, past_key_values, use_cache):
+    def _check_cache(self, cache, use_cache):
         """The cache to continue, a new one where one is wanted, or None."""
         config = self.config
         if not config.is_decoder:
-            if past_key_values is not None:
-                raise ValueError("past_key_values belong to a decoder; this model has is_decoder=False")
+            if cache is not None:
+                raise ValueError(f"{CACHE_NAME} belongs to a decoder; this model has is_decoder=False")
             return None
         kind = DynamicCache if config.attention_type == "softmax" else AstroformerCache
-        if past_key_values is None:
+        if cache is None:
             if not (config.use_cache if use_cache is None else use_cache):
                 return None
+            if drops_cache(self.layers[0]):
+                if use_cache:
+                    logger.warning_once("use_cache=True does not go with gradient checkpointing: no cache is returned")
+                return None
             return DynamicCache() if kind is DynamicCache else AstroformerCache(config.num_hidden_layers)
-        if not isinstance_by_name(past_key_values, kind):
+        if not isinstance_by_name(cache, kind):
             raise ValueError(
-                f"past_key_values must be a {kind.__name__} for attention_type {config.attention_type!r}, got a "
-                f"{type(past_key_values).__name__}; leave it out, and the model makes one"
+                f"{CACHE_NAME} must be a {kind.__name__} for attention_type {config.attention_type!r}, got a "
+                f"{type(cache).__name__}; leave it out, and the model makes one"
             )
-        return past_key_values
+        if drops_cache(self.layers[0]):
+            raise ValueError(
+                f"{CACHE_NAME} does not go with gradient checkpointing in training, which would leave it out: call "
+                "model.eval() or model.gradient_checkpointing_disable() first"
+            )
+        if kind is AstroformerCache:
+            cache.make_layers(config.num_hidden_layers)
+        if len(cache.layers) not in (0, config.num_hidden_layers):
+            raise ValueError(
+                f"{CACHE_NAME} has {len(cache.layers)} layers and the model {config.num_hidden_layers}: it is that of "
+                "another model"
+            )
+        return cache
+
+    def _go_on_from(self, cache, attention_mask, inputs):
+        """Checks that the input goes on from what is in the cache; returns how many real tokens that is, if known."""
+        if cache is None:
+            return None
+        batch_size, length = inputs.shape[:2]
+        if cache.get_seq_length():
+            self._check_what_was_written(cache.layers[0], batch_size)
+        if self.config.attention_type == "softmax":
+            return None
+        cache.follow_mask(attention_mask, batch_size, length)
+        return cache.layers[0].counted
+
+    def _check_what_was_written(self, memory, batch_size):
+        """Checks a layer of a cache against the model and the number of sequences."""
+        config = self.config
+        head_size, num_neurons = config.hidden_size // config.num_attention_heads, config.num_hidden_neurons
+        if config.attention_type == "softmax":
+            batch_in_cache = memory.keys.shape[0]
+            found, expected = (memory.keys.shape[-1], memory.values.shape[-1]), (num_neurons, head_size)
+        else:
+            batch_in_cache, num_features = memory.synapses.calcium.shape[0], num_neurons
+            if config.feature_map == "favor":
+                num_features = config.num_random_features
+            code = self.layers[0].attention.astrocyte_code
+            found = (*memory.synapses.hebbian.shape[-2:], memory.neighbourhood is not None)
+            expected = (num_features, head_size, code is not None and config.astrocyte_code == "activity")
+        if found != expected:
+            raise ValueError(f"{CACHE_NAME} was written by another model, whose attention has other sizes or codes")
+        if batch_in_cache != batch_size:
+            raise ValueError(
+                f"{CACHE_NAME} holds {batch_in_cache} sequences and the input has {batch_size}. For beams and "
+                "num_return_sequences, give each sequence its copies first: cache.batch_repeat_interleave(copies)"
+            )
 
     def _check_inputs(self, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length):
         """Checks the arguments of `forward` against each other; returns the positions, in two dimensions."""
+        refuse_sharded_sequence(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if input_ids is not None and input_ids.dim() != 2:
@@ -517,18 +584,42 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         kind = generation_config.cache_implementation
-        if self._is_stateful and model_kwargs.get("past_key_values") is None and generation_config.use_cache:
+        if self._is_stateful and model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache:
             if kind not in (None, "dynamic"):
                 raise ValueError(
                     f"cache_implementation={kind!r} is for models whose cache grows; that of attention_type "
                     f"{self.config.attention_type!r} never does, leave it out"
                 )
-            model_kwargs["past_key_values"] = AstroformerCache(self.config.num_hidden_layers)
+            model_kwargs[CACHE_NAME] = AstroformerCache(self.config.num_hidden_layers)
             return None
         if kind is not None and "static" in kind:
             raise ValueError(f"cache_implementation={kind!r} is not supported; leave it out for a dynamic cache")
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` looks at its signature
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        # the tokens that are not in the cache; the library takes 0 or fewer from the wrong end
+        next_sequence_length = kwargs.get("next_sequence_length")
+        if next_sequence_length is not None and next_sequence_length <= 0:
+            past_length = kwargs[CACHE_NAME].get_seq_length()
+            raise ValueError(
+                f"the prompt has no token beyond the {past_length} in the cache. Give the whole text so far, the "
+                "tokens in the cache and new ones; or the new ones alone, with an attention_mask that covers those in "
+                "the cache as well"
+            )
+        return super().prepare_inputs_for_generation(*args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raises NotImplementedError: continuous batching keeps keys and values in pages, which this model has not."""
+        raise NotImplementedError(
+            "continuous batching (generate_batch, cache_implementation='paged') is not supported by "
+            f"{type(self).__name__}; use generate, with a batch padded on the left"
+        )
+
+    continuous_batching_context_manager = generate_batch = init_continuous_batching
+
+    @takes_cache
+    @checks_keywords("shift_labels", "ignore_index", beside=AstroformerModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -537,7 +628,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -546,7 +637,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
         """Predicts, at every token, the next one.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values, use_cache: see
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache, use_cache: see
                 `AstroformerModel.forward`. In training no state is returned unless `use_cache` asks for it.
             labels (`torch.LongTensor`, *optional*): `(batch, length)`, the `input_ids` themselves (the shift by one
                 is done here); -100 is ignored.
@@ -556,8 +647,8 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
                 where a batch is accumulated in parts; `Trainer` gives it.
 
         Returns:
-            `CausalLMOutputWithPast` with `logits` of shape `(batch, length, vocab_size)`, `past_key_values`, and
-            `loss` if there are labels.
+            `CausalLMOutputWithPast` with `logits` of shape `(batch, length, vocab_size)`, `cache`, and `loss` if
+            there are labels.
 
         Raises:
             ValueError: for inputs or labels that do not fit; the message names the argument.
@@ -571,7 +662,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
             token_type_ids,
             position_ids,
             inputs_embeds,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
@@ -584,9 +675,9 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
 
@@ -627,6 +718,8 @@ class AstroformerForMaskedLM(AstroformerPreTrainedModel):
     def set_output_embeddings(self, value):
         self.lm_head = value
 
+    @takes_cache
+    @checks_keywords("ignore_index", beside=AstroformerModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -675,6 +768,8 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @takes_cache
+    @checks_keywords(beside=AstroformerModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -726,6 +821,8 @@ class AstroformerForTokenClassification(AstroformerPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @takes_cache
+    @checks_keywords("ignore_index", beside=AstroformerModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -771,6 +868,8 @@ class AstroformerForQuestionAnswering(AstroformerPreTrainedModel):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+    @takes_cache
+    @checks_keywords(beside=AstroformerModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -830,6 +929,8 @@ class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
+    @takes_cache
+    @checks_keywords(beside=AstroformerModel.forward)
     @can_return_tuple
     def forward(
         self,

@@ -8,10 +8,11 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_astroformer_vision import AstroformerVisionConfig, pair
+from .forward_keywords import check_library_keywords, checks_keywords
+from .head_shards import refuse_sharded_sequence
 from .modeling_astroformer import (
     AstroformerLayer,
     AstroformerPreTrainedModel,
@@ -100,7 +101,7 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
     def get_input_embeddings(self):
         return self.embeddings.projection
 
-    @merge_with_config_defaults
+    @checks_keywords()
     @capture_outputs
     def forward(
         self, pixel_values: torch.Tensor | None = None, interpolate_pos_encoding: bool = False, **kwargs: Any
@@ -122,6 +123,8 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
         """
         if pixel_values is None:
             raise ValueError("give pixel_values")
+        refuse_sharded_sequence(pixel_values=pixel_values)
+        check_library_keywords(kwargs, self.config)
         output_attentions = kwargs.get("output_attentions")
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -143,6 +146,7 @@ class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @checks_keywords(beside=AstroformerVisionModel.forward)
     @can_return_tuple
     def forward(
         self,

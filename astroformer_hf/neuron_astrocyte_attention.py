@@ -37,7 +37,14 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 
 from .attention_backends import kernels_of, run_pass
-from .token_layout import ActivityCode, activity_code, in_chunks
+from .token_layout import (
+    ActivityCode,
+    activity_code,
+    documents_in_chunks,
+    in_chunks,
+    number_documents,
+    starts_of_documents,
+)
 
 
 # Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and
@@ -150,12 +157,14 @@ def neuron_astrocyte_network(
     causal: bool = False,
     initial_state: NeuronAstrocyteState | None = None,
     output_final_state: bool = False,
+    document_ids: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, NeuronAstrocyteState]:
     """The network of the paper as it would run in tissue: one token after the other, write mode, then read mode.
 
     Same arguments, results and errors as `neuron_astrocyte_attention`, which explains them. Source: AT, section III.
     """
     _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
+    documents = _documents(document_ids, query, key, padding_mask, causal, initial_state, output_final_state)
     working = _working_dtype(query, key, value)
     random_projection = _random_projection(feature_map, random_projection, query)
     num_hidden_neurons = query.shape[-1]
@@ -171,7 +180,13 @@ def neuron_astrocyte_network(
     hebbian_neuron = hebbian / num_hidden_neurons  # (B, H, F, d); what came before, by whichever plasticity
     hebbian_astro = torch.zeros_like(hebbian_neuron)
 
-    def write(t):
+    def forget(where):
+        """The synapses start anew in those sequences of the batch, `(batch,)` bool: another document begins."""
+        nonlocal hebbian_neuron, hebbian_astro, calcium
+        hebbian_neuron, hebbian_astro = (x.masked_fill(_to(x, where), 0) for x in (hebbian_neuron, hebbian_astro))
+        calcium = calcium.masked_fill(_to(calcium, where), 0)
+
+    def write(t, padding_mask=padding_mask):
         """Key and value of token t imprint the synapses."""
         nonlocal hebbian_neuron, hebbian_astro, calcium
         presynaptic = phi(key[:, :, t])  # (B, H, F)
@@ -200,10 +215,21 @@ def neuron_astrocyte_network(
     with full_precision(query):
         if causal:
             for t in range(max(query.shape[2], key.shape[2])):
+                if documents is not None and t > 0:
+                    forget(documents[:, t] != documents[:, t - 1])
                 if t < key.shape[2]:
                     write(t)
                 if t < query.shape[2]:
                     answers.append(read(t))
+        elif documents is not None:
+            answers = [torch.zeros_like(hebbian[:, :, 0])] * query.shape[2]
+            for document in range(int(documents.max()) + 1):
+                own = documents == document  # (B, N)
+                forget(own.any(-1))
+                for t in range(key.shape[2]):
+                    write(t, own if padding_mask is None else own & padding_mask)
+                for t in range(query.shape[2]):
+                    answers[t] = torch.where(_to(answers[t], own[:, t]), read(t), answers[t])
         else:
             for t in range(key.shape[2]):
                 write(t)
@@ -214,6 +240,11 @@ def neuron_astrocyte_network(
     output = output.to(value.dtype)  # (B, H, N, d)
     state = NeuronAstrocyteState((hebbian_neuron + hebbian_astro) * num_hidden_neurons, calcium)
     return (output, state) if output_final_state else output
+
+
+def _to(x, where):
+    """`(batch,)` in as many dimensions as `x`."""
+    return where.view(-1, *[1] * (x.dim() - 1))
 
 
 def _outer(a, b):
@@ -241,6 +272,7 @@ def neuron_astrocyte_attention(
     causal: bool = False,
     initial_state: NeuronAstrocyteState | None = None,
     output_final_state: Literal[False] = False,
+    document_ids: torch.Tensor | None = None,
 ) -> torch.Tensor: ...
 
 
@@ -259,6 +291,7 @@ def neuron_astrocyte_attention(
     causal: bool = False,
     initial_state: NeuronAstrocyteState | None = None,
     output_final_state: Literal[True],
+    document_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, NeuronAstrocyteState]: ...
 
 
@@ -276,6 +309,7 @@ def neuron_astrocyte_attention(
     causal: bool = False,
     initial_state: NeuronAstrocyteState | None = None,
     output_final_state: bool = False,
+    document_ids: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, NeuronAstrocyteState]:
     """Neuron-astrocyte attention (AT, section III): attention as write mode and read mode of tripartite synapses.
 
@@ -301,6 +335,10 @@ def neuron_astrocyte_attention(
         causal (`bool`, defaults to `False`): whether a token reads only what was written up to and including itself.
         initial_state (`NeuronAstrocyteState`, *optional*): what was written before this call.
         output_final_state (`bool`, defaults to `False`): whether to return the state as well.
+        document_ids (`torch.Tensor`, *optional*): `(batch, length)` whole numbers, for rows in which several documents
+            stand one after the other: a token reads its own document only, and the synapses start anew with each. The
+            document of a token that is padding does not matter. Causally the first document of a row goes on from
+            `initial_state`, and the final state is that of its last; bidirectionally neither is to be had.
 
     Returns:
         The output, `(batch, heads, length, head_dim)`; with `output_final_state`, a tuple of the output and the
@@ -312,9 +350,10 @@ def neuron_astrocyte_attention(
         ValueError: for shapes or values that do not fit; the message gives them.
     """
     _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
+    documents = _documents(document_ids, query, key, padding_mask, causal, initial_state, output_final_state)
     output, state, _ = attend(
         *(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, feedback, random_projection, causal),
-        initial_state,
+        *(initial_state, documents),
     )
     return (output, state) if output_final_state else output
 
@@ -331,35 +370,41 @@ def attend(
     random_projection,
     causal,
     initial_state,
+    document_ids=None,
     output_scale=1.0,
 ):
     """`neuron_astrocyte_attention` without its checks, as a layer calls it.
 
     Args:
+        document_ids (`torch.Tensor`, *optional*): as of `number_documents`.
         astrocyte_code (`torch.Tensor` or `ActivityCode`, *optional*): R, or what it is made of.
         output_scale (`float` or `torch.Tensor`): factor of the output, `(batch, 1, length or 1, 1)`. If it is the same
             for all tokens of a sequence, it costs nothing: the Hebbian weights are scaled instead.
 
     Returns:
-        The output; the final `NeuronAstrocyteState`; and of a causal `ActivityCode` the sums (total, count) after the
-        last token, else (None, None).
+        The output; the final `NeuronAstrocyteState` (None for several documents that are not causal); and of a causal
+        `ActivityCode` the sums (total, count) after the last token, else (None, None).
     """
     num_hidden_neurons, output_dtype = query.shape[-1], value.dtype
     if _working_dtype(query, key, value, *(initial_state or ())) == torch.float64:
         query, key, value = query.double(), key.double(), value.double()
         astrocyte_code = astrocyte_code.double() if torch.is_tensor(astrocyte_code) else astrocyte_code
     sums = (None, None)
-    writes_and_reads = causal and query.shape[2] > 0 and key.shape[2] > 0
+    by_documents = document_ids is not None and not causal
+    writes_and_reads = by_documents or causal and query.shape[2] > 0 and key.shape[2] > 0
     activity, coupling = (), {}
     with full_precision(query):
         if isinstance(astrocyte_code, ActivityCode):
             recipe, astrocyte_code = astrocyte_code, None
             fused = write_and_read_causally_with_activity if causal else write_mode_with_activity
-            if feature_map != "favor" and kernels_of(fused, query, key, value, *recipe[:-1]):
+            if by_documents:
+                fused = write_and_read_documents_with_activity
+            packed = document_ids is not None
+            if feature_map != "favor" and kernels_of(fused, query, key, value, *recipe[:-1], packed=packed):
                 activity = recipe[:-1] if causal else recipe[:4]
                 coupling = {"coupling_scale": recipe.coupling_scale}
             else:
-                astrocyte_code, *sums = recipe.make(key.to(_working_dtype(key)), padding_mask, causal)
+                astrocyte_code, *sums = recipe.make(key.to(_working_dtype(key)), padding_mask, causal, document_ids)
         if feature_map == "favor":
             query, key, astrocyte_code = _random_features(query, key, astrocyte_code, random_projection)
             feature_map = "identity"
@@ -367,19 +412,27 @@ def attend(
         code = () if activity else (astrocyte_code,)
         if writes_and_reads:
             per_token = torch.is_tensor(output_scale)
-            output, hebbian, calcium, *rest = run_pass(
-                write_and_read_causally_with_activity if activity else write_and_read_causally,
-                *(query, key, value, *code, padding_mask, *(state or _empty_state(key, value)), *activity),
-                alpha=alpha,
-                feature_map=feature_map,
-                feedback=feedback,
-                scale=(1.0 if per_token else output_scale) / num_hidden_neurons,
-                output_dtype=output_dtype,
+            options = {
+                "alpha": alpha,
+                "feature_map": feature_map,
+                "feedback": feedback,
+                "scale": (1.0 if per_token else output_scale) / num_hidden_neurons,
+                "output_dtype": output_dtype,
                 **coupling,
-            )
+            }
+            inputs = (query, key, value, *code, padding_mask, document_ids)
+            if by_documents:
+                fused = write_and_read_documents_with_activity if activity else write_and_read_documents
+                output, state = run_pass(fused, *inputs, *activity, **options), None
+            else:
+                fused = write_and_read_causally_with_activity if activity else write_and_read_causally
+                output, hebbian, calcium, *rest = run_pass(
+                    fused, *inputs, *(state or _empty_state(key, value)), *activity, **options
+                )
+                state, sums = NeuronAstrocyteState(hebbian, calcium), rest or sums
             if per_token:
                 output = (output * output_scale).to(output_dtype)
-            return output, NeuronAstrocyteState(hebbian, calcium), rest or sums
+            return output, state, sums
         written = run_pass(
             write_mode_with_activity if activity else write_mode,
             *(key, value, *code, padding_mask, *activity),
@@ -411,7 +464,7 @@ def write_mode(key, value, astrocyte_code, padding_mask, *, feature_map):
 def write_mode_with_activity(key, value, padding_mask, order, rank, weight, bias, *, feature_map, coupling_scale):
     """`write_mode` with the astrocyte code "activity"; its arguments as of `token_layout.activity_code`."""
     code, *_ = activity_code(
-        *(key.to(_working_dtype(key)), padding_mask, order, rank, weight, bias, None, None),
+        *(key.to(_working_dtype(key)), padding_mask, None, order, rank, weight, bias, None, None),
         coupling_scale=coupling_scale,
         causal=False,
     )
@@ -438,6 +491,7 @@ def write_and_read_causally(
     value,
     astrocyte_code,
     padding_mask,
+    document_ids,
     hebbian,
     calcium,
     *,
@@ -453,6 +507,7 @@ def write_and_read_causally(
     chunks before have written it reads from their Hebbian weights. Time and memory are linear in the length.
 
     Args:
+        document_ids (`torch.Tensor`, *optional*): as of `number_documents`; a token then reads its own document only.
         hebbian, calcium (`torch.Tensor`): the state before these tokens.
         scale (`float`): factor of the output, 1/m.
     """
@@ -465,19 +520,74 @@ def write_and_read_causally(
         return output, hebbian, calcium
     presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
     activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
-    calcium = calcium[:, :, None] + presynaptic.cumsum(-2)  # z_t, (B, H, N, F)
-
     read, imprint, written = (  # (B, H, chunks, C, .)
         in_chunks(x, CHUNK_SIZE)
         for x in (activity, presynaptic + process, _silenced(value, padding_mask).to(activity.dtype))
     )
-    hebbian = hebbian[:, :, None]  # before the first chunk, and after each: (B, H, 1 + chunks, F, d)
-    hebbian = torch.cat((hebbian, (imprint.transpose(-1, -2) @ written).cumsum(2) + hebbian), dim=2)
-    output = (read @ imprint.transpose(-1, -2)).tril() @ written + read @ hebbian[:, :, :-1]
+    scores = read @ imprint.transpose(-1, -2)
+    if document_ids is None:
+        calcium = calcium[:, :, None] + presynaptic.cumsum(-2)  # z_t, (B, H, N, F)
+        last_calcium = calcium[:, :, -1]
+        hebbian = hebbian[:, :, None]  # before the first chunk, and after each: (B, H, 1 + chunks, F, d)
+        hebbian = torch.cat((hebbian, (imprint.transpose(-1, -2) @ written).cumsum(2) + hebbian), dim=2)
+        output = scores.tril() @ written + read @ hebbian[:, :, :-1]
+    else:
+        chunks = _DocumentChunks(document_ids)
+        calcium, hebbian = calcium[:, :, None], hebbian[:, :, None]
+        own = in_chunks(presynaptic, CHUNK_SIZE)
+        visible = chunks.same.to(own.dtype).tril()  # (B, 1, chunks, C, C)
+        calciums = chunks.carried_forward(calcium, (own * chunks.in_last).sum(-2))  # (B, H, 1 + chunks, F)
+        hebbian = chunks.carried_forward(hebbian, (imprint * chunks.in_last).transpose(-1, -2) @ written)
+        calcium = (visible @ own + chunks.goes_on * calciums[:, :, :-1, None]).flatten(2, 3)[:, :, :length]
+        last_calcium = calciums[:, :, -1]
+        output = (scores * visible) @ written + (read * chunks.goes_on) @ hebbian[:, :, :-1]
     output = output.flatten(2, 3)[:, :, :length] * scale  # (B, H, N, d)
     if feedback:
         output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
-    return output.to(output_dtype), hebbian[:, :, -1], calcium[:, :, -1]
+    return output.to(output_dtype), hebbian[:, :, -1], last_calcium
+
+
+class _DocumentChunks:
+    """Which tokens of a row that is cut into chunks are in the same document. C tokens per chunk.
+
+    Attributes:
+        same: `(B, 1, chunks, C, C)`, whether two tokens of a chunk are.
+        in_last, in_first: `(B, 1, chunks, C, 1)`, whether a token is in the document of its chunk's last (first) token.
+        goes_on, went_on: `(B, 1, chunks, C, 1)`, whether a token is in the document that the chunk before ended with
+            (for the first chunk: the row's first), or that the chunk after begins with.
+    """
+
+    def __init__(self, document_ids):
+        documents = documents_in_chunks(document_ids, CHUNK_SIZE)[:, None]  # (B, 1, chunks, C)
+        last, first = documents[..., -1], documents[..., 0]
+        self._before = torch.cat((documents[..., :1, 0], last), dim=-1)  # (B, 1, 1 + chunks)
+        self._after = torch.cat((first, documents[..., -1:, -1]), dim=-1)
+        self.same = documents[..., :, None] == documents[..., None, :]
+        self.in_last, self.in_first = ((documents == x[..., None])[..., None] for x in (last, first))
+        self.goes_on = (documents == self._before[..., :-1, None])[..., None]
+        self.went_on = (documents == self._after[..., 1:, None])[..., None]
+
+    def carried_forward(self, initial, written):
+        """What has been written, up to the end of each chunk, for the document that is open there.
+
+        Args:
+            initial (`torch.Tensor`): `(B, H, 1, ...)`, before the first chunk.
+            written (`torch.Tensor`): `(B, H, chunks, ...)`, by the tokens that are `in_last`.
+
+        Returns:
+            `torch.Tensor` of shape `(B, H, 1 + chunks, ...)`, beginning with `initial`.
+        """
+        return self._carried(torch.cat((initial, written), dim=2), self._before, torch.tril)
+
+    def carried_back(self, written):
+        """The same from the end of the row, of the tokens that are `in_first`: `(B, H, chunks + 1, ...)`."""
+        nothing = torch.zeros_like(written[:, :, :1])
+        return self._carried(torch.cat((written, nothing), dim=2), self._after, torch.triu)
+
+    @staticmethod
+    def _carried(written, documents, side):
+        same = side((documents[..., :, None] == documents[..., None, :]).to(written.dtype))
+        return (same @ written.flatten(3)).view(written.shape)
 
 
 def write_and_read_causally_with_activity(
@@ -485,6 +595,7 @@ def write_and_read_causally_with_activity(
     key,
     value,
     padding_mask,
+    document_ids,
     hebbian,
     calcium,
     order,
@@ -500,12 +611,86 @@ def write_and_read_causally_with_activity(
     """`write_and_read_causally` with the astrocyte code "activity"; its arguments as of `token_layout.activity_code`,
     its sums after the last token at the end of the results."""
     code, total, count = activity_code(
-        *(key.to(_working_dtype(key)), padding_mask, order, rank, weight, bias, total, count),
+        *(key.to(_working_dtype(key)), padding_mask, document_ids, order, rank, weight, bias, total, count),
         coupling_scale=coupling_scale,
         causal=True,
     )
-    results = write_and_read_causally(query, key, value, code, padding_mask, hebbian, calcium, **options)
+    results = write_and_read_causally(query, key, value, code, padding_mask, document_ids, hebbian, calcium, **options)
     return *results, total, count
+
+
+def write_and_read_documents(
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    document_ids,
+    *,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    output_dtype,
+):
+    """Write mode and read mode of each document in a row: `(batch, heads, length, head_dim)`.
+
+    In the chunks of `write_and_read_causally`, with what was written before a chunk and what is written after it.
+    """
+    length = query.shape[2]
+    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
+    activity = phi(query.to(presynaptic.dtype), feature_map)  # (B, H, N, F)
+    read, own, imprint, written = (  # (B, H, chunks, C, .)
+        in_chunks(x, CHUNK_SIZE)
+        for x in (activity, presynaptic, presynaptic + process, _silenced(value, padding_mask).to(activity.dtype))
+    )
+    chunks = _DocumentChunks(document_ids)
+    visible = chunks.same.to(own.dtype)
+
+    def from_other_chunks(left, right):
+        """Pairs of whether a token reads what a neighbouring chunk hands on, and that."""
+        nothing = torch.zeros_like(left[:, :, :1])
+        yield chunks.goes_on, chunks.carried_forward(nothing, left)[:, :, :-1]
+        yield chunks.went_on, chunks.carried_back(right)[:, :, 1:]
+
+    before, after = (
+        (imprint * inside).transpose(-1, -2) @ written for inside in (chunks.in_last, chunks.in_first)
+    )  # (B, H, chunks, F, d)
+    output = ((read @ imprint.transpose(-1, -2)) * visible) @ written
+    for reads, hebbian in from_other_chunks(before, after):
+        output = output + (read * reads) @ hebbian
+    output = output.flatten(2, 3)[:, :, :length] * scale
+    if feedback:
+        before, after = ((own * inside).sum(-2) for inside in (chunks.in_last, chunks.in_first))
+        calcium = visible @ own  # of the whole document, at each of its tokens
+        for reads, of_others in from_other_chunks(before, after):
+            calcium = calcium + reads * of_others[:, :, :, None]
+        calcium = calcium.flatten(2, 3)[:, :, :length]
+        output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
+    return output.to(output_dtype)
+
+
+def write_and_read_documents_with_activity(
+    query,
+    key,
+    value,
+    padding_mask,
+    document_ids,
+    order,
+    rank,
+    weight,
+    bias,
+    *,
+    coupling_scale,
+    **options,
+):
+    """`write_and_read_documents` with the astrocyte code "activity"; arguments as of `token_layout.activity_code`."""
+    code, *_ = activity_code(
+        *(key.to(_working_dtype(key)), padding_mask, document_ids, order, rank, weight, bias, None, None),
+        coupling_scale=coupling_scale,
+        causal=False,
+    )
+    return write_and_read_documents(query, key, value, code, padding_mask, document_ids, **options)
 
 
 def calcium_response(activity, calcium, alpha):
@@ -537,6 +722,7 @@ def neuron_astrocyte_attention_weights(
     random_projection: torch.Tensor | None = None,
     causal: bool = False,
     initial_state: NeuronAstrocyteState | None = None,
+    document_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The attention map that `neuron_astrocyte_attention` applies without ever building it, for looking at.
 
@@ -547,8 +733,9 @@ def neuron_astrocyte_attention_weights(
     Returns:
         `torch.Tensor` of shape `(batch, heads, length, length)` in the dtype of `query`. Memory is quadratic.
     """
+    documents = _documents(document_ids, query, key, padding_mask, causal, initial_state, False)
     if isinstance(astrocyte_code, ActivityCode):  # from a layer
-        astrocyte_code, *_ = astrocyte_code.make(key.to(_working_dtype(key)), padding_mask, causal)
+        astrocyte_code, *_ = astrocyte_code.make(key.to(_working_dtype(key)), padding_mask, causal, documents)
     _validate(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     num_hidden_neurons = query.shape[-1]
     with full_precision(query):
@@ -558,12 +745,22 @@ def neuron_astrocyte_attention_weights(
         presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
         activity = phi(query.to(presynaptic.dtype), feature_map)
         weights = activity @ (presynaptic + process).transpose(-1, -2) / num_hidden_neurons  # (B, H, N, N)
+        visible = None
+        if documents is not None:  # (B, 1, N, N)
+            visible = (documents[:, None, :, None] == documents[:, None, None, :]).to(weights.dtype)
+            weights = weights * visible
         if causal:
             weights = weights.tril()
         if feedback:
-            calcium = presynaptic.cumsum(-2) if causal else presynaptic.sum(-2)
+            if visible is not None:
+                calcium = (visible.tril() if causal else visible) @ presynaptic
+            else:
+                calcium = presynaptic.cumsum(-2) if causal else presynaptic.sum(-2)
             if initial_state is not None:
-                calcium = calcium + (initial_state.calcium[:, :, None] if causal else initial_state.calcium)
+                before = initial_state.calcium[:, :, None] if causal else initial_state.calcium
+                if documents is not None:  # the first goes on from it
+                    before = before * (documents == documents[:, :1])[:, None, :, None]
+                calcium = calcium + before
             weights = weights * astrocyte_feedback(calcium_response(activity, calcium, alpha))
     return weights.to(query.dtype)
 
@@ -642,6 +839,37 @@ def _checked_state(state, key, value):
         )
     working = _working_dtype(key, value, hebbian)
     return NeuronAstrocyteState(hebbian.to(working), calcium.to(working))
+
+
+def _documents(document_ids, query, key, padding_mask, causal, initial_state, output_final_state):
+    """`document_ids`, checked, as `number_documents` numbers them; None without."""
+    if document_ids is None:
+        return None
+    batch_size, _, length, _ = key.shape
+    if document_ids.shape != (batch_size, length) or document_ids.is_floating_point():
+        raise ValueError(
+            f"document_ids must be whole numbers of shape {(batch_size, length)}, got {document_ids.dtype} of shape "
+            f"{tuple(document_ids.shape)}"
+        )
+    if query.shape[2] != length:
+        raise ValueError(f"document_ids need queries and keys of the same length, got {query.shape[2]} and {length}")
+    if not causal and (initial_state is not None or output_final_state):
+        raise ValueError(
+            "document_ids have no initial_state or final state unless causal=True: each document of a row has a state "
+            "of its own"
+        )
+    if length == 0:
+        return None
+    documents = number_documents(starts_of_documents(document_ids, padding_mask), padding_mask)
+    if document_ids.device.type == "cpu" and not torch.compiler.is_compiling():  # where the look costs nothing
+        for row, ids in enumerate(document_ids):
+            ids = ids if padding_mask is None else ids[padding_mask[row]]
+            if len(ids.unique()) < len(ids.unique_consecutive()):
+                raise ValueError(
+                    "document_ids must not return to a document that has ended: the tokens of each stand together, got "
+                    f"{ids.unique_consecutive().tolist()} in row {row}"
+                )
+    return documents
 
 
 def _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection):

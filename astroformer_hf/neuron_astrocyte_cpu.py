@@ -4,12 +4,13 @@
 The plain form in `neuron_astrocyte_attention.py` spends most of its time moving activities through memory. Here a block
 of `BLOCK` tokens is taken through everything that happens to it while it lies in the nearest cache: its activity is
 worked out, multiplied, and forgotten. Nothing of the size of the input is written but the result, forward and backward;
-the backward pass works the activities out again. Six functions, each the twin of a pass of the plain form, make up the
-interface of a backend (see `attention_backends.py`):
+the backward pass works the activities out again. Eight functions, each the twin of a pass of the plain form, make up
+the interface of a backend (see `attention_backends.py`):
 
     write_forward, write_backward      write mode: keys, values and the astrocyte code to the synapses
     read_forward, read_backward        read mode: queries to answers
     causal_forward, causal_backward    both at once, each token reading what was written up to itself
+    documents_forward, documents_backward   write and read mode of one document of a row after the other
 
 The source is compiled when it is first needed, which takes a few seconds, and kept in `~/.cache/astroformer_hf` (or in
 `ASTROFORMER_CACHE`). It is portable C++ with the vector extensions of GCC and Clang, and does not depend on lengths or
@@ -191,11 +192,26 @@ struct Mask {  // (B, N), not 0 where a token is real
     bool real(int64_t b, int64_t t) const { return !data || data[b * batch + t * row]; }
 };
 
+struct Documents {  // (B, N), the number of each token's document, contiguous along a row; no data if a row is one
+    const int64_t* data;
+    int64_t batch;
+    bool starts(int64_t b, int64_t t) const {
+        return t == 0 || (data && data[b * batch + t] != data[b * batch + t - 1]);
+    }
+    int64_t end(int64_t b, int64_t t, int64_t length) const {  // of the document that starts at t
+        if (!data) return length;
+        do t++;
+        while (t < length && !starts(b, t));
+        return t;
+    }
+};
+
 struct Arguments {
     int64_t threads, batch, heads, length, features, head_dim, splits, feature_map, feedback, causal;
     double alpha, scale, decay;
     View query, key, value, code, output, d_query, d_key, d_value, d_code, d_output;
     Mask mask;
+    Documents documents;
     float *hebbian, *calcium, *plasticity;        // (B, H, F, d), (B, H, F), (B, H, F), contiguous
     float *d_hebbian, *d_calcium, *d_plasticity;  // the same
     float *end_hebbian, *end_calcium;             // the same, after the last token
@@ -474,23 +490,29 @@ struct Activity {
 
     void begin(int64_t batch, int64_t head) {
         b = batch, h = head;
+        load_matrix(in.weight + h * F * F, F, F, weight, Fp);
+        if (!in.documents.data) begin_document(0, N);
+    }
+
+    // from here on the tokens from first to last, which see no others but, causally, those before the row
+    void begin_document(int64_t first, int64_t last) {
         // 1 / the sum of the weights of each real token's neighbours, 0 where it has none
-        float count = in.causal ? in.count[b] : 0;
-        for (int64_t t = 0; t < N; t++) {
+        float count = in.causal && first == 0 ? in.count[b] : 0;
+        for (int64_t t = first; t < last; t++) {
             weights[t] = count;
             if (in.mask.real(b, t)) count = decay * count + 1;
         }
         if (in.end_count) in.end_count[b] = count;
         count = 0;
-        for (int64_t t = N - 1; t >= 0; t--) {
+        for (int64_t t = last - 1; t >= first; t--) {
             if (!in.causal) weights[t] += count;
             weights[t] = weights[t] > 0 ? 1 / weights[t] : 0;
             if (in.mask.real(b, t)) count = decay * count + 1;
         }
-        load_matrix(in.weight + h * F * F, F, F, weight, Fp);
         start_from(nullptr);
-        if (!in.causal) sweep<SET>(in.key, rows_of(around, 0), 0, N, true);
-        start_from(in.causal ? in.total + (b * in.heads + h) * F : nullptr);
+        if (!in.causal) sweep<SET>(in.key, rows_of(around, 0), first, last, true);
+        if (in.causal && first == 0) start_from(in.total + (b * in.heads + h) * F);
+        else start_from(nullptr);
     }
 
     // R of the next block of rows
@@ -528,35 +550,101 @@ struct Activity {
 
 // ---- write mode ----------------------------------------------------------------------------------------------------
 
+// One thread's write mode: the tokens from first to last of a head to `hebbian` (Fp x dp) and `calcium` (Fp), and the
+// way back from the gradients of these.
+struct Writer {
+    const Arguments& in;
+    const int64_t F, d, Fp, dp;
+    float *hebbian, *calcium, *presynaptic, *value;
+    float *d_hebbian, *d_transposed, *d_calcium, *process, *d_imprint, *d_presynaptic, *d_value;
+    Activity code_of_keys;
+
+    static int64_t size(const Arguments& in, bool backward) {
+        const int64_t Fp = padded(in.features), dp = padded(in.head_dim);
+        return Fp * dp + Fp + BLOCK * (Fp + dp) + Activity::size(in) +
+               (backward ? 2 * Fp * dp + Fp + BLOCK * (3 * Fp + dp) : 0);
+    }
+
+    Writer(const Arguments& in, Scratch& scratch, bool backward)
+        : in(in),
+          F(in.features),
+          d(in.head_dim),
+          Fp(padded(F)),
+          dp(padded(d)),
+          hebbian(scratch.take(Fp * dp)),
+          calcium(scratch.take(Fp)),
+          presynaptic(scratch.take(BLOCK * Fp)),
+          value(scratch.take(BLOCK * dp)),
+          code_of_keys(in, scratch) {
+        if (!backward) return;
+        d_hebbian = scratch.take(Fp * dp), d_transposed = scratch.take(dp * Fp), d_calcium = scratch.take(Fp);
+        process = scratch.take(BLOCK * Fp), d_imprint = scratch.take(BLOCK * Fp);
+        d_presynaptic = scratch.take(BLOCK * Fp), d_value = scratch.take(BLOCK * dp);
+    }
+
+    void forward(int64_t b, int64_t h, int64_t first, int64_t last) {
+        memset(hebbian, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
+        for (int64_t start = first; start < last; start += BLOCK) {
+            const Place place(in, b, h, start, last);
+            const View code = in.weight ? code_of_keys.block(start, place.rows) : in.code;
+            float* imprint = presynaptic;
+            place.activity(in.key, true, imprint);
+            for (int64_t t = 0; t < place.rows; t++) add_row(calcium, imprint + t * Fp, Fp);
+            if (code.data) place.activity<ADD>(code, true, imprint);
+            int64_t stride;
+            const float* rows = place.rows_of(in.value, true, value, stride);
+            product<ADD, TRANSPOSED>(F, place.rows, dp, imprint, Fp, rows, stride, hebbian, dp);
+        }
+    }
+
+    // from d_hebbian and d_calcium; the gradients of a code are added to those there are if `add`
+    void backward(int64_t b, int64_t h, int64_t first, int64_t last, bool add) {
+        transpose(d_hebbian, F, d, dp, d_transposed, Fp);
+        for (int64_t start = first; start < last; start += BLOCK) {
+            const Place place(in, b, h, start, last);
+            place.load_rows(in.value, true, value);
+            product<SET>(place.rows, d, Fp, value, dp, d_transposed, Fp, d_imprint, Fp);
+            place.activity(in.key, true, presynaptic);
+            for (int64_t i = 0; i < place.rows; i++)
+                for (int64_t j = 0; j < Fp; j += LANES)
+                    store(d_presynaptic + i * Fp + j, load(d_imprint + i * Fp + j) + load(d_calcium + j));
+            place.gradient(in.key, true, presynaptic, d_presynaptic, in.d_key);
+            if (in.code.data || in.weight) {
+                const View code = in.weight ? code_of_keys.block(start, place.rows) : in.code;
+                const View d_code = in.weight ? code_of_keys.rows_of(code_of_keys.d_code, start) : in.d_code;
+                place.activity(code, true, process);
+                place.gradient(code, true, process, d_imprint, d_code, add);
+                if (in.weight) code_of_keys.gradients(start, place.rows);
+                for (int64_t i = 0; i < place.rows; i++) add_row(presynaptic + i * Fp, process + i * Fp, Fp);
+            }
+            product<SET>(place.rows, F, dp, presynaptic, Fp, d_hebbian, dp, d_value, dp);
+            place.store_rows(d_value, in.d_value);  // 0 at padded tokens, whose imprint is 0
+        }
+        if (in.weight)  // what a key adds to its neighbours' sums, their gradients add to its own
+            for (int backwards = 0; backwards < 2; backwards++) {
+                code_of_keys.start_from(nullptr);
+                code_of_keys.sweep<ADD>(code_of_keys.rows_of(code_of_keys.around, 0), in.d_key, first, last, backwards);
+            }
+    }
+};
+
 // hebbian (splits, B, H, F, d) and calcium (splits, B, H, F): what each part of the sequence writes
 extern "C" void write_forward(const Arguments* arguments) {
     const Arguments& in = *arguments;
-    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
+    const int64_t F = in.features, d = in.head_dim, heads = in.batch * in.heads;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(Fp * dp + Fp + BLOCK * (Fp + dp) + Activity::size(in));
-        float *hebbian = scratch.take(Fp * dp), *calcium = scratch.take(Fp);
-        float *imprint = scratch.take(BLOCK * Fp), *value = scratch.take(BLOCK * dp);
-        Activity code_of_keys(in, scratch);
+        Scratch scratch(Writer::size(in, false));
+        Writer writer(in, scratch, false);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
             const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
             int64_t first, last;
             range_of(in.length, task / heads, in.splits, first, last);
-            memset(hebbian, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
-            if (in.weight) code_of_keys.begin(b, h);
-            for (int64_t start = first; start < last; start += BLOCK) {
-                const Place place(in, b, h, start, last);
-                const View code = in.weight ? code_of_keys.block(start, place.rows) : in.code;
-                place.activity(in.key, true, imprint);
-                for (int64_t t = 0; t < place.rows; t++) add_row(calcium, imprint + t * Fp, Fp);
-                if (code.data) place.activity<ADD>(code, true, imprint);
-                int64_t stride;
-                const float* rows = place.rows_of(in.value, true, value, stride);
-                product<ADD, TRANSPOSED>(F, place.rows, dp, imprint, Fp, rows, stride, hebbian, dp);
-            }
-            store_matrix(hebbian, dp, F, d, in.hebbian + task * F * d);
-            memcpy(in.calcium + task * F, calcium, 4 * F);
+            if (in.weight) writer.code_of_keys.begin(b, h);
+            writer.forward(b, h, first, last);
+            store_matrix(writer.hebbian, writer.dp, F, d, in.hebbian + task * F * d);
+            memcpy(in.calcium + task * F, writer.calcium, 4 * F);
         }
     }
 }
@@ -564,17 +652,13 @@ extern "C" void write_forward(const Arguments* arguments) {
 // d_key, d_value, d_code of d_hebbian and d_calcium; a code that the batch shares collects the gradients of all of it
 extern "C" void write_backward(const Arguments* arguments) {
     const Arguments& in = *arguments;
-    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d);
+    const int64_t F = in.features, d = in.head_dim;
     const bool shared = in.d_code.data && in.d_code.batch == 0;
     const int64_t batches = shared ? in.batch : 1, heads = in.batch * in.heads / batches;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(2 * Fp * dp + Fp + BLOCK * (4 * Fp + 2 * dp) + Activity::size(in));
-        float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(dp * Fp), *calcium = scratch.take(Fp);
-        float *presynaptic = scratch.take(BLOCK * Fp), *process = scratch.take(BLOCK * Fp);
-        float *d_imprint = scratch.take(BLOCK * Fp), *d_presynaptic = scratch.take(BLOCK * Fp);
-        float *value = scratch.take(BLOCK * dp), *d_value = scratch.take(BLOCK * dp);
-        Activity code_of_keys(in, scratch);
+        Scratch scratch(Writer::size(in, true));
+        Writer writer(in, scratch, true);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
             int64_t first, last;
@@ -582,38 +666,11 @@ extern "C" void write_backward(const Arguments* arguments) {
             for (int64_t batch = 0; batch < batches; batch++) {
                 const int64_t b = shared ? batch : task % heads / in.heads, h = task % in.heads,
                               head = b * in.heads + h;
-                load_matrix(in.d_hebbian + head * F * d, F, d, hebbian, dp);
-                transpose(hebbian, F, d, dp, transposed, Fp);
-                memcpy(calcium, in.d_calcium + head * F, 4 * F);
-                if (in.weight) code_of_keys.begin(b, h), code_of_keys.begin_gradients();
-                for (int64_t start = first; start < last; start += BLOCK) {
-                    const Place place(in, b, h, start, last);
-                    place.load_rows(in.value, true, value);
-                    product<SET>(place.rows, d, Fp, value, dp, transposed, Fp, d_imprint, Fp);
-                    place.activity(in.key, true, presynaptic);
-                    for (int64_t i = 0; i < place.rows; i++)
-                        for (int64_t j = 0; j < Fp; j += LANES)
-                            store(d_presynaptic + i * Fp + j, load(d_imprint + i * Fp + j) + load(calcium + j));
-                    place.gradient(in.key, true, presynaptic, d_presynaptic, in.d_key);
-                    if (in.code.data || in.weight) {
-                        const View code = in.weight ? code_of_keys.block(start, place.rows) : in.code;
-                        const View d_code = in.weight ? code_of_keys.rows_of(code_of_keys.d_code, start) : in.d_code;
-                        place.activity(code, true, process);
-                        place.gradient(code, true, process, d_imprint, d_code, batch > 0);
-                        if (in.weight) code_of_keys.gradients(start, place.rows);
-                        for (int64_t i = 0; i < place.rows; i++) add_row(presynaptic + i * Fp, process + i * Fp, Fp);
-                    }
-                    product<SET>(place.rows, F, dp, presynaptic, Fp, hebbian, dp, d_value, dp);
-                    place.store_rows(d_value, in.d_value);  // 0 at padded tokens, whose imprint is 0
-                }
-                if (in.weight) {  // what a key adds to its neighbours' sums, their gradients add to its own
-                    for (int backwards = 0; backwards < 2; backwards++) {
-                        code_of_keys.start_from(nullptr);
-                        code_of_keys.sweep<ADD>(code_of_keys.rows_of(code_of_keys.around, 0), in.d_key, 0, in.length,
-                                                backwards);
-                    }
-                    code_of_keys.store_gradients();
-                }
+                load_matrix(in.d_hebbian + head * F * d, F, d, writer.d_hebbian, writer.dp);
+                memcpy(writer.d_calcium, in.d_calcium + head * F, 4 * F);
+                if (in.weight) writer.code_of_keys.begin(b, h), writer.code_of_keys.begin_gradients();
+                writer.backward(b, h, first, last, batch > 0);
+                if (in.weight) writer.code_of_keys.store_gradients();
             }
         }
     }
@@ -621,33 +678,88 @@ extern "C" void write_backward(const Arguments* arguments) {
 
 // ---- read mode -----------------------------------------------------------------------------------------------------
 
+// One thread's read mode: the answers to the tokens from first to last of a head from `hebbian` (Fp x dp) and
+// `plasticity` (Fp), times `factor`; and the way back, which adds to the gradients of these.
+struct Reader {
+    const Arguments& in;
+    const int64_t F, d, Fp, dp;
+    float *plasticity, *activity, *output;
+    float *transposed, *d_hebbian, *d_plasticity, *d_activity, *d_output;
+
+    static int64_t size(const Arguments& in, bool backward) {
+        const int64_t Fp = padded(in.features), dp = padded(in.head_dim);
+        return Fp + BLOCK * (Fp + dp) + (backward ? 2 * Fp * dp + Fp + BLOCK * (Fp + dp) : 0);
+    }
+
+    Reader(const Arguments& in, Scratch& scratch, bool backward)
+        : in(in),
+          F(in.features),
+          d(in.head_dim),
+          Fp(padded(F)),
+          dp(padded(d)),
+          plasticity(scratch.take(Fp)),
+          activity(scratch.take(BLOCK * Fp)),
+          output(scratch.take(BLOCK * dp)) {
+        if (!backward) return;
+        transposed = scratch.take(dp * Fp), d_hebbian = scratch.take(Fp * dp), d_plasticity = scratch.take(Fp);
+        d_activity = scratch.take(BLOCK * Fp), d_output = scratch.take(BLOCK * dp);
+    }
+
+    void forward(int64_t b, int64_t h, int64_t first, int64_t last, const float* hebbian, float factor) {
+        for (int64_t start = first; start < last; start += BLOCK) {
+            const Place place(in, b, h, start, last);
+            place.activity(in.query, false, activity);
+            float* rows = d == dp ? in.output.at(b, h, start) : output;
+            const int64_t stride = d == dp ? in.output.row : dp;
+            product<SET>(place.rows, F, dp, activity, Fp, hebbian, dp, rows, stride);
+            for (int64_t t = 0; t < place.rows && (in.feedback || factor != 1); t++)
+                scale_row(rows + t * stride, dp,
+                          in.feedback ? factor * feedback_of(dot(activity + t * Fp, plasticity, Fp)) : factor);
+            if (d != dp) place.store_rows(output, in.output);
+        }
+    }
+
+    void backward(int64_t b, int64_t h, int64_t first, int64_t last, const float* hebbian, float factor) {
+        transpose(hebbian, F, d, dp, transposed, Fp);
+        memset(d_hebbian, 0, 4 * Fp * dp), memset(d_plasticity, 0, 4 * Fp);
+        for (int64_t start = first; start < last; start += BLOCK) {
+            const Place place(in, b, h, start, last);
+            place.load_rows(in.d_output, false, d_output);
+            product<SET>(place.rows, d, Fp, d_output, dp, transposed, Fp, d_activity, Fp);
+            place.activity(in.query, false, activity);
+            for (int64_t t = 0; t < place.rows && (in.feedback || factor != 1); t++) {
+                float* of_activity = d_activity + t * Fp;
+                const float p = in.feedback ? feedback_of(dot(activity + t * Fp, plasticity, Fp)) : 1;
+                // d_output . (phi(Q) H), which the forward pass had and did not keep, is phi(Q) . (d_output H^T)
+                const float d_response = -factor * p * p * dot(activity + t * Fp, of_activity, Fp);
+                scale_row(of_activity, Fp, factor * p), scale_row(d_output + t * dp, dp, factor * p);
+                if (!in.feedback) continue;
+                add_row(of_activity, plasticity, Fp, d_response);
+                add_row(d_plasticity, activity + t * Fp, Fp, d_response);
+            }
+            place.gradient(in.query, false, activity, d_activity, in.d_query);
+            product<ADD, TRANSPOSED>(F, place.rows, dp, activity, Fp, d_output, dp, d_hebbian, dp);
+        }
+    }
+};
+
 // output of query, hebbian and, with feedback, plasticity
 extern "C" void read_forward(const Arguments* arguments) {
     const Arguments& in = *arguments;
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(Fp * dp + Fp + BLOCK * (Fp + dp));
-        float *hebbian = scratch.take(Fp * dp), *plasticity = scratch.take(Fp);
-        float *activity = scratch.take(BLOCK * Fp), *output = scratch.take(BLOCK * dp);
+        Scratch scratch(Fp * dp + Reader::size(in, false));
+        float* hebbian = scratch.take(Fp * dp);
+        Reader reader(in, scratch, false);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
             const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
             int64_t first, last;
             range_of(in.length, task / heads, in.splits, first, last);
             load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
-            if (in.feedback) memcpy(plasticity, in.plasticity + head * F, 4 * F);
-            for (int64_t start = first; start < last; start += BLOCK) {
-                const Place place(in, b, h, start, last);
-                place.activity(in.query, false, activity);
-                float* rows = d == dp ? in.output.at(b, h, start) : output;
-                const int64_t stride = d == dp ? in.output.row : dp;
-                product<SET>(place.rows, F, dp, activity, Fp, hebbian, dp, rows, stride);
-                if (in.feedback)
-                    for (int64_t t = 0; t < place.rows; t++)
-                        scale_row(rows + t * stride, dp, feedback_of(dot(activity + t * Fp, plasticity, Fp)));
-                if (d != dp) place.store_rows(output, in.output);
-            }
+            if (in.feedback) memcpy(reader.plasticity, in.plasticity + head * F, 4 * F);
+            reader.forward(b, h, first, last, hebbian, 1);
         }
     }
 }
@@ -658,46 +770,22 @@ extern "C" void read_backward(const Arguments* arguments) {
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(3 * Fp * dp + 2 * Fp + BLOCK * (2 * Fp + dp));
-        float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(dp * Fp), *plasticity = scratch.take(Fp);
-        float *d_hebbian = scratch.take(Fp * dp), *d_plasticity = scratch.take(Fp);
-        float *activity = scratch.take(BLOCK * Fp), *d_activity = scratch.take(BLOCK * Fp);
-        float* d_output = scratch.take(BLOCK * dp);
+        Scratch scratch(Fp * dp + Reader::size(in, true));
+        float* hebbian = scratch.take(Fp * dp);
+        Reader reader(in, scratch, true);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
             const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
             int64_t first, last;
             range_of(in.length, task / heads, in.splits, first, last);
             load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
-            transpose(hebbian, F, d, dp, transposed, Fp);
-            if (in.feedback) memcpy(plasticity, in.plasticity + head * F, 4 * F);
-            memset(d_hebbian, 0, 4 * Fp * dp), memset(d_plasticity, 0, 4 * Fp);
-            for (int64_t start = first; start < last; start += BLOCK) {
-                const Place place(in, b, h, start, last);
-                place.load_rows(in.d_output, false, d_output);
-                product<SET>(place.rows, d, Fp, d_output, dp, transposed, Fp, d_activity, Fp);
-                place.activity(in.query, false, activity);
-                if (in.feedback)
-                    for (int64_t t = 0; t < place.rows; t++) {
-                        float* of_activity = d_activity + t * Fp;
-                        const float feedback = feedback_of(dot(activity + t * Fp, plasticity, Fp));
-                        // d_output . (phi(Q) H), which the forward pass had and did not keep, is phi(Q) . (d_output
-                        // H^T)
-                        const float d_response = -feedback * feedback * dot(activity + t * Fp, of_activity, Fp);
-                        scale_row(of_activity, Fp, feedback), scale_row(d_output + t * dp, dp, feedback);
-                        add_row(of_activity, plasticity, Fp, d_response);
-                        add_row(d_plasticity, activity + t * Fp, Fp, d_response);
-                    }
-                place.gradient(in.query, false, activity, d_activity, in.d_query);
-                product<ADD, TRANSPOSED>(F, place.rows, dp, activity, Fp, d_output, dp, d_hebbian, dp);
-            }
-            store_matrix(d_hebbian, dp, F, d, in.d_hebbian + task * F * d);
-            if (in.feedback) memcpy(in.d_plasticity + task * F, d_plasticity, 4 * F);
+            if (in.feedback) memcpy(reader.plasticity, in.plasticity + head * F, 4 * F);
+            reader.backward(b, h, first, last, hebbian, 1);
+            store_matrix(reader.d_hebbian, dp, F, d, in.d_hebbian + task * F * d);
+            if (in.feedback) memcpy(in.d_plasticity + task * F, reader.d_plasticity, 4 * F);
         }
     }
 }
-
-// ---- causal: both at once ------------------------------------------------------------------------------------------
 
 // g = z^alpha, and where `slope` is not null alpha z^(alpha - 1): presynaptic_plasticity in Python
 static inline void plasticity_of(const float* calcium, float alpha, int64_t n, float* plasticity, float* slope) {
@@ -708,6 +796,67 @@ static inline void plasticity_of(const float* calcium, float alpha, int64_t n, f
         if (slope) store(slope + j, z > CALCIUM_FLOOR ? alpha * g / floored : zero);
     }
 }
+
+// ---- several documents in a row: write mode and read mode of one after the other ------------------------------------
+
+// output; each document is written and read while its synapses lie in the nearest cache
+extern "C" void documents_forward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t heads = in.batch * in.heads;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(Writer::size(in, false) + Reader::size(in, false));
+        Writer writer(in, scratch, false);
+        Reader reader(in, scratch, false);
+#pragma omp for schedule(dynamic)
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t b = head / in.heads, h = head % in.heads;
+            if (in.weight) writer.code_of_keys.begin(b, h);
+            for (int64_t first = 0, last; first < in.length; first = last) {
+                last = in.documents.end(b, first, in.length);
+                if (in.weight) writer.code_of_keys.begin_document(first, last);
+                writer.forward(b, h, first, last);
+                if (in.feedback) plasticity_of(writer.calcium, in.alpha, writer.Fp, reader.plasticity, nullptr);
+                reader.forward(b, h, first, last, writer.hebbian, in.scale);
+            }
+        }
+    }
+}
+
+// d_query, d_key, d_value, d_code of d_output; what was written is written again
+extern "C" void documents_backward(const Arguments* arguments) {
+    const Arguments& in = *arguments;
+    const int64_t Fp = padded(in.features), dp = padded(in.head_dim), heads = in.batch * in.heads;
+#pragma omp parallel num_threads(in.threads)
+    {
+        Scratch scratch(Writer::size(in, true) + Reader::size(in, true) + Fp);
+        Writer writer(in, scratch, true);
+        Reader reader(in, scratch, true);
+        float* slope = scratch.take(Fp);
+#pragma omp for schedule(dynamic)
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t b = head / in.heads, h = head % in.heads;
+            if (in.weight) writer.code_of_keys.begin(b, h), writer.code_of_keys.begin_gradients();
+            for (int64_t first = 0, last; first < in.length; first = last) {
+                last = in.documents.end(b, first, in.length);
+                if (in.weight) writer.code_of_keys.begin_document(first, last);
+                writer.forward(b, h, first, last);
+                if (in.feedback) plasticity_of(writer.calcium, in.alpha, Fp, reader.plasticity, slope);
+                reader.backward(b, h, first, last, writer.hebbian, in.scale);
+                memcpy(writer.d_hebbian, reader.d_hebbian, 4 * Fp * dp);
+                for (int64_t j = 0; j < Fp; j += LANES) {
+                    const Vector none = {}, through_plasticity = load(reader.d_plasticity + j) * load(slope + j);
+                    store(writer.d_calcium + j, in.feedback ? through_plasticity : none);
+                }
+                if (in.weight) writer.code_of_keys.start_from(nullptr);
+                writer.backward(b, h, first, last, false);
+            }
+            if (in.weight) writer.code_of_keys.store_gradients();
+        }
+    }
+}
+
+// ---- causal: both at once ------------------------------------------------------------------------------------------
 
 static void clear_outside(float* scores, int64_t rows, Triangle shape) {  // as far as a triangular product reads
     for (int64_t i = 0; i < rows; i++) {
@@ -738,9 +887,15 @@ extern "C" void causal_forward(const Arguments* arguments) {
             load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
             memcpy(calcium, in.calcium + head * F, 4 * F);
             if (in.weight) code_of_keys.begin(b, h);
-            for (int64_t start = 0; start < in.length; start += BLOCK) {
-                const Place place(in, b, h, start, in.length);
-                const int64_t rows = place.rows;
+            int64_t end = 0;  // of the document
+            for (int64_t start = 0, rows; start < in.length; start += rows) {
+                if (start == end) {
+                    end = in.documents.end(b, start, in.length);
+                    if (start > 0) memset(hebbian, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
+                    if (in.weight && in.documents.data) code_of_keys.begin_document(start, end);
+                }
+                const Place place(in, b, h, start, end);
+                rows = place.rows;
                 place.activity(in.query, false, activity);
                 place.imprint(in.weight ? code_of_keys.block(start, rows) : in.code, imprint, presynaptic);
                 place.load_rows(in.value, true, value);
@@ -770,21 +925,36 @@ extern "C" void causal_forward(const Arguments* arguments) {
     }
 }
 
+// the most blocks that a row has; a block ends where its document does
+static int64_t blocks_of_a_row(const Arguments& in) {
+    int64_t most = 0;
+    for (int64_t b = 0; b < (in.documents.data ? in.batch : 1); b++) {
+        int64_t blocks = 0;
+        for (int64_t first = 0, last; first < in.length; first = last) {
+            last = in.documents.end(b, first, in.length);
+            blocks += (last - first + BLOCK - 1) / BLOCK;
+        }
+        most = most < blocks ? blocks : most;
+    }
+    return most;
+}
+
 // d_query by going through the sequence with the state again; d_key, d_value, d_code by going back with the gradient of
 // the state, which at last is that of the initial one. d_hebbian and d_calcium hold the gradient of the end on entry
 // and that of the beginning on return.
 extern "C" void causal_backward(const Arguments* arguments) {
     const Arguments& in = *arguments;
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
-    const int64_t blocks = (in.length + BLOCK - 1) / BLOCK;
+    const int64_t most_blocks = blocks_of_a_row(in);
 #pragma omp parallel num_threads(in.threads)
     {
-        Scratch scratch(Activity::size(in) + 2 * Fp * dp + 4 * Fp + blocks * (2 * Fp + 2 * BLOCK) +
+        Scratch scratch(Activity::size(in) + 2 * Fp * dp + 4 * Fp + most_blocks * (2 * Fp + 4) + 2 * in.length +
                         BLOCK * (8 * Fp + 4 * dp + 2 * BLOCK));
         float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(Fp * dp);
         float *calcium = scratch.take(Fp), *plasticity = scratch.take(Fp);
-        float *d_calcium = scratch.take(Fp), *calcium_before = scratch.take(blocks * Fp);
-        float *feedback = scratch.take(blocks * BLOCK), *d_response = scratch.take(blocks * BLOCK);
+        float *d_calcium = scratch.take(Fp), *calcium_before = scratch.take(most_blocks * Fp);
+        float *feedback = scratch.take(in.length), *d_response = scratch.take(in.length);
+        int64_t *starts = (int64_t*)scratch.take(2 * most_blocks), *ends = (int64_t*)scratch.take(2 * most_blocks);
         float *activity = scratch.take(BLOCK * Fp), *d_activity = scratch.take(BLOCK * Fp);
         float *presynaptic = scratch.take(BLOCK * Fp), *process = scratch.take(BLOCK * Fp);
         float *imprint = scratch.take(BLOCK * Fp), *d_imprint = scratch.take(BLOCK * Fp);
@@ -792,7 +962,7 @@ extern "C" void causal_backward(const Arguments* arguments) {
         float *value = scratch.take(BLOCK * dp), *d_value = scratch.take(BLOCK * dp),
               *d_output = scratch.take(BLOCK * dp);
         float *values_by_row = scratch.take(dp * BLOCK), *scores = scratch.take(BLOCK * BLOCK);
-        float *sums_before = scratch.take(blocks * Fp), *d_sums = scratch.take(Fp);
+        float *sums_before = scratch.take(most_blocks * Fp), *d_sums = scratch.take(Fp);
         Activity code_of_keys(in, scratch);
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < heads; head++) {
@@ -802,8 +972,16 @@ extern "C" void causal_backward(const Arguments* arguments) {
             transpose(hebbian, F, d, dp, transposed, Fp);  // H^T is what goes through the sequence here
             memcpy(calcium, in.calcium + head * F, 4 * F);
             if (in.weight) code_of_keys.begin(b, h), code_of_keys.begin_gradients();
-            for (int64_t block = 0; block < blocks; block++) {
-                const Place place(in, b, h, block * BLOCK, in.length);
+            int64_t blocks = 0;
+            for (int64_t start = 0, end = 0; start < in.length; start = ends[blocks++]) {
+                if (start == end) {
+                    end = in.documents.end(b, start, in.length);
+                    if (start > 0) memset(transposed, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
+                    if (in.weight && in.documents.data) code_of_keys.begin_document(start, end);
+                }
+                const int64_t block = blocks;
+                starts[block] = start, ends[block] = smaller(start + BLOCK, end);
+                const Place place(in, b, h, start, end);
                 const int64_t rows = place.rows;
                 memcpy(calcium_before + block * Fp, calcium, 4 * Fp);
                 place.activity(in.query, false, activity);
@@ -837,8 +1015,11 @@ extern "C" void causal_backward(const Arguments* arguments) {
             memcpy(d_calcium, in.d_calcium + head * F, 4 * F);
             if (in.weight) memcpy(d_sums, in.d_total + head * F, 4 * F);
             for (int64_t block = blocks - 1; block >= 0; block--) {
-                const Place place(in, b, h, block * BLOCK, in.length);
+                const Place place(in, b, h, starts[block], ends[block]);
                 const int64_t rows = place.rows;
+                if (ends[block] < in.length && in.documents.starts(b, ends[block])) {  // nothing reads this state's end
+                    memset(hebbian, 0, 4 * Fp * dp), memset(d_calcium, 0, 4 * Fp), memset(d_sums, 0, 4 * Fp);
+                }
                 place.activity(in.query, false, activity);
                 if (in.weight) code_of_keys.start_from(sums_before + block * Fp);
                 const View code = in.weight ? code_of_keys.block(place.start, rows) : in.code;
@@ -911,7 +1092,7 @@ COMPILER_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "
 WORK_OF_ONE_THREAD = 2**19
 FUNCTIONS = (
     *("write_forward", "write_backward", "read_forward", "read_backward"),
-    *("causal_forward", "causal_backward"),
+    *("causal_forward", "causal_backward", "documents_forward", "documents_backward"),
 )
 
 logger = logging.getLogger(__name__)
@@ -923,6 +1104,10 @@ class _View(ctypes.Structure):
 
 class _Mask(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("row", ctypes.c_int64)]
+
+
+class _Documents(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64)]
 
 
 _SIZES = (
@@ -945,6 +1130,7 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("alpha", "scale", "decay")),
         *((name, _View) for name in _VIEWS),
         ("mask", _Mask),
+        ("documents", _Documents),
         *((name, ctypes.c_void_p) for name in _STATES),
     ]
 
@@ -1106,6 +1292,7 @@ def causal_forward(
     value,
     astrocyte_code,
     padding_mask,
+    document_ids,
     hebbian,
     calcium,
     alpha,
@@ -1117,6 +1304,7 @@ def causal_forward(
     """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
     call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.set_documents(document_ids)
     return _write_and_read(call, output_dtype, hebbian=hebbian, calcium=calcium)
 
 
@@ -1125,6 +1313,7 @@ def causal_with_activity_forward(
     key,
     value,
     padding_mask,
+    document_ids,
     hebbian,
     calcium,
     order,
@@ -1143,6 +1332,7 @@ def causal_with_activity_forward(
     """The same with R = r' K W + b, whose sums of the tokens before, total and count, come last in the results too."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value)
     call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.set_documents(document_ids)
     states = {"weight": weight, "bias": bias, "total": total, "count": count, "decay": math.exp(-coupling_scale)}
     return _write_and_read(call, output_dtype, hebbian=hebbian, calcium=calcium, **states)
 
@@ -1160,6 +1350,7 @@ def causal_backward(
     value,
     astrocyte_code,
     padding_mask,
+    document_ids,
     hebbian,
     calcium,
     alpha,
@@ -1173,11 +1364,9 @@ def causal_backward(
     """Gradients of query, key, value, astrocyte code and initial state from those of `causal_forward`'s results."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
     call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.set_documents(document_ids)
     gradients = call.gradients("query", "key", "value")
-    d_code = None
-    if astrocyte_code is not None:  # heads run side by side, also where they share a code
-        d_code = torch.empty_like(call.tensors["key"])
-        call.set_views(d_code=d_code)
+    d_code = call.gradient_of_code(astrocyte_code)
     d_hebbian, d_calcium = _copies(d_hebbian, d_calcium)
     call.run("causal_backward", hebbian=hebbian, calcium=calcium, d_hebbian=d_hebbian, d_calcium=d_calcium)
     if astrocyte_code is not None and astrocyte_code.dim() == 3:
@@ -1190,6 +1379,7 @@ def causal_with_activity_backward(
     key,
     value,
     padding_mask,
+    document_ids,
     hebbian,
     calcium,
     order,
@@ -1212,6 +1402,7 @@ def causal_with_activity_backward(
     """Gradients of all tensors of `causal_with_activity_forward` but the padding mask, in their order."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, d_output=d_output)
     call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.set_documents(document_ids)
     gradients = call.gradients("query", "key", "value")
     d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
     d_hebbian, d_calcium, d_total = _copies(d_hebbian, d_calcium, d_total)
@@ -1225,6 +1416,109 @@ def causal_with_activity_backward(
     of_parameters = _like((d_weight.sum(0), d_bias.sum(0)), (weight, bias))
     of_inputs = _like(gradients, (query, key, value))
     return *of_inputs, d_hebbian, d_calcium, None, None, *of_parameters, d_total, None
+
+
+def documents_forward(
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    document_ids,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    output_dtype,
+):
+    """`(B, H, N, d)`: each token's scale P phi(q) H, with what is written in its own document."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
+    return _documents_forward(call, document_ids, alpha, feedback, scale, output_dtype)
+
+
+def documents_with_activity_forward(
+    query,
+    key,
+    value,
+    padding_mask,
+    document_ids,
+    order,
+    rank,
+    weight,
+    bias,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    output_dtype,
+    coupling_scale,
+):
+    """The same with R = r' K W + b."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value)
+    recipe = {"weight": weight, "bias": bias, "decay": math.exp(-coupling_scale)}
+    return _documents_forward(call, document_ids, alpha, feedback, scale, output_dtype, **recipe)
+
+
+def _documents_forward(call, document_ids, alpha, feedback, scale, output_dtype, **recipe):
+    call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.set_documents(document_ids)
+    output = call.output(call.tensors["value"], call.state_shape[-1])
+    call.run("documents_forward", **recipe)
+    return output.to(output_dtype)
+
+
+def documents_backward(
+    query,
+    key,
+    value,
+    astrocyte_code,
+    padding_mask,
+    document_ids,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    d_output,
+):
+    """Gradients of query, key, value and astrocyte code from that of `documents_forward`'s result."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
+    call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.set_documents(document_ids)
+    gradients = call.gradients("query", "key", "value")
+    d_code = call.gradient_of_code(astrocyte_code)
+    call.run("documents_backward")
+    if astrocyte_code is not None and astrocyte_code.dim() == 3:
+        d_code = d_code.sum(0)
+    return _like((*gradients, d_code), (query, key, value, astrocyte_code))
+
+
+def documents_with_activity_backward(
+    query,
+    key,
+    value,
+    padding_mask,
+    document_ids,
+    order,
+    rank,
+    weight,
+    bias,
+    alpha,
+    feature_map,
+    feedback,
+    scale,
+    coupling_scale,
+    d_output,
+):
+    """Gradients of all tensors of `documents_with_activity_forward` but mask and documents, in their order."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, d_output=d_output)
+    call.set(alpha=alpha, scale=scale, feedback=feedback)
+    call.set_documents(document_ids)
+    gradients = call.gradients("query", "key", "value")
+    d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
+    recipe = {"weight": weight, "bias": bias, "decay": math.exp(-coupling_scale)}
+    call.run("documents_backward", **recipe, d_weight=d_weight, d_bias=d_bias)
+    of_parameters = _like((d_weight.sum(0), d_bias.sum(0)), (weight, bias))
+    return *_like(gradients, (query, key, value)), None, None, *of_parameters
 
 
 class _Call:
@@ -1264,6 +1558,11 @@ class _Call:
         for name, number in numbers.items():
             setattr(self.arguments, name, number)
 
+    def set_documents(self, document_ids):
+        if document_ids is not None:
+            self.document_ids = document_ids.long().contiguous()  # kept as long as the call
+            self.arguments.documents = _Documents(self.document_ids.data_ptr(), self.document_ids.stride(0))
+
     def set_views(self, **tensors):
         for name, x in tensors.items():
             strides = x.stride()[:-1]
@@ -1295,6 +1594,14 @@ class _Call:
         gradients = {name: torch.empty_like(self.tensors[name]) for name in names if name in self.tensors}
         self.set_views(**{f"d_{name}": x for name, x in gradients.items()})
         return tuple(gradients.get(name) for name in names)
+
+    def gradient_of_code(self, astrocyte_code):
+        """The same of the code, with a batch of its own where the batch shares it: heads run side by side."""
+        if astrocyte_code is None:
+            return None
+        d_code = torch.empty_like(self.tensors["key"])
+        self.set_views(d_code=d_code)
+        return d_code
 
     def run(self, function, causal=False, decay=0.0, **states):
         """Calls a function of the source. `states` are made float32 and contiguous; results are so already."""
@@ -1330,6 +1637,8 @@ KERNELS = {
     "write_mode": (write_forward, write_backward),
     "read_mode": (read_forward, read_backward),
     "write_and_read_causally": (causal_forward, causal_backward),
+    "write_and_read_documents": (documents_forward, documents_backward),
+    "write_and_read_documents_with_activity": (documents_with_activity_forward, documents_with_activity_backward),
     "write_mode_with_activity": (write_with_activity_forward, write_with_activity_backward),
     "write_and_read_causally_with_activity": (causal_with_activity_forward, causal_with_activity_backward),
 }

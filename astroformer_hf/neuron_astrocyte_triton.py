@@ -641,6 +641,7 @@ def causal_forward(
     value,
     astrocyte_code,
     padding_mask,
+    document_ids,
     hebbian,
     calcium,
     alpha,
@@ -652,7 +653,8 @@ def causal_forward(
     """Write and read mode token by token: y_t = scale P_t phi(q_t) S_t, each token reading what was written up to it.
 
     The arguments are those of `write_forward` and `read_forward`, but `hebbian` and `calcium`, `(B, H, F)`, are the
-    state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without.
+    state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without. `document_ids` are
+    None: `attention_backends.py` has the plain form take rows of several documents.
 
     Returns:
         The output, `(B, H, N, d)`, and the two parts of the state after the last token, in float32.
@@ -669,6 +671,7 @@ def causal_backward(
     value,
     astrocyte_code,
     padding_mask,
+    document_ids,
     hebbian,
     calcium,
     alpha,

@@ -55,8 +55,14 @@ def in_chunks(x, chunk_size):
     return x.reshape(*batch, num_chunks, chunk_size, channels)
 
 
-def decayed_sum(x, scale, reverse=False):
-    """y_i = sum over j <= i (j >= i if `reverse`) of exp(-scale |i - j|) x_j.
+def documents_in_chunks(document_ids, chunk_size):
+    """`(batch, length)` to `(batch, chunks, chunk_size)`, cut as by `in_chunks`, filled up with the last document."""
+    from_zero = document_ids - document_ids[:, -1:]  # so that the zeros that fill up are its number
+    return in_chunks(from_zero[..., None], chunk_size)[..., 0]
+
+
+def decayed_sum(x, scale, reverse=False, document_ids=None):
+    """y_i = sum over j <= i (j >= i if `reverse`) of exp(-scale |i - j|) x_j, j in the document of i.
 
     Inside a chunk a Toeplitz product; between chunks the sums at the chunks' ends obey the same recurrence with a decay
     of `scale * CHUNK_SIZE`, so the function calls itself on them, until all is in one chunk or a decay is below
@@ -66,6 +72,8 @@ def decayed_sum(x, scale, reverse=False):
         x (`torch.Tensor`): `(..., length, channels)`.
         scale (`float`): decay per position, positive.
         reverse (`bool`): whether to run from the last position to the first.
+        document_ids (`torch.Tensor`, *optional*): `(batch, length)`, as of `SequenceLayout`, for an `x` of shape
+            `(batch, heads, length, channels)`. Without it all is one document.
 
     Returns:
         `torch.Tensor` of the shape and dtype of `x`.
@@ -73,33 +81,45 @@ def decayed_sum(x, scale, reverse=False):
     if math.exp(-scale) < torch.finfo(x.dtype).eps:
         return x
     length = x.shape[-2]
+    if document_ids is not None:
+        documents = documents_in_chunks(document_ids, CHUNK_SIZE)  # (B, num_chunks, chunk_size)
     x = in_chunks(x, CHUNK_SIZE)  # (..., num_chunks, chunk_size, channels)
     num_chunks, chunk_size = x.shape[-3:-1]
     position = torch.arange(chunk_size, device=x.device, dtype=x.dtype)
     distance = position[:, None] - position
     if reverse:
         distance = -distance
-    y = torch.where(distance >= 0, torch.exp(-scale * distance.clamp(min=0)), 0) @ x
+    weights = torch.where(distance >= 0, torch.exp(-scale * distance.clamp(min=0)), 0)
+    if document_ids is not None:
+        weights = weights * (documents[..., :, None] == documents[..., None, :])[:, None]
+    y = weights @ x
     if num_chunks == 1:
         return y.squeeze(-3)
 
-    if reverse:
-        carry = _neighbour(decayed_sum(y[..., 0, :], scale * chunk_size, reverse=True), +1)
-        steps_from_carry = chunk_size - position
-    else:
-        carry = _neighbour(decayed_sum(y[..., -1, :], scale * chunk_size), -1)  # (..., num_chunks, channels)
-        steps_from_carry = position + 1
-    y = y + torch.exp(-scale * steps_from_carry)[:, None] * carry[..., None, :]
+    end, before = (0, +1) if reverse else (-1, -1)  # the row a chunk's sum ends with; the chunk that it reaches from
+    ends = None if document_ids is None else documents[..., end]  # (B, num_chunks)
+    carry = _neighbour(
+        decayed_sum(y[..., end, :], scale * chunk_size, reverse, ends), before
+    )  # (..., chunks, channels)
+    steps_from_carry = chunk_size - position if reverse else position + 1
+    reach = torch.exp(-scale * steps_from_carry)[:, None]
+    if document_ids is not None:
+        reach = reach * (documents == _neighbour(ends[..., None], before))[:, None, ..., None]
+    y = y + reach * carry[..., None, :]
     return y.flatten(-3, -2)[..., :length, :]
 
 
-def decayed_sum_token_by_token(x, scale, reverse=False):
-    """The plain form of `decayed_sum`: y_i = exp(-scale) y_{i-1} + x_i."""
+def decayed_sum_token_by_token(x, scale, reverse=False, document_ids=None):
+    """The plain form of `decayed_sum`: y_i = exp(-scale) y_{i-1} + x_i, beginning anew with each document."""
     y, running = [], torch.zeros_like(x[..., 0, :])
-    tokens = x.unbind(-2)
-    for token in reversed(tokens) if reverse else tokens:
-        running = math.exp(-scale) * running + token
+    steps = range(x.shape[-2])
+    before = None
+    for i in reversed(steps) if reverse else steps:
+        if document_ids is not None and before is not None:
+            running = running * (document_ids[:, i] == document_ids[:, before])[:, None, None]
+        running = math.exp(-scale) * running + x[..., i, :]
         y.append(running)
+        before = i
     return torch.stack(y[::-1] if reverse else y, dim=-2)
 
 
@@ -108,9 +128,21 @@ def exponential_coupling(x, scale):
     return decayed_sum(x, scale) + math.exp(-scale) * _neighbour(decayed_sum(x, scale, reverse=True), +1)
 
 
-def coupling_to_others(x, scale):
-    """exp(scale) (r - 1) x: the coupling to all positions but the own, with the next neighbour at weight 1."""
-    return _neighbour(decayed_sum(x, scale), -1) + _neighbour(decayed_sum(x, scale, reverse=True), +1)
+def coupling_to_others(x, scale, document_ids=None):
+    """exp(scale) (r - 1) x: the coupling to all positions but the own, with the next neighbour at weight 1; to those of
+    the own document, where `document_ids` are given as for `decayed_sum`."""
+    before = _neighbour(decayed_sum(x, scale, document_ids=document_ids), -1)
+    after = _neighbour(decayed_sum(x, scale, reverse=True, document_ids=document_ids), +1)
+    if document_ids is not None:
+        continues = _continues(document_ids)
+        before, after = before * continues, after * _neighbour(continues, +1)
+    return before + after
+
+
+def _continues(document_ids):
+    """Whether each token is in the document of the one before it: `(batch, 1, length, 1)`, False for the first."""
+    same = document_ids[:, 1:] == document_ids[:, :-1]
+    return nn.functional.pad(same, (1, 0))[:, None, :, None]
 
 
 def _neighbour(x, offset):
@@ -172,6 +204,9 @@ class SequenceLayout(NamedTuple):
         num_written: number of real tokens, at least 1, that each token can read: an int, or a tensor that broadcasts to
             `(batch, heads, length, 1)`.
         full_mask: `(batch, past + length)` bool, the mask of the tokens in the cache as well; None if all are real.
+        document_ids: `(batch, length)` numbers of the documents that are packed into each row, from 0 in steps of at
+            most 1, at padding that of the token before; None if each row is one document. Positions, counts and order
+            are then those in the own document.
         geometry, output_scale: what layers share, as of `AstrocyteCode.geometry` and of
             `AstroformerAttention.output_scale`; None where each works it out.
     """
@@ -186,6 +221,7 @@ class SequenceLayout(NamedTuple):
     counted: torch.Tensor | None
     num_written: torch.Tensor | int
     full_mask: torch.Tensor | None
+    document_ids: torch.Tensor | None
     geometry: torch.Tensor | None = None
     output_scale: torch.Tensor | float | None = None
 
@@ -269,13 +305,13 @@ class ActivityCode(NamedTuple):
     count: torch.Tensor | None  # type: ignore[assignment]  # as in `NeighbourhoodState`
     coupling_scale: float
 
-    def make(self, key, padding_mask, causal):
+    def make(self, key, padding_mask, causal, document_ids=None):
         """The results of `activity_code`."""
         *tensors, coupling_scale = self
-        return activity_code(key, padding_mask, *tensors, coupling_scale=coupling_scale, causal=causal)
+        return activity_code(key, padding_mask, document_ids, *tensors, coupling_scale=coupling_scale, causal=causal)
 
 
-def activity_code(key, padding_mask, order, rank, weight, bias, total, count, *, coupling_scale, causal):
+def activity_code(key, padding_mask, document_ids, order, rank, weight, bias, total, count, *, coupling_scale, causal):
     """R = r' K W + b from the mean r' K of the keys before and after each token (causally, before it), weighted by
     their coupling.
 
@@ -284,7 +320,7 @@ def activity_code(key, padding_mask, order, rank, weight, bias, total, count, *,
 
     Args:
         key (`torch.Tensor`): `(batch, heads, length, m)`.
-        padding_mask, order, rank (`torch.Tensor`, *optional*): as of `SequenceLayout`.
+        padding_mask, document_ids, order, rank (`torch.Tensor`, *optional*): as of `SequenceLayout`.
         weight, bias (`torch.Tensor`): W, `(heads, m, m)`, and b, `(heads, 1, m)`.
         total, count (`torch.Tensor`): the fields of the `NeighbourhoodState` to go on from; None if not causal.
         coupling_scale (`float`): scale of the coupling.
@@ -295,27 +331,38 @@ def activity_code(key, padding_mask, order, rank, weight, bias, total, count, *,
     if order is not None:
         key = reorder(key, order)
         padding_mask = padding_mask.gather(1, order)
+        document_ids = None if document_ids is None else document_ids.gather(1, order)
     real = key.new_ones(key.shape[0], 1, key.shape[2], 1)
     if padding_mask is not None:
         real = padding_mask[:, None, :, None].to(key.dtype)  # (B, 1, N, 1)
         key = key.masked_fill(real == 0, 0)
     if causal:
-        totals, counts = _continued(key, coupling_scale, total), _continued(real, coupling_scale, count)
+        totals, counts = (
+            _continued(x, coupling_scale, before, document_ids) for x, before in ((key, total), (real, count))
+        )
         total, count = _after_last(totals, padding_mask), _after_last(counts, padding_mask)
         totals, counts = totals[:, :, :-1], counts[:, :, :-1]
+        if document_ids is not None:  # a document's first token has none before it, but for those of the state
+            has_past = _continues(document_ids)
+            has_past[:, :, 0] = True
+            totals, counts = totals * has_past, counts * has_past
     else:
-        totals, counts = coupling_to_others(key, coupling_scale), coupling_to_others(real, coupling_scale)
-    means = totals / counts.clamp(min=torch.finfo(totals.dtype).tiny)
+        totals, counts = (coupling_to_others(x, coupling_scale, document_ids) for x in (key, real))
+    # where there is no neighbour the totals are 0; divided by 1, so that no gradient is infinite
+    means = totals / torch.where(counts > 0, counts, 1)
     means = means if rank is None else reorder(means, rank)
     return means @ weight + bias, total, count
 
 
-def _continued(x, scale, before):
-    """`decayed_sum` of `(batch, heads, length, channels)` that goes on from `before`, `(batch, heads, channels)`, which
-    also stands at the head of the result: `(batch, heads, 1 + length, channels)`."""
+def _continued(x, scale, before, document_ids):
+    """`decayed_sum` of `(batch, heads, length, channels)` whose first document goes on from `before`, `(batch, heads,
+    channels)`, which also stands at the head of the result: `(batch, heads, 1 + length, channels)`."""
     before = before[:, :, None]
     steps = torch.arange(1, x.shape[2] + 1, device=x.device, dtype=x.dtype)[:, None]
-    return torch.cat((before, decayed_sum(x, scale) + torch.exp(-scale * steps) * before), dim=2)
+    reach = torch.exp(-scale * steps)
+    if document_ids is not None:
+        reach = reach * (document_ids == document_ids[:, :1])[:, None, :, None]
+    return torch.cat((before, decayed_sum(x, scale, document_ids=document_ids) + reach * before), dim=2)
 
 
 def _after_last(x, padding_mask):
@@ -327,7 +374,14 @@ def _after_last(x, padding_mask):
 
 
 def sequence_layout(
-    length, device, attention_mask=None, position_ids=None, causal=False, past_length=0, past_counted=None
+    length,
+    device,
+    attention_mask=None,
+    position_ids=None,
+    causal=False,
+    past_length=0,
+    past_counted=None,
+    document_ids=None,
 ):
     """The `SequenceLayout` of a batch.
 
@@ -344,6 +398,7 @@ def sequence_layout(
         past_length (`int`): tokens that are already in the cache, padding included.
         past_counted (`torch.Tensor`, *optional*): `(batch, 1)`, how many of them are real; counted in the mask, and
             without one all, by default.
+        document_ids (`torch.Tensor`, *optional*): `(batch, length)`, as of `number_documents`, where rows are packed.
     """
     full_mask = padding_mask = order = rank = counted = None
     tokens_first = True
@@ -372,15 +427,21 @@ def sequence_layout(
         else:
             counted = padding_mask.long().cumsum(-1)
         counted = counted + (past_length if past_counted is None else past_counted)  # (B, N)
+    if document_ids is not None:
+        real = torch.ones_like(document_ids) if padding_mask is None else padding_mask.long()
+        in_document = torch.zeros_like(document_ids).scatter_add(1, document_ids, real)  # (B, documents)
+        counted = real.cumsum(-1) - (in_document.cumsum(-1) - in_document).gather(1, document_ids)
 
-    if not causal:
+    if document_ids is not None and not causal:
+        num_written = in_document.gather(1, document_ids)[:, None, :, None].clamp(min=1).float()
+    elif not causal:
         num_written = max(length, 1) if counted is None else counted[:, -1:, None, None].clamp(min=1).float()
     elif counted is None:
         num_written = torch.arange(past_length + 1, past_length + length + 1, device=device)[:, None].float()
     else:
         num_written = counted[:, None, :, None].clamp(min=1).float()
 
-    is_contiguous = position_ids is None and past_length == 0 and tokens_first
+    is_contiguous = position_ids is None and past_length == 0 and tokens_first and document_ids is None
     end = None if position_ids is not None or is_exporting() else past_length + length
     if position_ids is None:
         if counted is None or is_contiguous:
@@ -388,8 +449,40 @@ def sequence_layout(
         else:
             position_ids = (counted - 1).clamp(min=0)
     return SequenceLayout(
-        *(causal, padding_mask, position_ids, end, is_contiguous, order, rank, counted, num_written, full_mask)
+        *(causal, padding_mask, position_ids, end, is_contiguous, order, rank, counted, num_written, full_mask),
+        document_ids,
     )
+
+
+def number_documents(starts, padding_mask=None):
+    """Numbers the documents in each row of a batch, from 0 in steps of at most 1.
+
+    Args:
+        starts (`torch.Tensor`): `(batch, length)` bool, whether a token is the first of a document. The first real
+            token is, whatever it says, and no padded one.
+        padding_mask (`torch.Tensor`, *optional*): `(batch, length)` bool, True where a token is real.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, length)`, long. Padding belongs to the document of the token before it.
+    """
+    if padding_mask is None:
+        padding_mask = torch.ones_like(starts)
+    is_first = padding_mask & (padding_mask.long().cumsum(-1) == 1)
+    return (starts & padding_mask & ~is_first).long().cumsum(-1)
+
+
+def starts_of_documents(document_ids, padding_mask=None):
+    """Where the numbers of documents change from one real token to the next: `(batch, length)` bool."""
+    if padding_mask is not None:
+        document_ids = document_ids.gather(1, _last_real(padding_mask))
+    changes = document_ids[:, 1:] != document_ids[:, :-1]
+    return nn.functional.pad(changes, (1, 0), value=True)
+
+
+def _last_real(padding_mask):
+    """The index of the last real token up to each, or 0: `(batch, length)`."""
+    index = torch.arange(padding_mask.shape[1], device=padding_mask.device)
+    return torch.where(padding_mask, index, 0).cummax(-1).values
 
 
 def reorder(x, index):
@@ -415,7 +508,8 @@ class GridLayout(NamedTuple):
         own_grid: rows and columns of the grid that the model was made for.
         has_class_token: whether a class token stands before the patches.
         geometry, output_scale, place: as of `SequenceLayout`.
-        causal, padding_mask, counted, full_mask: likewise; an image is never causal and has no padding.
+        causal, padding_mask, counted, full_mask, document_ids: likewise; an image is never causal, has no padding and
+            is one document.
     """
 
     coordinates: torch.Tensor
@@ -429,6 +523,7 @@ class GridLayout(NamedTuple):
     padding_mask: None = None
     counted: None = None
     full_mask: None = None
+    document_ids: None = None
 
     @property
     def place(self):

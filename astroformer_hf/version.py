@@ -6,8 +6,10 @@ came with a checkpoint fails with a clear message on a machine that it was not m
 """
 
 import importlib.metadata
+import warnings
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 
 __version__ = "0.2.0"
@@ -18,8 +20,9 @@ REQUIREMENTS = {
     "packaging": ">=24",
     "safetensors": ">=0.8",
     "torch": ">=2.6,!=2.7.*",  # transformers 5.20 fails to import with 2.7
-    "transformers": ">=5.20,<5.24",  # 5.24 gives the cache of `generate` another name
+    "transformers": ">=5.20,<6",
 }
+TESTED_TRANSFORMERS = "5.24"  # the newest minor release that the tests ran with; a newer one is a warning
 
 
 def check_requirements(requirements=REQUIREMENTS):
@@ -38,4 +41,17 @@ def check_requirements(requirements=REQUIREMENTS):
         raise ImportError(f"Astroformer {__version__} needs {wanted}; install it with\n    {command}")
 
 
+def warn_of_untested(tested=TESTED_TRANSFORMERS):
+    """Warns if the installed transformers is of a newer minor release than the newest tested one."""
+    found = importlib.metadata.version("transformers")
+    if Version(found).release[:2] > Version(tested).release[:2]:
+        warnings.warn(
+            f"Astroformer {__version__} was tested with transformers up to {tested}, and here it has version {found}. "
+            "Where something fails or looks wrong, a newer astroformer-hf may help, or\n"
+            f"    pip install 'transformers=={tested}.*'",
+            stacklevel=2,
+        )
+
+
 check_requirements()
+warn_of_untested()

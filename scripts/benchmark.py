@@ -47,6 +47,7 @@ from astroformer_hf import (
     attention_backend,
     neuron_astrocyte_attention,
 )
+from astroformer_hf.library_compatibility import CACHE_NAME
 
 
 SECTIONS = ("operation", "training", "inference", "memory", "decoding")
@@ -455,7 +456,7 @@ def measure_decoding(record, arguments):
             continue
         caches = {}
         for name, model in made.items():
-            cache = model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True).past_key_values
+            cache = model(torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True)[CACHE_NAME]
             if name == "softmax":
                 for layer in range(LAYERS):
                     shape = (1, HEADS, context - 1, HEAD_DIM)
@@ -464,13 +465,13 @@ def measure_decoding(record, arguments):
             else:
                 for start in range(1, context, 4096):
                     size = min(4096, context - start)
-                    model(torch.randint(VOCABULARY, (1, size), device=device), past_key_values=cache, logits_to_keep=1)
+                    model(torch.randint(VOCABULARY, (1, size), device=device), cache=cache, logits_to_keep=1)
             caches[name] = cache
         token = torch.ones(1, 1, dtype=torch.long, device=device)
 
         def decode(name, token=token, caches=caches):
             for _ in range(TOKENS_PER_TURN):
-                made[name](token, past_key_values=caches[name])
+                made[name](token, cache=caches[name])
 
         contestants = {name: lambda name=name, decode=decode: decode(name) for name in made}
         sizes = {name: cache_bytes(cache) for name, cache in caches.items()}

@@ -7,6 +7,7 @@ from conftest import make_model
 from transformers import DynamicCache, StaticCache
 
 from astroformer_hf import AstroformerCache
+from astroformer_hf.library_compatibility import CACHE_NAME
 
 
 @pytest.fixture
@@ -64,10 +65,10 @@ def test_in_pieces_is_the_whole(model, pieces):
         output = model(
             inputs["input_ids"][:, start : start + size],
             attention_mask=inputs["attention_mask"][:, : start + size],
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
-        cache, start = output.past_key_values, start + size
+        cache, start = output[CACHE_NAME], start + size
         outputs.append(output.logits)
         assert cache.get_seq_length() == start
     real = inputs["attention_mask"].bool()
@@ -83,32 +84,32 @@ def test_gradients_flow_through_the_cache(model):
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     whole = gradients(model(ids).logits[:, 6:])
-    cache = model(ids[:, :6], use_cache=True).past_key_values
-    in_pieces = gradients(model(ids[:, 6:], past_key_values=cache).logits)
+    cache = model(ids[:, :6], use_cache=True)[CACHE_NAME]
+    in_pieces = gradients(model(ids[:, 6:], cache=cache).logits)
     torch.testing.assert_close(in_pieces, whole, rtol=1e-3, atol=1e-3)
 
 
 def test_beams_reorder_the_state(model):
     ids = torch.randint(1, 50, (3, 9))
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     order = torch.tensor([2, 0, 0])
     cache.reorder_cache(order)
     following = torch.randint(1, 50, (3, 1))
     expected = model(torch.cat((ids[order], following), dim=1)).logits[:, -1:]
-    torch.testing.assert_close(model(following, past_key_values=cache).logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(following, cache=cache).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_cache_can_be_repeated_selected_and_reset(model):
     ids, following = torch.randint(1, 50, (2, 9)), torch.randint(1, 50, (3, 1))
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([0, 3, 1]))
     expected = model(torch.cat((ids[[0, 1, 0]], following), dim=1)).logits[:, -1:]
-    torch.testing.assert_close(model(following, past_key_values=cache).logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(following, cache=cache).logits, expected, rtol=1e-4, atol=1e-4)
     if isinstance(cache, AstroformerCache):
         cache.reset()
         assert cache.get_seq_length() == 0 and cache.num_bytes == 0
-        torch.testing.assert_close(model(ids, past_key_values=cache).logits, model(ids).logits)
+        torch.testing.assert_close(model(ids, cache=cache).logits, model(ids).logits)
 
 
 def test_a_second_turn_goes_on_from_the_first(model):
@@ -116,7 +117,7 @@ def test_a_second_turn_goes_on_from_the_first(model):
     mask = torch.cat((prompts()["attention_mask"], torch.ones(3, 7).long()), dim=1)
     ids = torch.cat((first.sequences, torch.randint(1, 50, (3, 2))), dim=1)
     options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False}
-    cached = model.generate(ids, past_key_values=first.past_key_values, **options)
+    cached = model.generate(ids, **{CACHE_NAME: first[CACHE_NAME]}, **options)
     assert torch.equal(cached, model.generate(ids, **options))
 
 
@@ -135,12 +136,12 @@ def test_streams_far_past_the_training_length_in_constant_memory(code):
     with torch.no_grad():
         expected = model(ids).logits
         for start in range(0, 1600, 50):
-            outputs.append(model(ids[:, start : start + 50], past_key_values=cache).logits)
+            outputs.append(model(ids[:, start : start + 50], cache=cache).logits)
             sizes.add(cache.num_bytes)
         assert len(sizes) == 1
         torch.testing.assert_close(torch.cat(outputs, dim=1), expected, rtol=1e-3, atol=1e-3)
         output = model.generate(ids[:, :10], max_new_tokens=1590, do_sample=True, return_dict_in_generate=True)
-    assert output.sequences.shape == (1, 1600) and output.past_key_values.num_bytes in sizes
+    assert output.sequences.shape == (1, 1600) and output[CACHE_NAME].num_bytes in sizes
 
 
 def test_the_learned_code_ends_with_its_table():
@@ -164,9 +165,12 @@ def test_assisted_generation_works_or_says_why_not(variant):
     else:
         with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
             model.generate(ids, assistant_model=assistant, **options)
-        cache = model(ids, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match="cannot take back 1 tokens"):
-            cache.crop(1)
+        cache = model(ids, use_cache=True)[CACHE_NAME]
+        with pytest.raises(ValueError, match=r"crop\(-3\): cannot take back 3 of the 10 tokens in the cache"):
+            cache.crop(-3)
+        with pytest.raises(ValueError, match=r"crop\(4\): cannot keep 4 of the 10 tokens in the cache"):
+            cache.crop(4)
+        cache.crop(0)
 
 
 def test_caches_of_another_kind_are_refused():
@@ -174,9 +178,9 @@ def test_caches_of_another_kind_are_refused():
     model = make_model("AstroformerForCausalLM")
     for cache in (DynamicCache(), StaticCache(config=model.config, max_cache_len=20)):
         with pytest.raises(ValueError, match="must be a AstroformerCache .*'neuron_astrocyte', got a"):
-            model(ids, past_key_values=cache)
+            model(ids, cache=cache)
     with pytest.raises(ValueError, match="must be a DynamicCache .*'softmax', got a AstroformerCache"):
-        make_model("AstroformerForCausalLM", attention_type="softmax")(ids, past_key_values=AstroformerCache(2))
+        make_model("AstroformerForCausalLM", attention_type="softmax")(ids, cache=AstroformerCache(2))
 
 
 def test_caches_that_grow_to_a_size_set_beforehand_are_refused(model):
@@ -186,16 +190,16 @@ def test_caches_that_grow_to_a_size_set_beforehand_are_refused(model):
 
 def test_the_mask_covers_the_cache():
     model, ids = make_model("AstroformerForCausalLM"), torch.randint(1, 50, (2, 10))
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     with pytest.raises(ValueError, match=r"attention_mask must have shape \(2, 11\), of which 10 are in the cache"):
-        model(ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache)
+        model(ids[:, :1], attention_mask=torch.ones(2, 1), cache=cache)
 
 
 def test_no_cache_in_training_or_unasked():
     model, ids = make_model("AstroformerForCausalLM"), torch.randint(1, 50, (2, 10))
-    assert model(ids).past_key_values is not None
-    assert model(ids, use_cache=False).past_key_values is None
-    assert model.train()(ids).past_key_values is None
+    assert model(ids)[CACHE_NAME] is not None
+    assert model(ids, use_cache=False).get(CACHE_NAME) is None
+    assert model.train()(ids).get(CACHE_NAME) is None
 
 
 def test_prefill_in_chunks(model):
@@ -217,14 +221,14 @@ def test_embeddings_as_a_prompt(model):
 
 def test_moves_to_another_memory_and_back(model):
     ids = torch.randint(1, 50, (2, 10))
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     if isinstance(cache, AstroformerCache):
         for layer in cache.layers:
             layer.offload()
             layer.prefetch()
     following = torch.randint(1, 50, (2, 1))
     expected = model(torch.cat((ids, following), dim=1)).logits[:, -1:]
-    torch.testing.assert_close(model(following, past_key_values=cache).logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(following, cache=cache).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_decodes():
@@ -232,5 +236,5 @@ def test_half_precision_decodes():
         model = make_model("AstroformerForCausalLM", attention_type=arm).to(torch.bfloat16)
         ids = torch.randint(1, 50, (2, 10))
         expected = model(ids).logits
-        cache = model(ids[:, :9], use_cache=True).past_key_values
-        torch.testing.assert_close(model(ids[:, 9:], past_key_values=cache).logits, expected[:, 9:], rtol=0.1, atol=0.1)
+        cache = model(ids[:, :9], use_cache=True)[CACHE_NAME]
+        torch.testing.assert_close(model(ids[:, 9:], cache=cache).logits, expected[:, 9:], rtol=0.1, atol=0.1)

@@ -7,6 +7,7 @@ from conftest import HEADS, LABELS, VISION, make_model, tiny_config
 from torch.nn.functional import cross_entropy
 
 from astroformer_hf import AstroformerForCausalLM, AstroformerForMaskedLM, AstroformerModel
+from astroformer_hf.library_compatibility import CACHE_NAME, CACHE_NAMES
 
 
 TEXT = [name for name in HEADS if name not in VISION]
@@ -24,7 +25,7 @@ def test_outputs_at_real_tokens_do_not_depend_on_padding(head, variant):
     mask = inputs["attention_mask"].bool()
     other = {**inputs, "input_ids": torch.where(mask, inputs["input_ids"], 7)}
     for key, expected in output.items():
-        if key == "past_key_values":
+        if key in CACHE_NAMES:
             continue
         changed = model(**other)[key]
         if expected.shape[: mask.dim()] == mask.shape:
@@ -149,8 +150,8 @@ IDS = torch.ones(2, 3).long()
         ("AstroformerForMultipleChoice", {"input_ids": IDS[None], "labels": IDS[0, :1] * 2}, "labels .*choices=2.* 2"),
         (
             "AstroformerForMaskedLM",
-            {"input_ids": IDS, "past_key_values": object()},
-            "past_key_values belong to a decoder",
+            {"input_ids": IDS, CACHE_NAME: object()},
+            f"{CACHE_NAME} belongs to a decoder",
         ),
         (
             "AstroformerForImageClassification",

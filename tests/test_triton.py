@@ -204,12 +204,13 @@ def check_causal(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=
     options = alpha, feature_map, feedback, 0.3
     doubles = double(*arguments)
     expected = reference_causal(*doubles, *options)
-    found = kernels.causal_forward(*arguments, *options, inputs.value.dtype)
+    packed = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium  # no documents
+    found = kernels.causal_forward(*packed, *options, inputs.value.dtype)
     assert_close("output hebbian calcium", found, expected, tolerance)
     assert [x.dtype for x in found] == [inputs.value.dtype, torch.float32, torch.float32]
 
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
-    found = kernels.causal_backward(*arguments, *options, *d_outputs)
+    found = kernels.causal_backward(*packed, *options, *d_outputs)
     expected = gradients(expected, d_outputs, doubles)
     del expected[4]  # of the mask
     assert_close("d_query d_key d_value d_code d_hebbian d_calcium", found, expected, tolerance)
@@ -271,7 +272,7 @@ def test_nothing_but_padding(feature_map, check):
     check(inputs, feature_map=feature_map)
     inputs.hebbian.zero_(), inputs.calcium.zero_()
     check(inputs, feature_map=feature_map)
-    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
+    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
     assert kernels.causal_forward(*arguments, 0.5, feature_map, True, 1.0, torch.float32)[0][-1].eq(0).all()
 
 
@@ -322,7 +323,7 @@ def test_nothing_to_write_and_nothing_to_read():
     inputs = Inputs(0, mask="none")
     hebbian, calcium = kernels.write_forward(*inputs.written, "elu")
     assert hebbian.eq(0).all() and calcium.eq(0).all()
-    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
+    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
     output, hebbian, calcium = kernels.causal_forward(*arguments, 0.5, "elu", True, 1.0, torch.float32)
     assert output.shape == inputs.value.shape
     assert hebbian.equal(inputs.hebbian) and calcium.equal(inputs.calcium)
@@ -344,7 +345,7 @@ def test_not_a_number_is_not_hidden():
 
 def test_the_gradients_of_a_long_sequence_are_the_same_each_time():
     inputs = Inputs(130, features=16, head_dim=16)
-    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium, 0.5, "elu", True, 1.0
+    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium, 0.5, "elu", True, 1.0
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
     first, second = (kernels.causal_backward(*arguments, *d_outputs) for _ in range(2))
     assert all(x.equal(y) for x, y in zip(first, second, strict=True))

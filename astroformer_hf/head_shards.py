@@ -1,0 +1,137 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Several processes: which heads are this process's under tensor parallelism, and what is refused.
+
+A tensor-parallel plan shards the projections to queries, keys and values by rows, that is, by heads: each process
+attends with its own, and the output projection sums over the processes. Heads never meet inside the operation, so
+nothing else is exchanged. The parameters of the astrocyte code, which are small, are whole on every process; each takes
+the rows of its own heads.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+
+class HeadShard(NamedTuple):
+    """The heads of this process.
+
+    Attributes:
+        mesh: the `DeviceMesh`, of one dimension, that the heads are divided over.
+    """
+
+    mesh: Any
+
+    def rows(self, parameter):
+        """The rows of this process's heads of a parameter that is whole on every process, `(heads, ...)`.
+
+        Its gradient is whole on every process, too.
+        """
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        if isinstance(parameter, DTensor):
+            raise ValueError(
+                "the parameters of the astrocyte code must not be in the tensor-parallel plan: every process holds "
+                f"them whole and takes the rows of its heads; got one placed as {parameter.placements}"
+            )
+        whole = DTensor.from_local(parameter, self.mesh, [Replicate()], run_check=False)
+        return whole.redistribute(placements=[Shard(0)]).to_local()
+
+    def gather(self, attention_map):
+        """The maps of all heads, `(batch, heads, ...)`, from those of each process's."""
+        from torch.distributed.tensor import DTensor, Shard
+
+        return DTensor.from_local(attention_map, self.mesh, [Shard(1)], run_check=False).full_tensor()
+
+
+def split_heads(projected, sizes, num_heads, weights):
+    """Queries, keys and values by heads, and which heads those are.
+
+    Args:
+        projected (`dict` of `str` to `torch.Tensor`): `(batch, length, columns)`, by the names of the projections.
+        sizes (sequence of `int`): columns per head, of each.
+        num_heads (`int`): heads of the whole layer.
+        weights (`dict` of `str` to `torch.Tensor`): of the projections.
+
+    Returns:
+        A list of tensors `(batch, heads here, length, size)`, and the `HeadShard`, None where all heads are here.
+
+    Raises:
+        ValueError: the plan does not leave each process the same number of whole heads.
+    """
+    shard = None
+    if any(x.shape[-1] != num_heads * size for x, size in zip(projected.values(), sizes, strict=True)):
+        shard = _head_shard(projected, sizes, num_heads, weights)
+    by_head = [x.unflatten(-1, (-1, size)).transpose(1, 2) for x, size in zip(projected.values(), sizes, strict=True)]
+    return by_head, shard
+
+
+def _head_shard(projected, sizes, num_heads, weights):
+    found = ", ".join(f"{x.shape[-1]} columns of {name}" for name, x in projected.items())
+    heads = {x.shape[-1] / size for x, size in zip(projected.values(), sizes, strict=True)}
+    placements = {name: getattr(weight, "placements", None) for name, weight in weights.items()}
+    meshes = [getattr(weight, "device_mesh", None) for weight in weights.values()]
+    mesh = meshes[0]
+    if mesh is None or any(other != mesh for other in meshes) or mesh.ndim != 1:
+        raise ValueError(
+            f"a process has {found}, fewer than its {num_heads} heads, and their weights do not say which: q_proj, "
+            f"k_proj and v_proj must all be 'colwise' in the tensor-parallel plan, got placements {placements}"
+        )
+    if num_heads % mesh.size():
+        raise ValueError(
+            f"tensor parallelism over {mesh.size()} processes needs num_attention_heads to be a multiple of "
+            f"{mesh.size()}, so that no head is split; got num_attention_heads={num_heads}"
+        )
+    # by the class's name: a strided shard, a subclass, would deal out the heads in another order
+    by_rows = all(type(p[0]).__name__ == "Shard" and p[0].dim == 0 for p in placements.values())
+    if heads != {num_heads / mesh.size()} or not by_rows:
+        raise ValueError(
+            f"q_proj, k_proj and v_proj must all be 'colwise' in the tensor-parallel plan, so that each of "
+            f"{mesh.size()} processes has {num_heads // mesh.size()} of {num_heads} heads; got {found}, "
+            f"with placements {placements}"
+        )
+    return HeadShard(mesh)
+
+
+def refuse_sharded_sequence(**inputs):
+    """Raises where the sequence is divided over several processes: attention here would be within each part alone.
+
+    Args:
+        inputs (`torch.Tensor`, *optional*): the model's inputs by their names.
+
+    Raises:
+        ValueError: an input is a `DTensor`.
+        NotImplementedError: torch's context parallelism is on, or accelerate divides sequences.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    for name, x in inputs.items():
+        if hasattr(x, "placements"):
+            raise ValueError(
+                f"{name} must be a plain tensor with whole sequences, got a DTensor placed as {x.placements}; give "
+                f"{name}.full_tensor()"
+            )
+    engine = _sequence_engine()
+    if engine is not None:
+        raise NotImplementedError(
+            f"{engine} divides each sequence over several processes, which Astroformer does not support: each would "
+            "attend to its own part alone. Divide the batch (data parallelism, FSDP) or the heads (tensor "
+            "parallelism) instead"
+        )
+
+
+@torch.compiler.assume_constant_result
+def _sequence_engine():
+    """What divides sequences over processes at the moment, in words, or None."""
+    # torch puts a function of its own in the place of PyTorch's attention while context parallelism is on
+    patched = getattr(nn.functional.scaled_dot_product_attention, "__module__", None) or ""
+    if patched.startswith("torch.distributed.tensor.experimental"):
+        return "torch's context_parallel"
+    accelerate = sys.modules.get("accelerate.state")
+    if accelerate is not None and accelerate.is_initialized():
+        parallelism = getattr(accelerate.AcceleratorState(), "parallelism_config", None)
+        for name in ("cp_size", "sp_size"):
+            if getattr(parallelism, name, 1) > 1:
+                return f"accelerate's ParallelismConfig({name}={getattr(parallelism, name)})"
+    return None
