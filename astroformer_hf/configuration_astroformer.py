@@ -9,6 +9,7 @@ import difflib
 import math
 import numbers
 import re
+import sys
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -74,6 +75,21 @@ LIBRARY_KEYWORDS = {
     "torch_dtype",
     "unk_token_id",
 } | set(GenerationConfig().to_dict())
+
+
+def tell_peft(model_type):
+    """Registers which modules the adapters of peft adapt by default, if it has been imported.
+
+    Projections are called as Llama's, and what peft adapts there it adapts here. The normalisations are not.
+    """
+    constants = sys.modules.get("peft.utils.constants")
+    for name, modules_of_types in vars(constants).items() if constants is not None else ():
+        if not re.fullmatch("TRANSFORMERS_MODELS_TO_[A-Z0-9]+_(TARGET|FEEDFORWARD)_MODULES_MAPPING", name):
+            continue
+        if "LNTUNING" in name:
+            modules_of_types.setdefault(model_type, ["attention_norm", "mlp_norm", "norm"])
+        elif "llama" in modules_of_types:
+            modules_of_types.setdefault(model_type, modules_of_types["llama"])
 
 
 class TableRows:
@@ -165,6 +181,11 @@ class AstroformerBaseConfig(PreTrainedConfig):
         own_fields = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
         changes = {name: kwargs.pop(name) for name in own_fields & kwargs.keys()}
         return super().from_dict({**config_dict, **changes}, **kwargs)
+
+    def to_dict(self):
+        """As of every library configuration."""
+        tell_peft(self.model_type)  # which asks a model here for its type, before it looks up what to adapt
+        return super().to_dict()
 
     def validate_architecture(self):
         """Checks every field and the fields against each other; the library calls it again before saving."""
@@ -335,7 +356,8 @@ class AstroformerConfig(AstroformerBaseConfig):
     def to_dict(self):
         """Every field by its name, as the library saves them."""
         fields = super().to_dict()
-        return {**fields, "max_position_embeddings": fields.pop("_table_rows")}
+        fields["max_position_embeddings"] = fields.pop("_table_rows")
+        return fields
 
     def validate_architecture(self):
         """Checks every field and the fields against each other; the library calls it again before saving."""

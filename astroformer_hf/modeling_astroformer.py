@@ -35,7 +35,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
-from .forward_keywords import PACKING_KEYWORDS, check_library_keywords, checks_keywords
+from .forward_keywords import PACKING_KEYWORDS, check_library_keywords, checks_keywords, may_look_at
 from .head_shards import refuse_sharded_sequence, split_heads
 from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, takes_cache
 from .neuron_astrocyte_attention import (
@@ -238,7 +238,11 @@ def with_what_layers_share(layout, layers):
     attention = layers[0].attention
     layout = layout._replace(output_scale=attention.output_scale(layout))
     code = attention.astrocyte_code
-    return layout if code is None else layout._replace(geometry=code.geometry(layout))
+    if code is None:
+        return layout
+    if not isinstance(code, AstrocyteCode):  # an adapter around it
+        code = next(module for module in code.modules() if isinstance(module, AstrocyteCode))
+    return layout._replace(geometry=code.geometry(layout))
 
 
 def isinstance_by_name(x, cls):
@@ -1098,7 +1102,7 @@ def sequence_classification_loss(logits, labels, config, num_items_in_batch=None
         logits = upcast(logits)
         labels = labels.to(logits.dtype).view_as(logits)
         if problem_type == "multi_label_classification":
-            if can_be_looked_at(labels) and not ((labels >= 0) & (labels <= 1)).all():
+            if may_look_at(labels) and not ((labels >= 0) & (labels <= 1)).all():
                 raise ValueError(
                     f"labels must be from 0 to 1 for {problem_type}, got values from {labels.min()} to {labels.max()}"
                 )
@@ -1137,18 +1141,13 @@ def mean_over_items(loss, num_items, num_items_in_batch=None):
     return loss / num_items
 
 
-def can_be_looked_at(x):
-    """Whether the values of a tensor can be asked for at no cost: in eager mode on the CPU.
-
-    Elsewhere it would stall the device or break the graph, and the device's own assertion remains.
-    """
-    is_plain = type(x) is torch.Tensor and x.device.type == "cpu"  # of another type it may have no values
-    return is_plain and x.numel() > 0 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-
-
 def check_range(name, indices, size, size_name):
-    """Raises a ValueError that names the argument if `indices`, where they can be looked at, leave [0, size)."""
-    if indices is None or not can_be_looked_at(indices):
+    """Raises a ValueError that names the argument if `indices` leave [0, size).
+
+    Only where the look costs nothing: elsewhere it would stall the device or break the graph, and the device's own
+    assertion remains.
+    """
+    if not may_look_at(indices) or indices.numel() == 0:
         return
     low, high = indices.min().item(), indices.max().item()
     if low < 0 or high >= size:
@@ -1173,7 +1172,7 @@ def check_mask(attention_mask):
     if attention_mask.dtype == torch.bool or attention_mask.numel() == 0:
         return
     is_binary = ((attention_mask == 0) | (attention_mask == 1)).all
-    if can_be_looked_at(attention_mask):
+    if may_look_at(attention_mask):
         if not is_binary():
             low, high = attention_mask.min().item(), attention_mask.max().item()
             raise ValueError(
