@@ -456,7 +456,8 @@ class AstroformerModel(AstroformerPreTrainedModel):
         if not isinstance_by_name(cache, kind):
             raise ValueError(
                 f"{CACHE_NAME} must be a {kind.__name__} for attention_type {config.attention_type!r}, got a "
-                f"{type(cache).__name__}; leave it out, and the model makes one"
+                f"{type(cache).__name__}; leave it out, and the model makes one (prefix tuning, which brings keys and "
+                "values, is for attention_type 'softmax')"
             )
         if drops_cache(self.layers[0]):
             raise ValueError(
@@ -784,6 +785,7 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple | SequenceClassifierOutput:
         """Classifies a batch of sequences.
@@ -796,6 +798,7 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
                 classes, others multi-label, and that is written into the configuration.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): number of label entries that the loss is a mean
                 over, where a batch is accumulated in parts; `Trainer` gives it. By default those of this call.
+            cache: see `AstroformerModel.forward`. In the signature because prefix tuning asks whether it is there.
 
         Returns:
             `SequenceClassifierOutput` with `logits` of shape `(batch, num_labels)` and `loss` if there are labels.
@@ -803,7 +806,9 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
         Raises:
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
-        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.astroformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache=cache, **kwargs
+        )
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.classifier(self.dropout(pooled))
         loss = None
