@@ -107,10 +107,10 @@ def test_a_changed_adapter_of_the_astrocyte_is_heard(code):
     disturb(adapted)
     other = answers(adapted, {"input_ids": ids})
     assert (other - one).abs().max() > 1e-4
-    torch.testing.assert_close(adapted(ids).logits.flatten(), other)
     with adapted.disable_adapter():
         assert torch.equal(answers(adapted, {"input_ids": ids}), before)
     assert torch.equal(answers(adapted, {"input_ids": ids}), other)
+    torch.testing.assert_close(adapted(ids).logits.flatten(), other)
 
 
 @pytest.mark.parametrize("fields", [{}, {"astrocyte_code": "learned"}, {"attention_type": "softmax"}], ids=str)
