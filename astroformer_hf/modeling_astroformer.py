@@ -975,10 +975,11 @@ class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
             )
         num_choices = inputs.shape[1]
         for name, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-            if tensor is not None and tensor.shape != inputs.shape[:3]:
+            if tensor is not None and getattr(tensor, "shape", None) != inputs.shape[:3]:
+                got = tuple(tensor.shape) if torch.is_tensor(tensor) else f"a {type(tensor).__name__}"
                 raise ValueError(
                     f"{name} must have the shape (batch, choices, length) of the inputs, {tuple(inputs.shape[:3])}, "
-                    f"got {tuple(tensor.shape)}"
+                    f"got {got}"
                 )
         input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = (
             x if x is None else x.flatten(0, 1)
@@ -1167,8 +1168,8 @@ def check_mask(attention_mask):
     """
     if attention_mask is None:
         return
-    if not torch.is_tensor(attention_mask) or attention_mask.dim() != 2:
-        is_tensor = torch.is_tensor(attention_mask)
+    is_tensor = torch.is_tensor(attention_mask)
+    if not is_tensor or attention_mask.dim() != 2:
         got = tuple(attention_mask.shape) if is_tensor else f"a {type(attention_mask).__name__}"
         raise ValueError(
             f"attention_mask must have shape (batch, length), 1 for a real token and 0 for padding, got {got}; a mask "
