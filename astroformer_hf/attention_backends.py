@@ -10,7 +10,8 @@
 "auto", the default, takes for each call the one that is made for the tensors' device and dtype, if the machine can
 build it, and else the plain form. `with attention_backend(name):` names another for a while, the environment variable
 `ASTROFORMER_BACKEND` another default; one that is named and cannot run is an error. What `torch.compile`,
-`torch.export` and the transforms of `torch.func` trace is always the plain form, which they compile themselves.
+`torch.export` and the transforms of `torch.func` trace is always the plain form, which they compile themselves; so is
+what carries a tangent of `torch.autograd.forward_ad`.
 
 A backend computes passes, each the twin of a plain function of `neuron_astrocyte_attention.py`: `write_mode`,
 `read_mode` and `write_and_read_causally`; "cpp" also has `write_and_read_documents`, for rows of several documents, and
@@ -26,7 +27,7 @@ from contextvars import ContextVar
 import torch
 
 from .neuron_astrocyte_cpu import KERNELS as CPU_KERNELS
-from .neuron_astrocyte_cpu import is_available as cpu_is_available
+from .neuron_astrocyte_cpu import obstacle as cpu_obstacle
 from .neuron_astrocyte_triton import KERNELS as TRITON_KERNELS
 from .neuron_astrocyte_triton import is_available as triton_is_available
 
@@ -115,15 +116,27 @@ def _obstacle(backend, device, tensors, packed):
         return "it does not compute in float64"
     if any(x.device != device for x in tensors):
         return "the tensors are on several devices"
-    if torch._C._are_functorch_transforms_active():
+    if _is_transformed():
         return "torch.func does not transform it"
+    if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        return "it has no forward-mode derivative, and a tensor has a tangent"
     if backend == "cpp":
         if device.type != "cpu":
             return f"the tensors are on {device}"
-        return None if cpu_is_available() else "it could not be built here: no C++ compiler (see the log)"
+        return cpu_obstacle() and f"it could not be built here: {cpu_obstacle()}"
     if packed:
         return "it does not take several documents in a row yet"
     return None if triton_is_available(tensors[0]) else f"Triton cannot compute on {device} here"
+
+
+def _is_transformed():
+    """Whether a transform of `torch.func` is at work.
+
+    torch has no public name for that. A tensor that a transform wraps can be told by `data_ptr()`, which raises; but
+    where none of a call's tensors is wrapped, `torch.autograd.Function.apply` asks for a rule for the transform all the
+    same. A public name, or functions that have such rules (`setup_context`, `vmap`, `jvp`), would replace this.
+    """
+    return torch._C._are_functorch_transforms_active()
 
 
 _KERNELS = {"plain": {}, "cpp": CPU_KERNELS, "triton": TRITON_KERNELS}

@@ -81,9 +81,6 @@ def check_library_keywords(keywords, config, length=0, past_length=0):
             f"is_causal={is_causal!r} does not fit a model with is_decoder={config.is_decoder}, whose attention is "
             f"{'causal' if config.is_decoder else 'not causal'} always"
         )
-    packing = [name for name in PACKING_KEYWORDS if keywords.get(name) is not None]
-    if packing:
-        raise ValueError(f"{', '.join(packing)}: packed rows are not supported yet; give each sequence a row, padded")
     positions = keywords.get("cache_position")
     if may_look_at(positions) and positions.flatten().tolist() != list(range(past_length, past_length + length)):
         raise ValueError(

@@ -84,6 +84,8 @@ def look_inside(model: PreTrainedModel, **inputs: Any) -> tuple[ModelOutput, lis
 
 
 def _record(layer, hidden_states, layout):
+    if layout.document_ids is not None:
+        raise ValueError("look_inside takes one document per row, and these are packed; give each a row, padded")
     with full_precision(hidden_states):
         *projected, shard = layer.project(hidden_states)
         if shard is not None:

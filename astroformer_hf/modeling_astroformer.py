@@ -35,7 +35,13 @@ from transformers.utils.output_capturing import capture_outputs
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
-from .forward_keywords import PACKING_KEYWORDS, check_library_keywords, checks_keywords, may_look_at
+from .forward_keywords import (
+    PACKING_KEYWORDS,
+    check_library_keywords,
+    checks_keywords,
+    may_look_at,
+    may_wait_for,
+)
 from .head_shards import refuse_sharded_sequence, split_heads
 from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, takes_cache
 from .neuron_astrocyte_attention import (
@@ -44,7 +50,8 @@ from .neuron_astrocyte_attention import (
     full_precision,
     neuron_astrocyte_attention_weights,
 )
-from .token_layout import NeighbourhoodState, sequence_layout, sinusoidal_features
+from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
+from .token_layout import NeighbourhoodState, sequence_layout, sinusoidal_features, spans_of_documents
 
 
 logger = logging.get_logger(__name__)
@@ -174,6 +181,7 @@ class AstroformerAttention(nn.Module):
             "random_projection": self.random_projection,
             "causal": layout.causal,
             "initial_state": initial_state,
+            "document_ids": layout.document_ids,
         }
         output, synapses, sums = attend(query, key, written, code, layout.padding_mask, **operation, output_scale=scale)
         if memory is not None:
@@ -210,6 +218,11 @@ class AstroformerAttention(nn.Module):
         mask = None  # where a query may look, `(1 or batch, 1, length or 1, past_length + length)`
         if layout.full_mask is not None:
             mask = layout.full_mask[:, None, None, :]
+        if layout.document_ids is not None:
+            if layout.spans is not None and not output_attentions:
+                return self._softmax_attention_by_documents(query, key, value, layout), None
+            same = layout.document_ids[:, None, :, None] == layout.document_ids[:, None, None, :]
+            mask = same if mask is None else same & mask
         only_causal = layout.causal and mask is None and past_length == 0
         if layout.causal and not only_causal and (length > 1 or mask is not None):
             own = torch.arange(past_length, past_length + length, device=key.device)[:, None]
@@ -232,10 +245,29 @@ class AstroformerAttention(nn.Module):
             attention_map = attention_map.masked_fill(~mask, 0)  # a sequence of nothing but padding attends to nothing
         return nn.functional.dropout(attention_map, dropout_prob) @ value, attention_map
 
+    def _softmax_attention_by_documents(self, query, key, value, layout):
+        dropout_prob = self.dropout_prob if self.training else 0.0
+        outputs = []
+        for row, first, last in layout.spans:
+            own = (x[row : row + 1, :, first:last] for x in (query, key, value))
+            mask = None
+            if layout.padding_mask is not None:
+                mask = layout.padding_mask[row, first:last].expand(last - first, -1)
+                if layout.causal:  # a padded token looks at itself
+                    mask = mask.tril() | torch.eye(last - first, dtype=torch.bool, device=mask.device)
+            outputs.append(
+                nn.functional.scaled_dot_product_attention(
+                    *own, mask, dropout_prob, is_causal=layout.causal and mask is None and last - first > 1
+                )
+            )
+        return torch.cat(outputs, dim=2).unflatten(2, (len(query), -1)).squeeze(0).transpose(0, 1)
+
 
 def with_what_layers_share(layout, layers):
     """The layout with what is the same in all layers of a model, so that it is worked out once."""
     attention = layers[0].attention
+    if attention.attention_type == "softmax" and may_wait_for(layout.document_ids):
+        layout = layout._replace(spans=spans_of_documents(layout.document_ids))
     layout = layout._replace(output_scale=attention.output_scale(layout))
     code = attention.astrocyte_code
     if code is None:
@@ -395,12 +427,15 @@ class AstroformerModel(AstroformerPreTrainedModel):
                 ones, are refused.
             token_type_ids (`torch.LongTensor`, *optional*): `(batch, length)` segment ids, 0 by default.
             position_ids (`torch.LongTensor`, *optional*): `(batch, length)` or `(1, length)` positions; by default the
-                real tokens are counted.
+                real tokens are counted. Where they begin again at 0 within a row, another document begins, which is
+                encoded as if it stood in a row of its own ("packing"). Such rows have no cache.
             inputs_embeds (`torch.Tensor`, *optional*): `(batch, length, hidden_size)` instead of `input_ids`.
             cache (`AstroformerCache` or `DynamicCache`, *optional*): decoders only: the state after the tokens before
                 these, as an earlier call returned it (a `DynamicCache` in the softmax arm). It is written to. Before
                 transformers 5.24 its name is `past_key_values`.
             use_cache (`bool`, *optional*): decoders only: whether to return that state; `config.use_cache` by default.
+            seq_idx, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k (*optional*): the same of packed rows in
+                the words of other collators, see `packed_rows.py`.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in every library model. The
                 attention maps are those that the arm applies, `(batch, heads, length, length)`; they are computed only
                 when asked for, at a memory that is quadratic in the length.
@@ -413,6 +448,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
             ValueError: for inputs that do not fit; the message names the argument.
             TypeError: for a keyword argument that it does not know.
         """
+        cache_is_asked_for = cache is not None or use_cache is True
         cache = self._check_cache(cache, use_cache)
         past_length = 0 if cache is None else cache.get_seq_length()
         position_ids = self._check_inputs(
@@ -420,11 +456,20 @@ class AstroformerModel(AstroformerPreTrainedModel):
         )
         inputs: Any = input_ids if inputs_embeds is None else inputs_embeds
         check_library_keywords(kwargs, self.config, inputs.shape[1], past_length)
+        document_ids = packed_documents(inputs.shape[:2], attention_mask, position_ids, kwargs, past_length)
+        if document_ids is not None and (may_wait_for(document_ids) or is_packed_explicitly(kwargs)):
+            if cache is not None and cache_is_asked_for:
+                raise ValueError(
+                    f"{CACHE_NAME} and use_cache are not for packed rows: what would it go on from? Leave them out"
+                )
+            cache = None
         past_counted = self._go_on_from(cache, attention_mask, inputs)
         layout = sequence_layout(
             *(inputs.shape[1], inputs.device, attention_mask, position_ids),
-            *(self.config.is_decoder, past_length, past_counted),
+            *(self.config.is_decoder, past_length, past_counted, document_ids),
         )
+        if self.config.longest_input is not None:
+            self._check_positions(layout, position_ids, past_length + inputs.shape[1])
         layout = with_what_layers_share(layout, self.layers)
         output_attentions = kwargs.get("output_attentions")
         if output_attentions is None:
@@ -542,16 +587,19 @@ class AstroformerModel(AstroformerPreTrainedModel):
                 )
         check_range("input_ids", input_ids, self.config.vocab_size, "vocab_size")
         check_range("token_type_ids", token_type_ids, self.config.type_vocab_size, "type_vocab_size")
-        num_positions = self.config.longest_input
-        if num_positions is not None:
-            check_range("position_ids", position_ids, num_positions, "max_position_embeddings")
-            if position_ids is None and past_length + length > num_positions:
-                raise ValueError(
-                    f"an input of {past_length + length} tokens is longer than the learned astrocyte code, "
-                    f"max_position_embeddings={num_positions}; truncate it, or use astrocyte_code 'sinusoidal' or "
-                    "'activity', which take any length"
-                )
         return position_ids
+
+    def _check_positions(self, layout, position_ids, length):
+        """Checks that the table of the "learned" code has a row for each position."""
+        num_positions = self.config.longest_input
+        if position_ids is not None or layout.document_ids is not None:
+            check_range("position_ids", layout.position_ids, num_positions, "max_position_embeddings")
+        elif length > num_positions:
+            raise ValueError(
+                f"an input of {length} tokens is longer than the learned astrocyte code, "
+                f"max_position_embeddings={num_positions}; truncate it, or use astrocyte_code 'sinusoidal' or "
+                "'activity', which take any length"
+            )
 
 
 # Trainer's label smoothing shifts the labels of the causal language models that are listed here by name, and pipelines
@@ -645,7 +693,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache, use_cache: see
                 `AstroformerModel.forward`. In training no state is returned unless `use_cache` asks for it.
             labels (`torch.LongTensor`, *optional*): `(batch, length)`, the `input_ids` themselves (the shift by one
-                is done here); -100 is ignored.
+                is done here); -100 is ignored, and so is the first token of each document of a packed row.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): compute logits of the last so many tokens only, or
                 of those with these indices; 0 means all.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): number of labels that the loss is a mean over,
@@ -676,6 +724,8 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             labels = class_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size", loss_arguments)
+            if labels.shape == outputs.last_hidden_state.shape[:2]:
+                labels = without_first_tokens(labels, attention_mask, position_ids, kwargs)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -809,6 +859,7 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
         outputs = self.astroformer(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache=cache, **kwargs
         )
+        refuse_packed_rows("sequence classification", outputs.last_hidden_state, attention_mask, position_ids, kwargs)
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.classifier(self.dropout(pooled))
         loss = None
@@ -908,6 +959,7 @@ class AstroformerForQuestionAnswering(AstroformerPreTrainedModel):
         """
         loss_arguments = pop_loss_arguments(kwargs)
         outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        refuse_packed_rows("question answering", outputs.last_hidden_state, attention_mask, position_ids, kwargs)
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
         loss = None
         if (start_positions is None) != (end_positions is None):
@@ -986,6 +1038,7 @@ class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
             for x in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         )
         outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        refuse_packed_rows("multiple choice", outputs.last_hidden_state, attention_mask, position_ids, kwargs)
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.classifier(self.dropout(pooled)).view(-1, num_choices)
         loss = None

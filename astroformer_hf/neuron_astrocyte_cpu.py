@@ -12,28 +12,22 @@ the interface of a backend (see `attention_backends.py`):
     causal_forward, causal_backward    both at once, each token reading what was written up to itself
     documents_forward, documents_backward   write and read mode of one document of a row after the other
 
-The source is compiled when it is first needed, which takes a few seconds, and kept in `~/.cache/astroformer_hf` (or in
-`ASTROFORMER_CACHE`). It is portable C++ with the vector extensions of GCC and Clang, and does not depend on lengths or
-sizes: nothing is ever compiled twice. Without a compiler `is_available` is False, and the plain form runs.
+The source is compiled when it is first needed, which takes a few seconds, or ahead by `python -m astroformer_hf.build`,
+and kept in `~/.cache/astroformer_hf` (or in `ASTROFORMER_CACHE`); `native_library.py` sees to that. It is portable C++
+with the vector extensions of GCC and Clang, and does not depend on lengths or sizes: nothing is ever compiled twice.
+Without a compiler `is_available` is False, and the plain form runs.
 
 Letters in shape comments: B batch, H heads, N tokens, F features (phi of m hidden neurons), d head size.
 """
 
 import ctypes
 import functools
-import hashlib
 import logging
 import math
-import os
-import platform
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import torch
+
+from .native_library import UnsupportedPlatform, build_library, load_library
 
 
 FEATURE_MAPS = ("elu", "relu", "exp", "identity")  # as numbered by FeatureMap in the source
@@ -420,7 +414,7 @@ static void transpose(const float* x, int64_t m, int64_t n, int64_t x_row, float
                 for (int64_t r = i; r < smaller(i + SIDE, m); r++) y[c * y_row + r] = x[r * x_row + c];
 }
 
-// memory of one thread, handed out in pieces that start out as zeros
+// memory of one thread, handed out in pieces that start out as zeros; no piece may be touched if it `is_missing`
 struct Scratch {
     char* memory = nullptr;
     size_t used = 0, size;
@@ -428,11 +422,12 @@ struct Scratch {
         memory = (char*)aligned_alloc(64, (size + 63) / 64 * 64);
     }
     ~Scratch() { free(memory); }
+    bool is_missing() const { return !memory; }
     Scratch(const Scratch&) = delete;
     float* take(int64_t floats) {
         float* piece = (float*)(memory + used);
         used += (4 * floats + 63) / 64 * 64;
-        memset(piece, 0, 4 * floats);
+        if (memory) memset(piece, 0, 4 * floats);
         return piece;
     }
 };
@@ -629,15 +624,18 @@ struct Writer {
 };
 
 // hebbian (splits, B, H, F, d) and calcium (splits, B, H, F): what each part of the sequence writes
-extern "C" void write_forward(const Arguments* arguments) {
+extern "C" int write_forward(const Arguments* arguments) {
     const Arguments& in = *arguments;
+    int failed = 0;
     const int64_t F = in.features, d = in.head_dim, heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads)
+#pragma omp parallel num_threads(in.threads) reduction(| : failed)
     {
         Scratch scratch(Writer::size(in, false));
         Writer writer(in, scratch, false);
+        failed = scratch.is_missing();
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
+            if (failed) continue;
             const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
             int64_t first, last;
             range_of(in.length, task / heads, in.splits, first, last);
@@ -647,20 +645,24 @@ extern "C" void write_forward(const Arguments* arguments) {
             memcpy(in.calcium + task * F, writer.calcium, 4 * F);
         }
     }
+    return failed;
 }
 
 // d_key, d_value, d_code of d_hebbian and d_calcium; a code that the batch shares collects the gradients of all of it
-extern "C" void write_backward(const Arguments* arguments) {
+extern "C" int write_backward(const Arguments* arguments) {
     const Arguments& in = *arguments;
+    int failed = 0;
     const int64_t F = in.features, d = in.head_dim;
     const bool shared = in.d_code.data && in.d_code.batch == 0;
     const int64_t batches = shared ? in.batch : 1, heads = in.batch * in.heads / batches;
-#pragma omp parallel num_threads(in.threads)
+#pragma omp parallel num_threads(in.threads) reduction(| : failed)
     {
         Scratch scratch(Writer::size(in, true));
         Writer writer(in, scratch, true);
+        failed = scratch.is_missing();
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
+            if (failed) continue;
             int64_t first, last;
             range_of(in.length, task / heads, in.splits, first, last);
             for (int64_t batch = 0; batch < batches; batch++) {
@@ -674,6 +676,7 @@ extern "C" void write_backward(const Arguments* arguments) {
             }
         }
     }
+    return failed;
 }
 
 // ---- read mode -----------------------------------------------------------------------------------------------------
@@ -744,16 +747,19 @@ struct Reader {
 };
 
 // output of query, hebbian and, with feedback, plasticity
-extern "C" void read_forward(const Arguments* arguments) {
+extern "C" int read_forward(const Arguments* arguments) {
     const Arguments& in = *arguments;
+    int failed = 0;
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads)
+#pragma omp parallel num_threads(in.threads) reduction(| : failed)
     {
         Scratch scratch(Fp * dp + Reader::size(in, false));
         float* hebbian = scratch.take(Fp * dp);
         Reader reader(in, scratch, false);
+        failed = scratch.is_missing();
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
+            if (failed) continue;
             const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
             int64_t first, last;
             range_of(in.length, task / heads, in.splits, first, last);
@@ -762,19 +768,23 @@ extern "C" void read_forward(const Arguments* arguments) {
             reader.forward(b, h, first, last, hebbian, 1);
         }
     }
+    return failed;
 }
 
 // d_query, and for each part of the sequence d_hebbian (splits, B, H, F, d) and d_plasticity (splits, B, H, F)
-extern "C" void read_backward(const Arguments* arguments) {
+extern "C" int read_backward(const Arguments* arguments) {
     const Arguments& in = *arguments;
+    int failed = 0;
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads)
+#pragma omp parallel num_threads(in.threads) reduction(| : failed)
     {
         Scratch scratch(Fp * dp + Reader::size(in, true));
         float* hebbian = scratch.take(Fp * dp);
         Reader reader(in, scratch, true);
+        failed = scratch.is_missing();
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < heads * in.splits; task++) {
+            if (failed) continue;
             const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
             int64_t first, last;
             range_of(in.length, task / heads, in.splits, first, last);
@@ -785,6 +795,7 @@ extern "C" void read_backward(const Arguments* arguments) {
             if (in.feedback) memcpy(in.d_plasticity + task * F, reader.d_plasticity, 4 * F);
         }
     }
+    return failed;
 }
 
 // g = z^alpha, and where `slope` is not null alpha z^(alpha - 1): presynaptic_plasticity in Python
@@ -800,16 +811,19 @@ static inline void plasticity_of(const float* calcium, float alpha, int64_t n, f
 // ---- several documents in a row: write mode and read mode of one after the other ------------------------------------
 
 // output; each document is written and read while its synapses lie in the nearest cache
-extern "C" void documents_forward(const Arguments* arguments) {
+extern "C" int documents_forward(const Arguments* arguments) {
     const Arguments& in = *arguments;
+    int failed = 0;
     const int64_t heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads)
+#pragma omp parallel num_threads(in.threads) reduction(| : failed)
     {
         Scratch scratch(Writer::size(in, false) + Reader::size(in, false));
         Writer writer(in, scratch, false);
         Reader reader(in, scratch, false);
+        failed = scratch.is_missing();
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < heads; head++) {
+            if (failed) continue;
             const int64_t b = head / in.heads, h = head % in.heads;
             if (in.weight) writer.code_of_keys.begin(b, h);
             for (int64_t first = 0, last; first < in.length; first = last) {
@@ -821,20 +835,24 @@ extern "C" void documents_forward(const Arguments* arguments) {
             }
         }
     }
+    return failed;
 }
 
 // d_query, d_key, d_value, d_code of d_output; what was written is written again
-extern "C" void documents_backward(const Arguments* arguments) {
+extern "C" int documents_backward(const Arguments* arguments) {
     const Arguments& in = *arguments;
+    int failed = 0;
     const int64_t Fp = padded(in.features), dp = padded(in.head_dim), heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads)
+#pragma omp parallel num_threads(in.threads) reduction(| : failed)
     {
         Scratch scratch(Writer::size(in, true) + Reader::size(in, true) + Fp);
         Writer writer(in, scratch, true);
         Reader reader(in, scratch, true);
         float* slope = scratch.take(Fp);
+        failed = scratch.is_missing();
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < heads; head++) {
+            if (failed) continue;
             const int64_t b = head / in.heads, h = head % in.heads;
             if (in.weight) writer.code_of_keys.begin(b, h), writer.code_of_keys.begin_gradients();
             for (int64_t first = 0, last; first < in.length; first = last) {
@@ -854,6 +872,7 @@ extern "C" void documents_backward(const Arguments* arguments) {
             if (in.weight) writer.code_of_keys.store_gradients();
         }
     }
+    return failed;
 }
 
 // ---- causal: both at once ------------------------------------------------------------------------------------------
@@ -869,10 +888,11 @@ static void clear_outside(float* scores, int64_t rows, Triangle shape) {  // as 
 }
 
 // output; end_hebbian and end_calcium continue hebbian and calcium
-extern "C" void causal_forward(const Arguments* arguments) {
+extern "C" int causal_forward(const Arguments* arguments) {
     const Arguments& in = *arguments;
+    int failed = 0;
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads)
+#pragma omp parallel num_threads(in.threads) reduction(| : failed)
     {
         Scratch scratch(Fp * dp + 2 * Fp + BLOCK * (4 * Fp + 2 * dp + BLOCK) + Activity::size(in));
         float *hebbian = scratch.take(Fp * dp), *calcium = scratch.take(Fp), *plasticity = scratch.take(Fp);
@@ -881,8 +901,10 @@ extern "C" void causal_forward(const Arguments* arguments) {
         float *value = scratch.take(BLOCK * dp), *output = scratch.take(BLOCK * dp),
               *scores = scratch.take(BLOCK * BLOCK);
         Activity code_of_keys(in, scratch);
+        failed = scratch.is_missing();
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < heads; head++) {
+            if (failed) continue;
             const int64_t b = head / in.heads, h = head % in.heads;
             load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
             memcpy(calcium, in.calcium + head * F, 4 * F);
@@ -923,6 +945,7 @@ extern "C" void causal_forward(const Arguments* arguments) {
             if (in.weight) memcpy(in.end_total + head * F, code_of_keys.running, 4 * F);
         }
     }
+    return failed;
 }
 
 // the most blocks that a row has; a block ends where its document does
@@ -942,11 +965,12 @@ static int64_t blocks_of_a_row(const Arguments& in) {
 // d_query by going through the sequence with the state again; d_key, d_value, d_code by going back with the gradient of
 // the state, which at last is that of the initial one. d_hebbian and d_calcium hold the gradient of the end on entry
 // and that of the beginning on return.
-extern "C" void causal_backward(const Arguments* arguments) {
+extern "C" int causal_backward(const Arguments* arguments) {
     const Arguments& in = *arguments;
+    int failed = 0;
     const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
     const int64_t most_blocks = blocks_of_a_row(in);
-#pragma omp parallel num_threads(in.threads)
+#pragma omp parallel num_threads(in.threads) reduction(| : failed)
     {
         Scratch scratch(Activity::size(in) + 2 * Fp * dp + 4 * Fp + most_blocks * (2 * Fp + 4) + 2 * in.length +
                         BLOCK * (8 * Fp + 4 * dp + 2 * BLOCK));
@@ -964,8 +988,10 @@ extern "C" void causal_backward(const Arguments* arguments) {
         float *values_by_row = scratch.take(dp * BLOCK), *scores = scratch.take(BLOCK * BLOCK);
         float *sums_before = scratch.take(most_blocks * Fp), *d_sums = scratch.take(Fp);
         Activity code_of_keys(in, scratch);
+        failed = scratch.is_missing();
 #pragma omp for schedule(dynamic)
         for (int64_t head = 0; head < heads; head++) {
+            if (failed) continue;
             const int64_t b = head / in.heads, h = head % in.heads;
 
             load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
@@ -1077,23 +1103,23 @@ extern "C" void causal_backward(const Arguments* arguments) {
             if (in.weight) code_of_keys.store_gradients(), memcpy(in.d_total + head * F, d_sums, 4 * F);
         }
     }
+    return failed;
 }
 """
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Building and loading
+# The library, and the arguments of its functions
 # --------------------------------------------------------------------------------------------------------------------
 
-COMPILERS = ("c++", "g++", "clang++")
-# NaN and infinity keep their meaning (no -ffast-math); a product and a sum may become one instruction
-COMPILER_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast")
 # Multiplications below which a second thread costs more than it brings.
 WORK_OF_ONE_THREAD = 2**19
 FUNCTIONS = (
     *("write_forward", "write_backward", "read_forward", "read_backward"),
     *("causal_forward", "causal_backward", "documents_forward", "documents_backward"),
 )
+
+LIBRARY_NAME = "neuron_astrocyte"
 
 logger = logging.getLogger(__name__)
 
@@ -1137,82 +1163,42 @@ class _Arguments(ctypes.Structure):
 
 def is_available():
     """Whether the functions of this module can be called on this machine; the first call compiles them."""
-    return _library() is not None
+    return obstacle() is None
+
+
+def obstacle():
+    """Why they cannot be called on this machine, or None if they can."""
+    return _library_or_obstacle()[1]
+
+
+def build(rebuild=False):
+    """Builds the library ahead: see `native_library.build_library`."""
+    return build_library(LIBRARY_NAME, SOURCE, rebuild)
 
 
 @functools.cache
-def _library():
-    """The compiled source, or None where that is not to be had; the log says why."""
+def _library_or_obstacle():
+    """The compiled source and None, or None and why it is not to be had, which the log says once."""
     try:
-        if sys.platform != "linux":
-            raise RuntimeError(f"it is built on Linux only, and this is {sys.platform}")
-        library = ctypes.CDLL(str(_built()))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        logger.info("Neuron-astrocyte attention runs in its plain form on this CPU: %s", error)
-        return None
+        library = load_library(LIBRARY_NAME, SOURCE)
+    except (OSError, RuntimeError) as error:
+        # where nobody could do anything about it, it is no warning
+        level = logging.INFO if isinstance(error, UnsupportedPlatform) else logging.WARNING
+        logger.log(
+            level,
+            "Neuron-astrocyte attention runs in its plain form on this CPU, which is slower: %s. "
+            "ASTROFORMER_BACKEND=plain asks for no other.",
+            error,
+        )
+        return None, str(error)
     for name in FUNCTIONS:
         getattr(library, name).argtypes = [ctypes.POINTER(_Arguments)]
-        getattr(library, name).restype = None
-    return library
+        getattr(library, name).restype = ctypes.c_int
+    return library, None
 
 
-def _built():
-    """Path of the shared library for this machine, compiled now unless an earlier process has left it."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
-    if compiler is None:
-        raise RuntimeError(f"no C++ compiler was found; install one of {', '.join(COMPILERS)}, or name it in CXX")
-    native = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
-    runtime = _openmp_runtime()
-    identity = (SOURCE, os.path.realpath(compiler), *COMPILER_FLAGS, native, runtime, _instruction_set())
-    name = f"neuron_astrocyte_{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
-    path = _cache_directory() / name
-    if path.exists():
-        return path
-    logger.info("Compiling neuron-astrocyte attention for this CPU into %s, once", path)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        source, compiled, linked = (Path(folder) / f"kernels{suffix}" for suffix in (".cpp", ".o", ".so"))
-        source.write_text(SOURCE)
-        _run(compiler, *COMPILER_FLAGS, native, "-c", source, "-o", compiled)
-        # linked with PyTorch's own OpenMP runtime: the threads of two would stand in each other's way
-        _run(compiler, "-shared", "-Wl,-z,defs", compiled, runtime, "-o", linked)
-        linked.replace(path)  # whole or not at all
-    return path
-
-
-def _run(*command):
-    process = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
-    if process.returncode:
-        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise RuntimeError(f"{command[0]} could not build it: {lines[0]}")
-
-
-def _openmp_runtime():
-    """Path of the OpenMP runtime that PyTorch has loaded."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = line.split(maxsplit=5)[-1]
-        if re.match(r"lib(gomp|iomp5|omp)\b.*\.so", os.path.basename(path)):
-            return path
-    raise RuntimeError("PyTorch has loaded no OpenMP runtime")
-
-
-def _instruction_set():
-    """What tells CPUs apart that a library built for one might not run on: a home may be shared between machines."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-
-
-def _cache_directory():
-    """A folder that is this user's alone: what lies in it is run."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = Path(os.environ.get("ASTROFORMER_CACHE") or os.path.join(base, "astroformer_hf"))
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(path, os.W_OK):
-            return path
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="astroformer_hf_"))
+def _library():
+    return _library_or_obstacle()[0]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1609,7 +1595,11 @@ class _Call:
         self.set(causal=causal, decay=decay, **{name: x.data_ptr() for name, x in states.items()})
         if "plasticity" in states:
             self.arguments.feedback = 1
-        getattr(_library(), function)(self.arguments)
+        if getattr(_library(), function)(self.arguments):
+            raise MemoryError(
+                f"the machine has too little memory for neuron-astrocyte attention ({function} on "
+                f"{self.batch_size} sequences of {self.length} tokens in {self.arguments.threads} threads)"
+            )
 
 
 def _copies(*tensors):

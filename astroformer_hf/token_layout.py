@@ -209,6 +209,7 @@ class SequenceLayout(NamedTuple):
             are then those in the own document.
         geometry, output_scale: what layers share, as of `AstrocyteCode.geometry` and of
             `AstroformerAttention.output_scale`; None where each works it out.
+        spans: row, first and last token of each document, as of `spans_of_documents`, for who needs them as numbers.
     """
 
     causal: bool
@@ -224,6 +225,7 @@ class SequenceLayout(NamedTuple):
     document_ids: torch.Tensor | None
     geometry: torch.Tensor | None = None
     output_scale: torch.Tensor | float | None = None
+    spans: list[tuple[int, int, int]] | None = None
 
     @property
     def place(self):
@@ -477,6 +479,15 @@ def starts_of_documents(document_ids, padding_mask=None):
         document_ids = document_ids.gather(1, _last_real(padding_mask))
     changes = document_ids[:, 1:] != document_ids[:, :-1]
     return nn.functional.pad(changes, (1, 0), value=True)
+
+
+def spans_of_documents(document_ids):
+    """Row, first token and the one after the last of each document, in their order: a list of tuples of numbers."""
+    spans = []
+    for row, ids in enumerate(document_ids.tolist()):
+        bounds = [0, *(i for i in range(1, len(ids)) if ids[i] != ids[i - 1]), len(ids)]
+        spans += [(row, first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+    return spans
 
 
 def _last_real(padding_mask):

@@ -378,44 +378,6 @@ def test_transforms_and_fake_tensors_take_the_plain_form():
         assert neuron_astrocyte_attention(fake, fake, fake, causal=True).shape == fake.shape
 
 
-@needs_cpp
-def test_compiled_once_and_left_for_later(tmp_path, monkeypatch):
-    monkeypatch.setenv("ASTROFORMER_CACHE", str(tmp_path / "cache"))
-    built = neuron_astrocyte_cpu._built()
-    time = built.stat().st_mtime_ns
-    assert list((tmp_path / "cache").iterdir()) == [built]  # nothing else is left behind
-    assert neuron_astrocyte_cpu._built() == built and built.stat().st_mtime_ns == time
-
-    built.parent.chmod(0o777)  # what others may write to is not run from
-    assert neuron_astrocyte_cpu._cache_directory() != built.parent
-
-
-@pytest.mark.parametrize("compiler", ["none", "broken"])
-def test_without_a_compiler_the_plain_form_runs(tmp_path, monkeypatch, caplog, compiler):
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    if compiler == "broken":
-        (binaries / "c++").write_text("#!/bin/sh\necho 'c++: cannot do that' >&2\nexit 1\n")
-        (binaries / "c++").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{binaries}:/bin" if compiler == "broken" else str(binaries))
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("ASTROFORMER_CACHE", str(tmp_path / "cache"))
-    caplog.set_level("INFO")
-    neuron_astrocyte_cpu._library.cache_clear()
-    try:
-        x = torch.ones(1, 2, 5, 3)
-        assert choose_backend(x) == "plain"
-        assert neuron_astrocyte_attention(x, x, x).isfinite().all()
-        assert {"none": "no C++ compiler was found", "broken": "cannot do that"}[compiler] in caplog.text
-        with (
-            attention_backend("cpp"),
-            pytest.raises(RuntimeError, match="'cpp' was asked for, but it could not be built"),
-        ):
-            neuron_astrocyte_attention(x, x, x)
-    finally:
-        neuron_astrocyte_cpu._library.cache_clear()
-
-
 def test_the_environment_names_the_default(monkeypatch):
     x = torch.zeros(1, 1, 2, 2)
     monkeypatch.setenv("ASTROFORMER_BACKEND", "plain")

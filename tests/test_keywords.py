@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 import astroformer_hf
 from astroformer_hf import AstroformerCache
-from astroformer_hf.forward_keywords import FROM_LIBRARIES, PACKING_KEYWORDS
+from astroformer_hf.forward_keywords import FROM_LIBRARIES
 from astroformer_hf.library_compatibility import CACHE_NAME
 
 
@@ -100,12 +100,6 @@ def test_the_direction_of_attention_cannot_be_turned_by_a_keyword(head):
         model(**inputs)
 
 
-@pytest.mark.parametrize("name", PACKING_KEYWORDS)
-def test_packed_rows_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}: packed rows are not supported yet"):
-        make_model("AstroformerForCausalLM")(torch.ones(1, 9).long(), **{name: torch.tensor([0, 4, 9])})
-
-
 def test_positions_that_do_not_fit_the_cache_are_refused():
     model, ids = make_model("AstroformerForCausalLM"), torch.randint(1, 50, (2, 9))
     cache = model(ids, use_cache=True)[CACHE_NAME]
@@ -130,9 +124,13 @@ def test_an_image_model_has_no_cache():
             make_model(head)(**HEADS[head][2](), cache=DynamicCache())
 
 
+# The classifier because peft's prefix tuning looks there for whether it may bring one.
+HAVE_CACHES = ("AstroformerModel", "AstroformerForCausalLM", "AstroformerForSequenceClassification")
+
+
 def test_signatures_are_those_of_the_release(head):
     parameters = inspect.signature(getattr(astroformer_hf, head).forward).parameters
     assert list(parameters)[1] == ("pixel_values" if head in VISION else "input_ids")
     other = "past_key_values" if CACHE_NAME == "cache" else "cache"
     assert other not in parameters
-    assert (CACHE_NAME in parameters) == (head in ("AstroformerModel", "AstroformerForCausalLM"))
+    assert (CACHE_NAME in parameters) == (head in HAVE_CACHES)

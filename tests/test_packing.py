@@ -3,15 +3,18 @@
 
 import pytest
 import torch
+from conftest import make_model
 from test_attention_backends import BACKENDS
 
 from astroformer_hf import (
     NeuronAstrocyteState,
     attention_backend,
+    look_inside,
     neuron_astrocyte_attention,
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
 )
+from astroformer_hf.library_compatibility import CACHE_NAME
 from astroformer_hf.neuron_astrocyte_attention import attend
 from astroformer_hf.token_layout import (
     decayed_sum,
@@ -213,3 +216,225 @@ def test_document_ids_that_do_not_fit_are_refused():
         for operation in (neuron_astrocyte_attention, neuron_astrocyte_network):
             with pytest.raises(ValueError, match=message):
                 operation(*arguments, **options)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Models
+# --------------------------------------------------------------------------------------------------------------------
+
+MODEL_ROWS = [[5, 1, 70, 24], [100]]
+TOKEN_HEADS = (
+    "AstroformerModel",
+    "AstroformerForMaskedLM",
+    "AstroformerForTokenClassification",
+    "AstroformerForCausalLM",
+)
+
+
+def positions_of(rows):
+    return torch.stack([torch.cat([torch.arange(size) for size in row]) for row in rows])
+
+
+def answer_of(output):
+    return output.last_hidden_state if "last_hidden_state" in output else output.logits
+
+
+def alone(model, ids, rows, mask=None, **options):
+    """The answers to each document in a row of its own, put together again."""
+    pieces = [[] for _ in rows]
+    for b, first, last in spans_of(rows):
+        own_mask = None if mask is None else mask[b : b + 1, first:last]
+        pieces[b].append(answer_of(model(ids[b : b + 1, first:last], own_mask, **options)))
+    return torch.cat([torch.cat(row, dim=1) for row in pieces])
+
+
+def gradients_of(model, answer):
+    model.zero_grad()
+    (answer * torch.linspace(-1, 1, answer.numel()).view(answer.shape)).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_packed_model_answers_as_alone(variant, is_decoder, padded):
+    name = "AstroformerForCausalLM" if is_decoder else "AstroformerForTokenClassification"
+    model, ids = make_model(name, **variant), torch.randint(1, 50, (2, 100))
+    mask = None
+    positions = positions_of(MODEL_ROWS)
+    if padded:
+        mask = torch.ones(2, 100).long()
+        mask[0, [0, 8, 9, 75, 99]] = 0
+        mask[1, :4] = 0
+        numbers = number_documents(positions == 0)
+        for row in range(2):  # real tokens of each document counted; padding stands anywhere
+            for document in numbers[row].unique():
+                own = numbers[row] == document
+                positions[row, own] = (mask[row, own].cumsum(0) - 1).clamp(min=0)
+    real = torch.ones(2, 100).bool() if mask is None else mask.bool()
+    packed = answer_of(model(ids, mask, position_ids=positions))
+    expected = alone(model, ids, MODEL_ROWS, mask)
+    torch.testing.assert_close(packed[real], expected[real], rtol=1e-4, atol=1e-4)
+    found = gradients_of(model, packed * real[..., None])
+    wanted = gradients_of(model, expected * real[..., None])
+    assert found.keys() == wanted.keys()
+    for parameter in wanted:
+        torch.testing.assert_close(found[parameter], wanted[parameter], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TOKEN_HEADS)
+def test_all_ways_to_say_it_say_the_same(name):
+    model, ids = make_model(name), torch.randint(1, 50, (1, 100))
+    positions, bounds = positions_of(MODEL_ROWS[:1]), torch.tensor([0, 5, 6, 76, 100], dtype=torch.int32)
+    expected = answer_of(model(ids, position_ids=positions))
+    seq_idx = torch.repeat_interleave(torch.arange(4), bounds.diff().long())[None]
+    for keywords in (
+        {"seq_idx": seq_idx},
+        {"seq_idx": seq_idx.int(), "position_ids": positions},
+        {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 70, "max_length_k": 70},
+        {"cu_seq_lens_q": bounds, "seq_idx": seq_idx, "position_ids": positions},
+        {"inputs_embeds": model.get_input_embeddings()(ids), "position_ids": positions},
+    ):
+        inputs = {} if "inputs_embeds" in keywords else {"input_ids": ids}
+        torch.testing.assert_close(answer_of(model(**inputs, **keywords)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_packed_maps_and_hidden_states(variant, is_decoder):
+    name = "AstroformerForCausalLM" if is_decoder else "AstroformerForTokenClassification"
+    model, ids = make_model(name, **variant), torch.randint(1, 50, (1, 12))
+    with attention_backend("plain"):
+        packed = model(ids, position_ids=positions_of([[5, 7]]), output_attentions=True, output_hidden_states=True)
+        pieces = [
+            model(ids[:, first:last], output_attentions=True, output_hidden_states=True)
+            for _, first, last in spans_of([[5, 7]])
+        ]
+    for i, attention_map in enumerate(packed.attentions):
+        expected = torch.zeros_like(attention_map)
+        expected[:, :, :5, :5], expected[:, :, 5:, 5:] = (piece.attentions[i] for piece in pieces)
+        torch.testing.assert_close(attention_map, expected, rtol=1e-4, atol=1e-5)
+    for i, hidden_state in enumerate(packed.hidden_states):
+        expected = torch.cat([piece.hidden_states[i] for piece in pieces], dim=1)
+        torch.testing.assert_close(hidden_state, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["compile", "trace"])
+@pytest.mark.parametrize("attention", ["neuron_astrocyte", "softmax"])
+@pytest.mark.parametrize("name", ["AstroformerForTokenClassification", "AstroformerForCausalLM"])
+def test_what_a_graph_cannot_ask_is_right_all_the_same(name, attention, how):
+    model, ids = make_model(name, attention_type=attention, use_cache=False), torch.randint(1, 50, (2, 100))
+    packed, plain = positions_of(MODEL_ROWS), torch.arange(100).expand(2, -1)
+    if how == "compile":
+        graph = torch.compile(model, fullgraph=True, backend="eager")
+    else:
+
+        class Traced(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = model
+
+            def forward(self, input_ids, position_ids):
+                return self.model(input_ids, position_ids=position_ids).logits
+
+        traced = torch.jit.trace(Traced(), (ids, plain), check_trace=False)
+
+        def graph(input_ids, position_ids):
+            return {"logits": traced(input_ids, position_ids)}
+
+    with torch.no_grad():
+        for positions in (plain, packed):
+            expected = model(ids, position_ids=positions).logits
+            torch.testing.assert_close(graph(ids, position_ids=positions)["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_loss_is_that_of_the_documents_alone():
+    from transformers import DataCollatorWithFlattening
+
+    model = make_model("AstroformerForCausalLM")
+    documents = [torch.randint(1, 50, (size,)) for size in (5, 1, 70, 24)]
+    losses = [(model(d[None], labels=d[None]).loss, len(d) - 1) for d in documents if len(d) > 1]
+    expected = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+    ids = torch.cat(documents)[None]
+    positions = positions_of([[5, 1, 70, 24]])
+    torch.testing.assert_close(model(ids, position_ids=positions, labels=ids).loss, expected)
+    bounds = torch.tensor([0, 5, 6, 76, 100])
+    torch.testing.assert_close(model(ids, cu_seq_lens_q=bounds, labels=ids).loss, expected)
+    features = [{"input_ids": d.tolist()} for d in documents]
+    for options in ({}, {"return_flash_attn_kwargs": True}, {"return_seq_idx": True, "return_flash_attn_kwargs": True}):
+        batch = DataCollatorWithFlattening(**options)(features)
+        torch.testing.assert_close(model(**batch).loss, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["AstroformerForSequenceClassification", "AstroformerForQuestionAnswering", "AstroformerForMultipleChoice"]
+)
+def test_a_head_with_one_answer_per_row_takes_no_packed_rows(name):
+    model, ids, positions = make_model(name), torch.randint(1, 50, (1, 9)), positions_of([[4, 5]])
+    if name == "AstroformerForMultipleChoice":
+        ids, positions = ids[:, None], positions[:, None]
+    model(ids, position_ids=torch.arange(9).view(positions.shape))
+    with pytest.raises(ValueError, match="one document per row"):
+        model(ids, position_ids=positions)
+    with pytest.raises(ValueError, match="one document per row"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, 4, 9]))
+
+
+def test_packed_rows_have_no_cache(variant):
+    model, ids = make_model("AstroformerForCausalLM", **variant), torch.randint(1, 50, (1, 9))
+    positions = positions_of([[4, 5]])
+    assert model(ids, position_ids=positions).get(CACHE_NAME) is None
+    with pytest.raises(ValueError, match="not for packed rows"):
+        model(ids, position_ids=positions, use_cache=True)
+    with pytest.raises(ValueError, match="not for packed rows"):
+        model.generate(ids, position_ids=positions, max_new_tokens=2)
+    cache = model(ids, use_cache=True)[CACHE_NAME]
+    for arguments in ({"position_ids": positions}, {"seq_idx": positions}, {"position_ids": torch.arange(9)[None]}):
+        with pytest.raises(ValueError, match="while the cache holds what came before"):
+            model(ids, cache=cache, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seq_idx": torch.zeros(2, 9).long()}, r"seq_idx must have shape \(1, 9\)"),
+        ({"cu_seq_lens_q": torch.tensor([0, 4, 8])}, "must rise from 0 to the row's length 9, got"),
+        ({"cu_seq_lens_q": torch.tensor([0, 7, 4, 9])}, "must rise from 0"),
+        ({"cu_seq_lens_q": torch.tensor([0, 9]), "cu_seq_lens_k": torch.tensor([0, 8])}, "must be the same"),
+        ({"cu_seq_lens_q": torch.tensor([[0, 9]])}, "must have shape"),
+        ({"max_length_q": 9}, "do not say where documents begin"),
+        ({"seq_idx": torch.zeros(1, 9).long(), "cu_seq_lens_q": torch.tensor([0, 4, 9])}, "say different things"),
+        ({"seq_idx": torch.zeros(1, 9).long(), "position_ids": positions_of([[4, 5]])}, "begin again at 0 where no"),
+        ({"position_ids": torch.tensor([[0, 1, 2, 3, 4, 2, 3, 4, 5]])}, "must not go back within a document, got 4"),
+    ],
+    ids=str,
+)
+def test_packing_that_contradicts_itself_is_refused(arguments, message):
+    model, ids = make_model("AstroformerForCausalLM"), torch.randint(1, 50, (1, 9))
+    with pytest.raises(ValueError, match=message):
+        model(ids, **arguments)
+
+
+def test_a_document_too_long_for_the_table_is_refused_and_a_row_is_not():
+    model = make_model("AstroformerForTokenClassification", astrocyte_code="learned", max_position_embeddings=6)
+    ids = torch.randint(1, 50, (1, 10))
+    torch.testing.assert_close(
+        model(ids, cu_seq_lens_q=torch.tensor([0, 6, 10])).logits, alone(model, ids, [[6, 4]]), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="position_ids must be in"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, 7, 10]))
+
+
+def test_positions_of_padding_begin_no_document(variant):
+    model, ids = make_model("AstroformerForCausalLM", **variant), torch.randint(1, 50, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = mask[1, 6:] = 0
+    expected = model(ids, mask).logits
+    for filler in (0, 1):  # as generate and others have them
+        positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, filler)
+        found = model(ids, mask, position_ids=positions).logits
+        torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+def test_look_inside_takes_no_packed_rows():
+    model, ids = make_model("AstroformerForTokenClassification"), torch.randint(1, 50, (1, 9))
+    with pytest.raises(ValueError, match="look_inside takes one document per row"):
+        look_inside(model, input_ids=ids, position_ids=positions_of([[4, 5]]))

@@ -1,0 +1,27 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Builds the C++ library of neuron-astrocyte attention ahead, as in a container that is to have no compiler:
+
+    python -m astroformer_hf.build
+
+It prints where the library lies. If it cannot be built or kept, it says why and ends with status 1.
+"""
+
+import argparse
+import sys
+
+from .neuron_astrocyte_cpu import build
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m astroformer_hf.build", description=__doc__.split(",")[0] + ".")
+    parser.add_argument("--rebuild", action="store_true", help="build it also if it is there, by another CXX, say")
+    try:
+        print(build(parser.parse_args(arguments).rebuild))
+    except (OSError, RuntimeError) as error:
+        print(f"The C++ library could not be built: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Rows in which several documents stand one after the other ("packing", "padding-free" training), as collators say it:
+
+- `position_ids` that begin again at 0 with each document (`DataCollatorWithFlattening`, trl's packing);
+- `seq_idx`, `(batch, length)`, the number of each token's document;
+- `cu_seq_lens_q` (and `cu_seq_lens_k`, the same), `(documents + 1,)`, where each document of the only row begins and,
+  last, where the row ends; `max_length_q` and `max_length_k` say what follows from it.
+
+Whichever says it, a document is encoded as if it stood in a row of its own.
+"""
+
+import torch
+
+from .forward_keywords import PACKING_KEYWORDS, may_look_at, may_wait_for
+from .token_layout import number_documents, starts_of_documents
+
+
+def packed_documents(shape, attention_mask, position_ids, keywords, past_length=0):
+    """The number of each token's document, `(batch, length)` as of `number_documents`; None if each row is one.
+
+    Where the values of `position_ids` cannot be asked (in a graph that is being traced), rows count as packed: the
+    same numbers come out, in a form that is slower.
+
+    Args:
+        shape (pair of `int`): `(batch, length)`.
+        attention_mask, position_ids (`torch.Tensor`, *optional*): as of `AstroformerModel.forward`.
+        keywords (`dict`): what else that was given, with `PACKING_KEYWORDS` among it.
+        past_length (`int`): tokens in the cache.
+
+    Raises:
+        ValueError: the arguments contradict each other, or go on from a cache.
+    """
+    length = shape[1]
+    padding_mask = None if attention_mask is None else attention_mask[:, past_length:] != 0
+    starts = _explicit_starts(shape, padding_mask, keywords)
+    if position_ids is None or length == 0:
+        restarts = None
+    else:
+        restarts = (position_ids.view(-1, length) == 0).expand(shape)
+        if starts is None and length > 1:
+            _check_order(position_ids.view(-1, length).expand(shape), padding_mask)
+    documents = None
+    if starts is not None:
+        documents = number_documents(starts, padding_mask)
+        if may_look_at(restarts) and bool((number_documents(restarts & ~starts, padding_mask) > 0).any()):
+            raise ValueError("position_ids begin again at 0 where no document begins by seq_idx or cu_seq_lens_q")
+    elif restarts is not None and length > 1:
+        documents = number_documents(restarts, padding_mask)
+        if may_wait_for(documents) and not documents.any():
+            documents = None
+    if past_length > 0:
+        goes_on_anew = restarts is not None and _begins_anew(restarts, attention_mask, padding_mask, past_length)
+        if goes_on_anew or (documents is not None and may_wait_for(documents) and bool(documents.any())):
+            raise ValueError(
+                "a document begins (position_ids are 0 again, or by seq_idx or cu_seq_lens_q) while the cache holds what "
+                "came before: packed rows take no cache; leave it out, or give each document a row"
+            )
+        return None
+    return documents
+
+
+def refuse_packed_rows(task, hidden_states, attention_mask, position_ids, keywords):
+    """Raises a ValueError if rows hold several documents, for a head that gives one answer per row.
+
+    Args:
+        task (`str`): what the head does, for the message.
+        hidden_states (`torch.Tensor`): `(batch, length, hidden_size)`.
+        attention_mask, position_ids, keywords: as of `packed_documents`.
+    """
+    documents = packed_documents(hidden_states.shape[:2], attention_mask, position_ids, keywords)
+    if documents is None:
+        return
+    if bool(documents.any()) if may_wait_for(documents) else is_packed_explicitly(keywords):
+        raise ValueError(f"{task} takes one document per row, and these are packed; give each a row, padded")
+
+
+def is_packed_explicitly(keywords):
+    """Whether one of `PACKING_KEYWORDS` is given."""
+    return any(keywords.get(name) is not None for name in PACKING_KEYWORDS)
+
+
+def without_first_tokens(labels, attention_mask, position_ids, keywords):
+    """Labels of a causal language model, `(batch, length)`, with -100 at the first token of each document but the first:
+    the token before it, the last of another document, is not to predict it."""
+    length = labels.shape[1]
+    padding_mask = None if attention_mask is None else attention_mask[:, -length:] != 0
+    starts = _explicit_starts(labels.shape, padding_mask, keywords)
+    if starts is None:
+        if position_ids is None:
+            return labels
+        starts = (position_ids.view(-1, length) == 0).expand(labels.shape)
+    documents = number_documents(starts, padding_mask)
+    return labels.masked_fill(starts & (documents > 0), -100)
+
+
+def _explicit_starts(shape, padding_mask, keywords):
+    """Where documents begin by `seq_idx` or `cu_seq_lens_q`: `(batch, length)` bool, None without them."""
+    if not is_packed_explicitly(keywords):
+        return None
+    given = {name: keywords[name] for name in PACKING_KEYWORDS if keywords.get(name) is not None}
+    batch_size, length = shape
+    starts = []
+    if "seq_idx" in given:
+        if given["seq_idx"].shape not in ((batch_size, length), (1, length)):
+            raise ValueError(f"seq_idx must have shape {(batch_size, length)}, got {tuple(given['seq_idx'].shape)}")
+        starts.append(starts_of_documents(given["seq_idx"].expand(batch_size, length), padding_mask))
+    bounds = given.get("cu_seq_lens_q", given.get("cu_seq_lens_k"))
+    if bounds is not None:
+        other = given.get("cu_seq_lens_k", bounds)
+        if may_look_at(bounds) and not torch.equal(bounds, other.to(bounds)):
+            raise ValueError(
+                f"cu_seq_lens_q and cu_seq_lens_k must be the same in self-attention, got {bounds.tolist()} and "
+                f"{other.tolist()}"
+            )
+        if batch_size != 1 or bounds.dim() != 1 or len(bounds) < 2:
+            raise ValueError(
+                "cu_seq_lens_q must have shape (documents + 1,) and go with one row that holds all documents, got "
+                f"shape {tuple(bounds.shape)} with {batch_size} rows"
+            )
+        if may_look_at(bounds) and (bounds[0] != 0 or bounds[-1] != length or bool((bounds.diff() < 0).any())):
+            raise ValueError(f"cu_seq_lens_q must rise from 0 to the row's length {length}, got {bounds.tolist()}")
+        index = torch.arange(length, device=bounds.device)
+        starts.append(torch.isin(index, bounds)[None])
+    if not starts:
+        raise ValueError(f"{', '.join(given)} do not say where documents begin; give cu_seq_lens_q or position_ids")
+    if len(starts) == 2 and may_look_at(starts[0]):
+        if not torch.equal(*(number_documents(x, padding_mask) for x in starts)):
+            raise ValueError("seq_idx and cu_seq_lens_q say different things of where documents begin")
+    return starts[0]
+
+
+def _check_order(position_ids, padding_mask):
+    """Raises a ValueError if positions go back from one real token to the next, to elsewhere than 0."""
+    if not may_look_at(position_ids):
+        return
+    for row, positions in enumerate(position_ids):
+        positions = positions if padding_mask is None else positions[padding_mask[row]]
+        back = (positions.diff() < 0) & (positions[1:] != 0)
+        if back.any():
+            place = int(back.int().argmax())
+            raise ValueError(
+                f"position_ids must not go back within a document, got {positions[place]} and then "
+                f"{positions[place + 1]} in row {row}; a document that begins within a row begins at 0"
+            )
+
+
+def _begins_anew(restarts, attention_mask, padding_mask, past_length):
+    """Whether a real token stands at position 0 after others in the cache, where the values can be asked."""
+    if not (may_look_at(restarts) or (restarts.shape[1] > 1 and may_wait_for(restarts))):
+        return False
+    if attention_mask is not None:
+        restarts = restarts & padding_mask & (attention_mask[:, :past_length] != 0).any(-1, keepdim=True)
+    return bool(restarts.any())
