@@ -9,6 +9,7 @@ import difflib
 import math
 import numbers
 import re
+import sys
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -25,7 +26,7 @@ CHOICES = {
     "feature_map": ("elu", "relu", "exp", "favor"),
     "astrocyte_code": ("learned", "sinusoidal", "activity"),
     "calcium_normalization": ("mean", "sum"),
-    "pooling": ("mean", "cls"),
+    "pooling": ("mean", "cls", "last"),
 }
 POSITIVE = (
     "vocab_size",
@@ -74,6 +75,41 @@ LIBRARY_KEYWORDS = {
     "torch_dtype",
     "unk_token_id",
 } | set(GenerationConfig().to_dict())
+
+
+def tell_peft(model_type):
+    """Registers which modules the adapters of peft adapt by default, if it has been imported.
+
+    Projections are called as Llama's, and what peft adapts there it adapts here. The normalisations are not.
+    """
+    constants = sys.modules.get("peft.utils.constants")
+    for name, modules_of_types in vars(constants).items() if constants is not None else ():
+        if not re.fullmatch("TRANSFORMERS_MODELS_TO_[A-Z0-9]+_(TARGET|FEEDFORWARD)_MODULES_MAPPING", name):
+            continue
+        if "LNTUNING" in name:
+            modules_of_types.setdefault(model_type, ["attention_norm", "mlp_norm", "norm"])
+        elif "llama" in modules_of_types:
+            modules_of_types.setdefault(model_type, modules_of_types["llama"])
+
+
+class TableRows:
+    """The field `max_position_embeddings`: always kept and saved, but there to be read only where it bounds the input.
+
+    Tools such as sentence-transformers, lm-eval and `generate` take this attribute, wherever they find it, for the
+    longest input, and cut what is longer.
+    """
+
+    default = 512
+
+    def __get__(self, config, owner=None):
+        if config is None:  # how a dataclass asks for the default
+            return self.default
+        if config.longest_input is None:
+            raise AttributeError("max_position_embeddings bounds nothing: this model takes any length")
+        return config.num_table_positions
+
+    def __set__(self, config, value):
+        config._table_rows = value  # under another name, since the library reads what it finds in `vars(config)`
 
 
 @strict
@@ -134,13 +170,30 @@ class AstroformerBaseConfig(PreTrainedConfig):
         self.auto_map = dict(self.auto_map_of_class)
         self.astroformer_version = __version__  # of what saves it next
 
+    @property
+    def longest_input(self) -> int | None:
+        """Tokens that an input may have at most; None where any length is taken."""
+        return None
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As of every library configuration, but fields among the keywords are checked together with the others."""
+        own_fields = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+        changes = {name: kwargs.pop(name) for name in own_fields & kwargs.keys()}
+        return super().from_dict({**config_dict, **changes}, **kwargs)
+
+    def to_dict(self):
+        """As of every library configuration."""
+        tell_peft(self.model_type)  # which asks a model here for its type, before it looks up what to adapt
+        return super().to_dict()
+
     def validate_architecture(self):
         """Checks every field and the fields against each other; the library calls it again before saving."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
         for name in POSITIVE:
-            value = getattr(self, name, None)
+            value = getattr(self, "_table_rows" if name == "max_position_embeddings" else name, None)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value!r}")
             if value is not None and value > LARGEST.get(name, math.inf):
@@ -225,7 +278,9 @@ class AstroformerConfig(AstroformerBaseConfig):
             attention map; the other arms, which have no map, drop the values of whole tokens before they are written (a
             synapse that fails to release).
         max_position_embeddings (`int`, defaults to 512): rows of the "learned" astrocyte code, the longest input that
-            it takes, generated tokens included. The other codes and arms take any length.
+            it takes, generated tokens included. The other codes and arms take any length; with them the attribute is
+            kept and saved, but not there to be read, because tools would cut their inputs by it. What bounds an input
+            says `longest_input`: these rows, or None.
         type_vocab_size (`int`, defaults to 2): number of different `token_type_ids`.
         initializer_range (`float`, defaults to 0.02): standard deviation of initial weights.
         layer_norm_eps (`float`, defaults to 1e-12): epsilon of the layer normalisations.
@@ -236,8 +291,9 @@ class AstroformerConfig(AstroformerBaseConfig):
             `AstroformerForCausalLM` sets it.
         use_cache (`bool`, defaults to `True`): whether decoders return the state from which the next token continues.
         tie_word_embeddings (`bool`, defaults to `True`): whether language models share input and output embeddings.
-        pooling (`str`, defaults to `"mean"`): how a sequence becomes one vector, "mean" over its real tokens or "cls",
-            its first real token.
+        pooling (`str`, defaults to `"mean"`): how a sequence becomes one vector, "mean" over its real tokens, "cls",
+            its first real token, or "last", its last one. A causal model's first token sees nothing else, so that its
+            classifiers refuse "cls".
         attention_type (`str`, defaults to `"neuron_astrocyte"`): the arm; "linear" (Katharopoulos et al., 2020) and
             "softmax" are the comparisons in the same skeleton. "linear" is "neuron_astrocyte" with
             `use_astrocyte_hebbian=False, presynaptic_alpha=1`.
@@ -279,7 +335,7 @@ class AstroformerConfig(AstroformerBaseConfig):
     num_position_dimensions = 1
 
     vocab_size: int = 30522
-    max_position_embeddings: int = 512
+    max_position_embeddings: int = TableRows()  # type: ignore[assignment]  # see there
     type_vocab_size: int = 2
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
@@ -288,7 +344,20 @@ class AstroformerConfig(AstroformerBaseConfig):
     @property
     def num_table_positions(self) -> int:
         """Rows of the "learned" astrocyte code."""
-        return self.max_position_embeddings
+        return self._table_rows
+
+    @property
+    def longest_input(self) -> int | None:
+        """Tokens that an input may have at most, generated ones included: the rows of the "learned" astrocyte code.
+        None for all else, which takes any length."""
+        has_code = self.attention_type == "neuron_astrocyte" and self.use_astrocyte_hebbian
+        return self.num_table_positions if has_code and self.astrocyte_code == "learned" else None
+
+    def to_dict(self):
+        """Every field by its name, as the library saves them."""
+        fields = super().to_dict()
+        fields["max_position_embeddings"] = fields.pop("_table_rows")
+        return fields
 
     def validate_architecture(self):
         """Checks every field and the fields against each other; the library calls it again before saving."""

@@ -35,7 +35,13 @@ from transformers.utils.output_capturing import capture_outputs
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
-from .forward_keywords import PACKING_KEYWORDS, check_library_keywords, checks_keywords, may_wait_for
+from .forward_keywords import (
+    PACKING_KEYWORDS,
+    check_library_keywords,
+    checks_keywords,
+    may_look_at,
+    may_wait_for,
+)
 from .head_shards import refuse_sharded_sequence, split_heads
 from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, takes_cache
 from .neuron_astrocyte_attention import (
@@ -264,7 +270,11 @@ def with_what_layers_share(layout, layers):
         layout = layout._replace(spans=spans_of_documents(layout.document_ids))
     layout = layout._replace(output_scale=attention.output_scale(layout))
     code = attention.astrocyte_code
-    return layout if code is None else layout._replace(geometry=code.geometry(layout))
+    if code is None:
+        return layout
+    if not isinstance(code, AstrocyteCode):  # an adapter around it
+        code = next(module for module in code.modules() if isinstance(module, AstrocyteCode))
+    return layout._replace(geometry=code.geometry(layout))
 
 
 def isinstance_by_name(x, cls):
@@ -411,9 +421,10 @@ class AstroformerModel(AstroformerPreTrainedModel):
 
         Args:
             input_ids (`torch.LongTensor`, *optional*): `(batch, length)` token ids; either these or `inputs_embeds`.
-            attention_mask (`torch.Tensor`, *optional*): `(batch, length)`, 1 where a token is real, 0 where it is
-                padding, which may stand on either side or between. Real tokens are encoded as if it were not there.
-                With a cache it covers the tokens in the cache, too.
+            attention_mask (`torch.Tensor`, *optional*): `(batch, length)`, 1 (or True) where a token is real, 0 where
+                it is padding, which may stand on either side or between. Real tokens are encoded as if it were not
+                there. With a cache it covers the tokens in the cache, too. Masks with a row per query, and additive
+                ones, are refused.
             token_type_ids (`torch.LongTensor`, *optional*): `(batch, length)` segment ids, 0 by default.
             position_ids (`torch.LongTensor`, *optional*): `(batch, length)` or `(1, length)` positions; by default the
                 real tokens are counted. Where they begin again at 0 within a row, another document begins, which is
@@ -457,7 +468,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
             *(inputs.shape[1], inputs.device, attention_mask, position_ids),
             *(self.config.is_decoder, past_length, past_counted, document_ids),
         )
-        if self._has_position_table:
+        if self.config.longest_input is not None:
             self._check_positions(layout, position_ids, past_length + inputs.shape[1])
         layout = with_what_layers_share(layout, self.layers)
         output_attentions = kwargs.get("output_attentions")
@@ -490,7 +501,8 @@ class AstroformerModel(AstroformerPreTrainedModel):
         if not isinstance_by_name(cache, kind):
             raise ValueError(
                 f"{CACHE_NAME} must be a {kind.__name__} for attention_type {config.attention_type!r}, got a "
-                f"{type(cache).__name__}; leave it out, and the model makes one"
+                f"{type(cache).__name__}; leave it out, and the model makes one (prefix tuning, which brings keys and "
+                "values, is for attention_type 'softmax')"
             )
         if drops_cache(self.layers[0]):
             raise ValueError(
@@ -555,6 +567,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
                 f"got {tuple(inputs_embeds.shape)}"
             )
         batch_size, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        check_mask(attention_mask)
         for name, tensor, expected_length in (
             ("attention_mask", attention_mask, past_length + length),
             ("token_type_ids", token_type_ids, length),
@@ -578,7 +591,7 @@ class AstroformerModel(AstroformerPreTrainedModel):
 
     def _check_positions(self, layout, position_ids, length):
         """Checks that the table of the "learned" code has a row for each position."""
-        num_positions = self.config.max_position_embeddings
+        num_positions = self.config.longest_input
         if position_ids is not None or layout.document_ids is not None:
             check_range("position_ids", layout.position_ids, num_positions, "max_position_embeddings")
         elif length > num_positions:
@@ -587,12 +600,6 @@ class AstroformerModel(AstroformerPreTrainedModel):
                 f"max_position_embeddings={num_positions}; truncate it, or use astrocyte_code 'sinusoidal' or "
                 "'activity', which take any length"
             )
-
-    @property
-    def _has_position_table(self):
-        config = self.config
-        uses_code = config.attention_type == "neuron_astrocyte" and config.use_astrocyte_hebbian
-        return uses_code and config.astrocyte_code == "learned"
 
 
 # Trainer's label smoothing shifts the labels of the causal language models that are listed here by name, and pipelines
@@ -716,7 +723,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            check_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size")
+            labels = class_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size", loss_arguments)
             if labels.shape == outputs.last_hidden_state.shape[:2]:
                 labels = without_first_tokens(labels, attention_mask, position_ids, kwargs)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
@@ -797,7 +804,7 @@ class AstroformerForMaskedLM(AstroformerPreTrainedModel):
         logits = self.lm_head(self.transform(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            check_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size")
+            labels = class_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size", loss_arguments)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -809,6 +816,7 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
+        check_pooling(config)
         self.num_labels = config.num_labels
         self.astroformer = AstroformerModel(config)
         self.dropout = classifier_dropout(config)
@@ -827,17 +835,20 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple | SequenceClassifierOutput:
         """Classifies a batch of sequences.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: see `AstroformerModel.forward`.
-            labels (`torch.Tensor`, *optional*): `(batch,)` class indices (-100 is ignored), `(batch, num_labels)` zeros
-                and ones (multi-label), or `(batch,)` or `(batch, num_labels)` targets (regression). Which it is says
-                `config.problem_type`; unset, one label means regression, whole numbers classes, others multi-label.
+            labels (`torch.Tensor`, *optional*): `(batch,)` class indices (-100 is ignored), `(batch, num_labels)` from
+                0 to 1 (multi-label), or `(batch,)` or `(batch, num_labels)` targets (regression), of any dtype that
+                holds them. Which it is says `config.problem_type`; unset, one label means regression, whole numbers
+                classes, others multi-label, and that is written into the configuration.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): number of label entries that the loss is a mean
                 over, where a batch is accumulated in parts; `Trainer` gives it. By default those of this call.
+            cache: see `AstroformerModel.forward`. In the signature because prefix tuning asks whether it is there.
 
         Returns:
             `SequenceClassifierOutput` with `logits` of shape `(batch, num_labels)` and `loss` if there are labels.
@@ -845,7 +856,9 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
         Raises:
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
-        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.astroformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache=cache, **kwargs
+        )
         refuse_packed_rows("sequence classification", outputs.last_hidden_state, attention_mask, position_ids, kwargs)
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.classifier(self.dropout(pooled))
@@ -899,7 +912,7 @@ class AstroformerForTokenClassification(AstroformerPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            check_labels(labels, logits.shape[:2], self.num_labels, "num_labels")
+            labels = class_labels(labels, logits.shape[:2], self.num_labels, "num_labels", loss_arguments)
             loss = self.loss_function(logits, labels, self.config, **loss_arguments)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -952,9 +965,10 @@ class AstroformerForQuestionAnswering(AstroformerPreTrainedModel):
         if (start_positions is None) != (end_positions is None):
             raise ValueError("give both of start_positions and end_positions, or neither")
         if start_positions is not None and end_positions is not None:
-            for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
-                if positions.shape not in ((len(start_logits),), (len(start_logits), 1)):
-                    raise ValueError(f"{name} must have shape {(len(start_logits),)}, got {tuple(positions.shape)}")
+            start_positions, end_positions = (
+                answer_positions(name, positions, *start_logits.shape)
+                for name, positions in (("start_positions", start_positions), ("end_positions", end_positions))
+            )
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **loss_arguments)
         return QuestionAnsweringModelOutput(
             loss=loss,
@@ -970,6 +984,7 @@ class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
+        check_pooling(config)
         self.astroformer = AstroformerModel(config)
         self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, 1)
@@ -1011,6 +1026,13 @@ class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
                 f"hidden_size), got {None if inputs is None else tuple(inputs.shape)}"
             )
         num_choices = inputs.shape[1]
+        for name, tensor in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if tensor is not None and getattr(tensor, "shape", None) != inputs.shape[:3]:
+                got = tuple(tensor.shape) if torch.is_tensor(tensor) else f"a {type(tensor).__name__}"
+                raise ValueError(
+                    f"{name} must have the shape (batch, choices, length) of the inputs, {tuple(inputs.shape[:3])}, "
+                    f"got {got}"
+                )
         input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = (
             x if x is None else x.flatten(0, 1)
             for x in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
@@ -1021,7 +1043,7 @@ class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
         logits = self.classifier(self.dropout(pooled)).view(-1, num_choices)
         loss = None
         if labels is not None:
-            check_labels(labels, logits.shape[:1], num_choices, "choices")
+            labels = class_labels(labels, logits.shape[:1], num_choices, "choices")
             loss = classification_loss(logits, labels, num_items_in_batch)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -1039,23 +1061,67 @@ def pop_loss_arguments(kwargs):
     return {name: kwargs.pop(name) for name in names if name in kwargs}
 
 
-def check_labels(labels, shape, size, size_name):
-    """Raises a ValueError if labels have another shape or leave [0, size), but for the ignored -100."""
-    if labels.shape != shape:
-        raise ValueError(f"labels must have shape {tuple(shape)}, got {tuple(labels.shape)}")
-    check_range("labels", labels.masked_fill(labels == -100, 0), size, size_name)
+def whole_numbers(name, labels, shapes):
+    """Labels that are indices, in int64; a ValueError that names them if they are no tensor of them in such a shape."""
+    if not torch.is_tensor(labels):
+        raise ValueError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.shape not in shapes:
+        raise ValueError(
+            f"{name} must have shape {' or '.join(str(tuple(s)) for s in shapes)}, got {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{name} must be whole numbers, got {labels.dtype}")
+    return labels.long()
+
+
+def class_labels(labels, shape, size, size_name, loss_arguments=None):
+    """Labels in int64; a ValueError if they have another shape or leave [0, size), but for those that are ignored.
+
+    `loss_arguments` are those of `pop_loss_arguments`; their `shift_labels` are treated likewise, in place.
+    """
+    loss_arguments = {} if loss_arguments is None else loss_arguments
+    ignored = loss_arguments.get("ignore_index", -100)
+
+    def checked(name, labels):
+        labels = whole_numbers(name, labels, [shape])
+        check_range(name, labels.masked_fill(labels == ignored, 0), size, size_name)
+        return labels
+
+    if loss_arguments.get("shift_labels") is not None:
+        loss_arguments["shift_labels"] = checked("shift_labels", loss_arguments["shift_labels"])
+    return checked("labels", labels)
+
+
+def answer_positions(name, positions, batch_size, length):
+    """Positions of answers in int64; a ValueError if they have another shape or are negative."""
+    positions = whole_numbers(name, positions, [(batch_size,), (batch_size, 1)])
+    check_range(name, positions.clamp(max=length), length + 1, "length + 1")
+    return positions
+
+
+def check_pooling(config):
+    """Raises a ValueError if a causal model is to be pooled to its first token, which has seen nothing else."""
+    if config.is_decoder and config.pooling == "cls":
+        raise ValueError(
+            "pooling 'cls' would read the first token of a causal model (is_decoder=True), which sees no other; give "
+            "pooling='last', its last token, or 'mean'"
+        )
 
 
 def pool(hidden_states, attention_mask, pooling):
-    """One vector per sequence, `(batch, hidden_size)`: the mean over its real tokens, or its first ("cls") real token.
+    """One vector per sequence, `(batch, hidden_size)`: the mean over its real tokens ("mean"), the first ("cls") or the
+    last ("last") of them.
 
-    A sequence of nothing but padding pools to 0 ("mean") or to its first row ("cls").
+    A sequence of nothing but padding pools to 0 ("mean"), to its first ("cls") or to its last row ("last").
     """
-    if pooling == "cls":
+    if attention_mask is not None:
+        attention_mask = attention_mask[:, -hidden_states.shape[1] :]  # without the tokens in a cache
+    if pooling in ("cls", "last"):
         if attention_mask is None:
-            return hidden_states[:, 0]
-        first = (attention_mask != 0).int().argmax(-1)
-        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), first]
+            return hidden_states[:, 0 if pooling == "cls" else -1]
+        real = (attention_mask != 0).int()
+        index = real.argmax(-1) if pooling == "cls" else real.shape[1] - 1 - real.flip(-1).argmax(-1)
+        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), index]
     if attention_mask is None:
         return hidden_states.mean(dim=1)
     real = (attention_mask != 0)[..., None]  # (B, N, 1)
@@ -1069,14 +1135,10 @@ def sequence_classification_loss(logits, labels, config, num_items_in_batch=None
     That number is `num_items_in_batch` where it is given, so that a batch accumulated in parts has the loss of the
     whole. Arguments and errors as for `AstroformerForSequenceClassification.forward`.
     """
-    num_labels, problem_type = config.num_labels, config.problem_type
-    if problem_type is None:
-        if num_labels == 1:
-            problem_type = "regression"
-        else:
-            problem_type = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-
-    batch_size = logits.shape[0]
+    if not torch.is_tensor(labels):
+        raise ValueError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    batch_size, num_labels = logits.shape[0], config.num_labels
+    problem_type = config.problem_type or inferred_problem_type(labels, num_labels)
     expected = {
         "single_label_classification": [(batch_size,), (batch_size, 1)],
         "multi_label_classification": [(batch_size, num_labels)],
@@ -1085,26 +1147,46 @@ def sequence_classification_loss(logits, labels, config, num_items_in_batch=None
     if labels.shape not in expected:
         raise ValueError(
             f"labels must have shape {' or '.join(map(str, expected))} for {problem_type} with {num_labels} labels, "
-            f"got {tuple(labels.shape)}"
+            f"got {tuple(labels.shape)}; if they are of another problem, set config.problem_type"
         )
 
     if problem_type == "single_label_classification":
         if labels.is_floating_point():
             raise ValueError(f"labels must be whole numbers for single_label_classification, got {labels.dtype}")
         labels = labels.reshape(-1)
-        check_labels(labels, labels.shape, num_labels, "num_labels")
-        return classification_loss(logits, labels, num_items_in_batch)
-    logits, labels = logits.float(), labels.float().view_as(logits)
-    if problem_type == "multi_label_classification":
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        loss = classification_loss(
+            logits, class_labels(labels, labels.shape, num_labels, "num_labels"), num_items_in_batch
+        )
     else:
-        loss = nn.functional.mse_loss(logits, labels, reduction="sum")
-    return mean_over_items(loss, labels.numel(), num_items_in_batch)
+        logits = upcast(logits)
+        labels = labels.to(logits.dtype).view_as(logits)
+        if problem_type == "multi_label_classification":
+            if may_look_at(labels) and not ((labels >= 0) & (labels <= 1)).all():
+                raise ValueError(
+                    f"labels must be from 0 to 1 for {problem_type}, got values from {labels.min()} to {labels.max()}"
+                )
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        else:
+            loss = nn.functional.mse_loss(logits, labels, reduction="sum")
+        loss = mean_over_items(loss, labels.numel(), num_items_in_batch)
+    if config.problem_type is None:  # for those who read a saved classifier's answers, such as pipelines
+        config.problem_type = problem_type
+    return loss
+
+
+def inferred_problem_type(labels, num_labels):
+    """What labels are of, where the configuration does not say."""
+    if num_labels == 1:
+        return "regression"
+    is_one_of_each = labels.dtype == torch.bool and labels.shape[1:] == (num_labels,)
+    if labels.is_floating_point() or is_one_of_each:
+        return "multi_label_classification"
+    return "single_label_classification"
 
 
 def classification_loss(logits, labels, num_items_in_batch=None):
     """Cross-entropy of `(batch, classes)` logits against `(batch,)` labels, a mean as of `mean_over_items`."""
-    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    loss = nn.functional.cross_entropy(upcast(logits), labels, reduction="sum")
     return mean_over_items(loss, (labels != -100).sum(), num_items_in_batch)
 
 
@@ -1121,14 +1203,43 @@ def mean_over_items(loss, num_items, num_items_in_batch=None):
 def check_range(name, indices, size, size_name):
     """Raises a ValueError that names the argument if `indices` leave [0, size).
 
-    Only in eager mode on the CPU, where the look costs nothing: elsewhere it would stall the device or break the graph,
-    and the device's own assertion remains.
+    Only where the look costs nothing: elsewhere it would stall the device or break the graph, and the device's own
+    assertion remains.
     """
-    if indices is None or indices.numel() == 0 or indices.device.type != "cpu" or torch.compiler.is_compiling():
+    if not may_look_at(indices) or indices.numel() == 0:
         return
     low, high = indices.min().item(), indices.max().item()
     if low < 0 or high >= size:
         raise ValueError(f"{name} must be in [0, {size_name}={size}), got values from {low} to {high}")
+
+
+def check_mask(attention_mask):
+    """Raises a ValueError if a mask is not one number per token, 1 or 0.
+
+    What cannot be looked at is left to the device, which stops at an assertion; but whole numbers in a graph are taken
+    as they are, as tokenizers make them.
+    """
+    if attention_mask is None:
+        return
+    is_tensor = torch.is_tensor(attention_mask)
+    if not is_tensor or attention_mask.dim() != 2:
+        got = tuple(attention_mask.shape) if is_tensor else f"a {type(attention_mask).__name__}"
+        raise ValueError(
+            f"attention_mask must have shape (batch, length), 1 for a real token and 0 for padding, got {got}; a mask "
+            "with a row per query is not supported. Whether a model is causal says config.is_decoder"
+        )
+    if attention_mask.dtype == torch.bool or attention_mask.numel() == 0:
+        return
+    is_binary = ((attention_mask == 0) | (attention_mask == 1)).all
+    if may_look_at(attention_mask):
+        if not is_binary():
+            low, high = attention_mask.min().item(), attention_mask.max().item()
+            raise ValueError(
+                "attention_mask must be 1 where a token is real and 0 where it is padding, got values from "
+                f"{low} to {high}; of an additive mask give (mask == 0)"
+            )
+    elif attention_mask.is_floating_point() and not torch.compiler.is_exporting():
+        torch._assert_async(is_binary(), "attention_mask must be 1 where a token is real and 0 where it is padding")
 
 
 __all__ = [

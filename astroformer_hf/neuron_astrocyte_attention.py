@@ -32,7 +32,7 @@ makes of them (m, but the number of random features for "favor"), d head size (t
 
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
@@ -120,13 +120,15 @@ def draw_random_projection(
     Returns:
         `torch.Tensor` of shape `(num_features, num_hidden_neurons)`, float32, on the CPU.
     """
+    # in this dtype also where a model is built in half precision, which has no such decomposition
+    options: dict[str, Any] = {"generator": generator, "device": "cpu", "dtype": torch.float32}
     blocks = []
     for _ in range(-(-num_features // num_hidden_neurons)):
-        gaussian = torch.randn(num_hidden_neurons, num_hidden_neurons, generator=generator, device="cpu")
+        gaussian = torch.randn(num_hidden_neurons, num_hidden_neurons, **options)
         q, r = torch.linalg.qr(gaussian)
         blocks.append((q * r.diagonal().sign()).T)  # with these signs, and only so, every direction is as likely
     directions = torch.cat(blocks)[:num_features]
-    norms = torch.randn(num_features, num_hidden_neurons, generator=generator, device="cpu").norm(dim=-1, keepdim=True)
+    norms = torch.randn(num_features, num_hidden_neurons, **options).norm(dim=-1, keepdim=True)
     return directions * norms
 
 

@@ -51,7 +51,7 @@ def answers(model_name, trust_remote_code):
         example = processor(images=picture.numpy(), return_tensors="pt")
     else:
         processor = transformers.AutoTokenizer.from_pretrained(model_name)
-        longest = min(64, config.max_position_embeddings)
+        longest = min(64, config.longest_input or 64)
         length = min(12, longest)
         mask = torch.ones(3, length, dtype=torch.long)
         mask[1, : length // 3] = 0

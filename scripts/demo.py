@@ -153,7 +153,7 @@ def run(model, inputs):
 
 
 def read_text(model, tokenizer, text):
-    """Classifies a text, of which as many tokens are read as tokenizer and model take.
+    """Classifies a text, of which as many tokens are read as the model takes.
 
     Returns:
         The answer (see `run`), and a `TextReading`, None without calcium.
@@ -162,10 +162,10 @@ def read_text(model, tokenizer, text):
         ValueError: there is no word in the text.
     """
     text = text or ""
-    longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    longest = model.config.longest_input
     length = len(tokenizer(text, verbose=False)["input_ids"])
-    options = {"truncation": True, "max_length": longest, "return_special_tokens_mask": True}
-    inputs = tokenizer(text, **options, return_tensors="pt")
+    options = {"max_length": longest, "return_special_tokens_mask": True, "verbose": False}
+    inputs = tokenizer(text, truncation=longest is not None, **options, return_tensors="pt")
     is_special = inputs.pop("special_tokens_mask")[0].bool().tolist()
     if all(is_special):
         raise ValueError("There is nothing to read. Please enter a text.")
@@ -174,8 +174,8 @@ def read_text(model, tokenizer, text):
     if synapses is None:
         return answer, None
     note = f"{length:,} tokens were read."
-    if length > longest:
-        note = f"The text has {length:,} tokens; the first {longest:,} were read, as in training."
+    if longest is not None and length > longest:
+        note = f"The text has {length:,} tokens; the first {longest:,} were read, which is all that the model takes."
     names = tokenizer.convert_ids_to_tokens(input_ids)
     return answer, TextReading(*synapses, names, spell(tokenizer, input_ids), is_special, note)
 

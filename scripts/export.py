@@ -189,10 +189,9 @@ def load_exported(folder, trust_remote_code):
 def largest_difference(model, exported, generator):
     """The largest difference between the logits of the two over batches of several sizes, as a share of the largest
     logit of a batch. What either says of padding is left out."""
-    longest = longest_input(model)
     differences = []
     for batch_size, length in CHECKED_SIZES:
-        inputs = example_inputs(model, batch_size, min(length, longest), generator)
+        inputs = example_inputs(model, batch_size, min(length, model.config.longest_input or length), generator)
         with torch.no_grad():
             expected = model(**inputs).logits
         got = exported(**inputs).logits
@@ -201,11 +200,6 @@ def largest_difference(model, exported, generator):
             expected, got = expected[real], got[real]
         differences.append((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     return torch.stack(differences).max().item()  # NaN stays
-
-
-def longest_input(model):
-    """Tokens that every model of its kind takes; of some it is no limit."""
-    return getattr(model.config, "max_position_embeddings", max(length for _, length in CHECKED_SIZES))
 
 
 def num_bytes(folder):
@@ -297,7 +291,7 @@ def main(arguments=None):
         split, batches = evaluation_batches(model, processor, args, data_args)
     generator = torch.Generator().manual_seed(args.seed)
     batch_size, length = TRACED_SIZE
-    traced = example_inputs(model, batch_size, min(length, longest_input(model)), generator)
+    traced = example_inputs(model, batch_size, min(length, model.config.longest_input or length), generator)
     output_dir = Path(args.output_dir)
     folders = {"float32": output_dir, **({"int8": output_dir / "int8"} if args.quantize else {})}
     for folder in folders.values():

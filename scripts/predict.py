@@ -25,6 +25,7 @@ def main():
     parser.add_argument("--text", action="append", default=[], help="a text to classify; may be given several times")
     parser.add_argument("--dataset_dir", help="folder of files named by split: measure the accuracy and show examples")
     parser.add_argument("--split", default="validation", help="split to measure on")
+    parser.add_argument("--max_length", type=int, help="tokens read of each text; all that the model takes by default")
     parser.add_argument("--examples", type=int, default=4, help="how many of its texts to show")
     arguments = parser.parse_args()
     if not arguments.text and arguments.dataset_dir is None:
@@ -32,7 +33,9 @@ def main():
 
     model = AutoModelForSequenceClassification.from_pretrained(arguments.model)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=32, truncation=True)
+    longest = arguments.max_length or model.config.longest_input
+    options = {"truncation": longest is not None, "max_length": longest}
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=32, **options)
     for text in arguments.text:
         show(text, classify(text)[0])
     if arguments.dataset_dir is None:

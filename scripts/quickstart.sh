@@ -28,7 +28,7 @@ else
     python scripts/train_text_classification.py --dataset_dir "$data" --output_dir "$model" --max_length 96 \
         --vocab_size 4000 --num_train_epochs 6 --per_device_train_batch_size 16 --learning_rate 2e-3 --dropout 0.2
     echo "3. Loading it again in a new process, through the Auto classes"
-    python scripts/predict.py --model "$model" --dataset_dir "$data"
+    python scripts/predict.py --model "$model" --dataset_dir "$data" --max_length 96
 fi
 
 cat <<TEXT

@@ -36,13 +36,14 @@ def _wordpiece_vocabulary(texts, vocab_size):
     return train(vocab_size, WORDPIECE_TOKENS + sorted(token for token in characters if token.startswith("##")))
 
 
-def train_wordpiece_tokenizer(texts, vocab_size, max_length):
+def train_wordpiece_tokenizer(texts, vocab_size, max_length=None):
     """Trains a lower-casing WordPiece tokenizer with BERT's special tokens.
 
     Args:
         texts (iterable of `str`): training texts.
         vocab_size (`int`): upper bound of the vocabulary.
-        max_length (`int`): length at which the tokenizer truncates when asked to.
+        max_length (`int`, *optional*): the longest input of its model, at which the tokenizer truncates when asked to;
+            without one it never does.
 
     Returns:
         `PreTrainedTokenizerFast`, which `AutoTokenizer` loads again from where it is saved.
@@ -72,12 +73,13 @@ def train_wordpiece_tokenizer(texts, vocab_size, max_length):
 LANGUAGE_MODEL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", "eos_token": "[EOS]"}
 
 
-def train_character_tokenizer(texts, max_length):
+def train_character_tokenizer(texts, max_length=None):
     """A tokenizer with a token for every character of the texts.
 
     Args:
         texts (iterable of `str`): training texts.
-        max_length (`int`): length at which the tokenizer truncates when asked to.
+        max_length (`int`, *optional*): the longest input of its model, at which the tokenizer truncates when asked to;
+            without one it never does.
 
     Returns:
         `PreTrainedTokenizerFast`.
@@ -90,13 +92,14 @@ def train_character_tokenizer(texts, max_length):
     return _language_model_tokenizer(tokenizer, max_length)
 
 
-def train_bpe_tokenizer(texts, vocab_size, max_length):
+def train_bpe_tokenizer(texts, vocab_size, max_length=None):
     """Trains a byte-level byte-pair encoding, which knows every text and gives it back as it was.
 
     Args:
         texts (iterable of `str`): training texts.
         vocab_size (`int`): upper bound of the vocabulary.
-        max_length (`int`): length at which the tokenizer truncates when asked to.
+        max_length (`int`, *optional*): the longest input of its model, at which the tokenizer truncates when asked to;
+            without one it never does.
 
     Returns:
         `PreTrainedTokenizerFast`.

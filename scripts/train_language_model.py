@@ -83,14 +83,14 @@ def docstrings():
     )
 
 
-def make_tokenizer(model_args, texts, block_size):
+def make_tokenizer(model_args, texts):
     """The tokenizer that was asked for, trained on `texts` if it must be."""
     if model_args.source:
         return AutoTokenizer.from_pretrained(**model_args.source)
     if model_args.tokenizer == "character":
-        return train_character_tokenizer(texts, block_size)
+        return train_character_tokenizer(texts)
     if model_args.tokenizer == "bpe":
-        return train_bpe_tokenizer(texts, model_args.vocab_size, block_size)
+        return train_bpe_tokenizer(texts, model_args.vocab_size)
     return AutoTokenizer.from_pretrained(model_args.tokenizer)
 
 
@@ -154,7 +154,7 @@ def main(arguments=None):
     transformers.set_seed(training_args.seed)
     examples = common.load_examples(data_args, training_args.seed, (data_args.text_column,), offline=docstrings)
     train_name, validation_name, *_ = examples
-    tokenizer = make_tokenizer(model_args, examples[train_name][data_args.text_column], data_args.block_size)
+    tokenizer = make_tokenizer(model_args, examples[train_name][data_args.text_column])
     is_masked = data_args.objective == "masked"
     if is_masked and tokenizer.mask_token_id is None:
         raise ValueError("--objective masked needs a tokenizer with a mask token; this one has none")
@@ -175,6 +175,7 @@ def main(arguments=None):
             is_decoder=not is_masked,
         )
         model = auto_class.from_config(config)
+    common.tell_longest_input(tokenizer, config)
 
     blocks = {
         name: in_blocks(split, tokenizer, data_args.text_column, data_args.block_size, f"Tokenizing {name}")
@@ -228,8 +229,8 @@ def sample(model, tokenizer, num_tokens):
     start = tokenizer("\n", return_tensors="pt").input_ids
     if start.numel() == 0:
         start = torch.tensor([[tokenizer.eos_token_id]])
-    if model.config.attention_type == "neuron_astrocyte" and model.config.astrocyte_code == "learned":
-        num_tokens = min(num_tokens, model.config.max_position_embeddings - start.shape[1])
+    if model.config.longest_input is not None:
+        num_tokens = min(num_tokens, model.config.longest_input - start.shape[1])
     output = model.eval().generate(
         start.to(model.device), max_new_tokens=num_tokens, do_sample=True, top_k=50, pad_token_id=tokenizer.pad_token_id
     )

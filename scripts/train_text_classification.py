@@ -36,7 +36,7 @@ from astroformer_hf import AstroformerConfig
 class ModelArguments(common.ModelArguments):
     """The model: a checkpoint, or the shape of a new one."""
 
-    pooling: str = field(default=AstroformerConfig.pooling, metadata={"help": "mean or cls."})
+    pooling: str = field(default=AstroformerConfig.pooling, metadata={"help": "mean, cls or last."})
     vocab_size: int = field(default=8000, metadata={"help": "Size of a new WordPiece vocabulary."})
 
 
@@ -46,7 +46,7 @@ class DataArguments(common.DataArguments):
 
     text_column: str = field(default="text", metadata={"help": "Column of the text."})
     label_column: str = field(default="label", metadata={"help": "Column of the label."})
-    max_length: int = field(default=256, metadata={"help": "Tokens per text; longer ones are cut."})
+    max_length: int = field(default=256, metadata={"help": "Tokens per text in training and evaluation."})
 
 
 def parse_arguments(arguments=None):
@@ -75,7 +75,7 @@ def main(arguments=None):
         tokenizer = AutoTokenizer.from_pretrained(**model_args.source)
         config = AutoConfig.from_pretrained(**model_args.source)
     else:
-        tokenizer = train_wordpiece_tokenizer(train[data_args.text_column], model_args.vocab_size, data_args.max_length)
+        tokenizer = train_wordpiece_tokenizer(train[data_args.text_column], model_args.vocab_size)
         config = AstroformerConfig(
             **model_args.architecture,
             pooling=model_args.pooling,
@@ -83,6 +83,7 @@ def main(arguments=None):
             max_position_embeddings=data_args.max_length,
             pad_token_id=tokenizer.pad_token_id,
         )
+    common.tell_longest_input(tokenizer, config)
     labels.describe(config)
     if model_args.source:
         model = AutoModelForSequenceClassification.from_pretrained(

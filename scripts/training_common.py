@@ -25,6 +25,7 @@ from datasets import ClassLabel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import SaveStrategy, SchedulerType, get_last_checkpoint
 
@@ -370,6 +371,12 @@ class Labels:
         else:
             predictions, references = (logits > 0).astype(int), references.astype(int)
         return self.metric.compute(predictions=predictions, references=references)
+
+
+def tell_longest_input(tokenizer, config):
+    """Writes into a tokenizer how long an input its model takes, by which tools cut; library models keep theirs."""
+    if hasattr(config, "longest_input"):
+        tokenizer.model_max_length = config.longest_input or VERY_LARGE_INTEGER
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ def main(arguments=None):
         inputs = {"pixel_values": processor([image], return_tensors="pt")["pixel_values"]}
         grid = model.config.grid
     else:
-        longest = min(args.max_length, getattr(model.config, "max_position_embeddings", args.max_length))
+        longest = min(args.max_length, model.config.longest_input or args.max_length)
         inputs = processor(example, truncation=True, max_length=longest, return_tensors="pt")
     output, records = look_inside(model, **inputs)
     length = records[0].padding_mask.shape[1]

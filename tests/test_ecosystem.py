@@ -7,10 +7,19 @@ import warnings
 import pytest
 import torch
 import transformers
-from conftest import HEADS, VARIANTS, make_model, tiny_config
-from datasets import Dataset
+from conftest import HEADS, VARIANTS, VISION, make_model, tiny_config
+from datasets import Dataset, Value
+from PIL import Image
 from tokenization import train_bpe_tokenizer, train_character_tokenizer, train_wordpiece_tokenizer
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoConfig,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    ViTImageProcessor,
+    pipeline,
+)
 
 from astroformer_hf import AstroformerForCausalLM, AstroformerModel
 
@@ -208,3 +217,80 @@ def test_compiles_to_one_graph_at_three_lengths(head, name):
         real = mask.bool()
         output, expected = compiled(**inputs).logits[real], model(**inputs).logits[real]
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Classifiers that infer what they are trained on, from Trainer to pipeline
+# --------------------------------------------------------------------------------------------------------------------
+
+TARGETS = {
+    "regression": (1, [float(i % 5) - 8 for i in range(30)], "float64"),
+    "multi_label_classification": (3, [[float(i % 2), 1.0, float(i % 3 == 0)] for i in range(30)], None),
+    "single_label_classification": (3, [i % 3 for i in range(30)], "int32"),
+}
+
+
+def train_classifier(auto_class, folder, problem, features, processor):
+    """Trains a classifier without `problem_type`, evaluates it first, and saves it; the logits of its first inputs."""
+    num_labels, labels, dtype = TARGETS[problem]
+    data = Dataset.from_list([{**x, "labels": y} for x, y in zip(features, labels, strict=True)])
+    if dtype is not None:
+        data = data.cast_column("labels", Value(dtype))
+    head = HEADS_OF[auto_class]
+    fields = {} if head in VISION else {"vocab_size": 200, "pad_token_id": 0}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=10,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        learning_rate=1e-2,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=make_model(head, num_labels=num_labels, **fields),
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=data.select(range(4)),
+        processing_class=processor,
+        data_collator=None if head in VISION else DataCollatorWithPadding(processor),
+    )
+    assert trainer.evaluate()["eval_loss"] > 0
+    trainer.train()
+    logits = trainer.predict(data.select(range(4))).predictions
+    trainer.save_model(str(folder))
+    return torch.as_tensor(logits)
+
+
+HEADS_OF = {
+    "AutoModelForSequenceClassification": "AstroformerForSequenceClassification",
+    "AutoModelForImageClassification": "AstroformerForImageClassification",
+}
+
+
+@pytest.mark.parametrize("problem", TARGETS)
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_trained_classifier_s_pipeline_knows_its_problem(kind, problem, tmp_path):
+    if kind == "text":
+        processor = train_wordpiece_tokenizer(TEXTS, 200)
+        features, inputs, auto_class = [dict(processor(text)) for text in TEXTS], TEXTS[:4], "Sequence"
+    else:
+        processor = ViTImageProcessor(size={"height": 16, "width": 16})
+        inputs = [Image.effect_noise((16, 16), 60 + i).convert("RGB") for i in range(30)]
+        features = [{"pixel_values": processor(image)["pixel_values"][0]} for image in inputs]
+        inputs, auto_class = inputs[:4], "Image"
+    logits = train_classifier(f"AutoModelFor{auto_class}Classification", tmp_path, problem, features, processor)
+    processor.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).problem_type == problem
+    options = {"image_processor": processor} if kind == "image" else {}
+    run = pipeline(f"{kind}-classification", model=str(tmp_path), top_k=None, **options)
+    answers = [sorted(answer, key=lambda x: x["label"]) for answer in run(inputs)]
+    scores = torch.tensor([[x["score"] for x in answer] for answer in answers])
+    expected = {"regression": lambda x: x, "multi_label_classification": torch.sigmoid}.get(
+        problem, lambda x: x.softmax(-1)
+    )
+    torch.testing.assert_close(scores, expected(logits), rtol=1e-4, atol=1e-5)
+    if problem == "regression":
+        assert scores.min() < -0.1  # not squeezed between 0 and 1

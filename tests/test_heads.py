@@ -3,7 +3,8 @@
 
 import pytest
 import torch
-from conftest import HEADS, LABELS, VISION, make_model, tiny_config
+import transformers
+from conftest import HEADS, LABELS, VARIANTS, VISION, make_model, tiny_config
 from torch.nn.functional import cross_entropy
 
 from astroformer_hf import AstroformerForCausalLM, AstroformerForMaskedLM, AstroformerModel
@@ -188,3 +189,246 @@ def test_a_causal_checkpoint_gives_its_bare_model(tmp_path):
     assert bare.config.is_decoder
     ids = torch.randint(1, 50, (2, 9))
     assert torch.equal(bare(ids).last_hidden_state, model.astroformer(ids).last_hidden_state)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Labels of every dtype, and what they are of
+# --------------------------------------------------------------------------------------------------------------------
+
+LABELLED = [name for name in HEADS if name not in ("AstroformerModel", "AstroformerVisionModel")]
+CLASSIFIERS = ("AstroformerForSequenceClassification", "AstroformerForImageClassification")
+
+
+def cast(inputs, change):
+    return {name: change(x) if name in LABELS else x for name, x in inputs.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+@pytest.mark.parametrize("head", LABELLED)
+def test_whole_numbers_of_every_dtype_are_labels(head, dtype):
+    model, inputs = make_model(head), HEADS[head][2]()
+    expected = model(**inputs)
+    output = model(**cast(inputs, lambda x: x.to(dtype)))
+    assert torch.equal(output.loss, expected.loss)
+    output.loss.backward()
+    if dtype != torch.uint8 and "labels" in inputs:
+        inputs["labels"] = inputs["labels"].clone()
+        inputs["labels"][0] = -100
+        expected = model(**inputs).loss
+        assert torch.equal(model(**cast(inputs, lambda x: x.to(dtype))).loss, expected)
+
+
+@pytest.mark.parametrize("head", LABELLED)
+def test_truth_values_are_labels_of_two_classes(head):
+    model = make_model(head)
+    inputs = cast(HEADS[head][2](), lambda x: x > 1) if head not in CLASSIFIERS else HEADS[head][2]()
+    as_truth = cast(inputs, lambda x: x.bool())
+    assert torch.equal(model(**as_truth).loss, model(**cast(inputs, lambda x: x.long())).loss)
+
+
+@pytest.mark.parametrize("head", LABELLED)
+@pytest.mark.parametrize("change", ["list", "float", "complex"])
+def test_labels_of_another_kind_are_named(head, change):
+    model, inputs = make_model(head, problem_type="single_label_classification"), HEADS[head][2]()
+    changes = {"list": lambda x: x.tolist(), "float": lambda x: x.float(), "complex": lambda x: x.to(torch.complex64)}
+    message = r"(labels|_positions) must be (a torch.Tensor, got list|whole numbers.*got torch.(float|complex))"
+    with pytest.raises(ValueError, match=message):
+        model(**cast(inputs, changes[change]))
+
+
+def test_an_answer_has_no_negative_position():
+    inputs = HEADS["AstroformerForQuestionAnswering"][2]()
+    inputs["end_positions"][1] = -1
+    with pytest.raises(ValueError, match="end_positions must be in .* got values from -1"):
+        make_model("AstroformerForQuestionAnswering")(**inputs)
+
+
+@pytest.mark.parametrize(
+    "head", ["AstroformerForCausalLM", "AstroformerForMaskedLM", "AstroformerForTokenClassification"]
+)
+def test_another_number_may_be_ignored(head):
+    model, inputs = make_model(head), HEADS[head][2]()
+    inputs["labels"][:, :5] = -100
+    expected = model(**inputs).loss
+    other = cast(inputs, lambda x: x.masked_fill(x == -100, -1).int())
+    torch.testing.assert_close(model(**other, ignore_index=-1).loss, expected)
+    with pytest.raises(ValueError, match="labels must be in .* got values from -1"):
+        model(**other)
+
+
+PROBLEMS = {
+    "regression": (1, torch.tensor([0.5, -1.0, 2.0, 7.0])),
+    "regression, column": (1, torch.tensor([[0.5], [-1.0], [2.0], [7.0]])),
+    "regression, double": (1, torch.tensor([0.5, -1.0, 2.0, 7.0], dtype=torch.float64)),
+    "regression, whole numbers": (1, torch.tensor([1, 2, 3, 4])),
+    "regression, small numbers": (1, torch.tensor([1, 2, 3, 4], dtype=torch.uint8)),
+    "single_label_classification": (3, torch.tensor([0, 2, 1, 1])),
+    "single_label_classification, int": (3, torch.tensor([0, 2, 1, 1], dtype=torch.int32)),
+    "single_label_classification, bool": (2, torch.tensor([True, False, True, True])),
+    "multi_label_classification": (3, torch.tensor([[0.0, 1, 1]] * 4)),
+    "multi_label_classification, double": (3, torch.tensor([[0.0, 1, 1]] * 4, dtype=torch.float64)),
+    "multi_label_classification, bool": (3, torch.tensor([[False, True, True]] * 4)),
+}
+
+
+def reference_loss(problem, logits, labels):
+    functional = torch.nn.functional
+    if problem == "regression":
+        return functional.mse_loss(logits, labels.view(-1, 1).float())
+    if problem == "single_label_classification":
+        return functional.cross_entropy(logits, labels.long())
+    return functional.binary_cross_entropy_with_logits(logits, labels.float())
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+@pytest.mark.parametrize("head", CLASSIFIERS)
+def test_the_inferred_problem_is_in_the_configuration(head, case, tmp_path):
+    problem, (num_labels, labels) = case.partition(",")[0], PROBLEMS[case]
+    model = make_model(head, num_labels=num_labels)
+    inputs = {**HEADS[head][2](), "labels": labels}
+    with torch.no_grad():
+        assert model(**without_labels(inputs)).loss is None and model.config.problem_type is None
+        output = model(**inputs)
+    torch.testing.assert_close(output.loss, reference_loss(problem, output.logits, labels))
+    assert model.config.problem_type == model.base_model.config.problem_type == problem
+    assert torch.equal(model(**inputs).loss, output.loss)  # what was inferred fits, the next time as well
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config.problem_type == problem
+
+
+@pytest.mark.parametrize("head", CLASSIFIERS)
+def test_labels_that_do_not_fit_leave_the_configuration_alone(head):
+    model = make_model(head, num_labels=3)
+    inputs = without_labels(HEADS[head][2]())
+    for labels, message in (
+        (torch.zeros(4, 3).long(), r"\(4,\).* for single_label_classification .*set config.problem_type"),
+        (torch.zeros(4), r"\(4, 3\) for multi_label_classification"),
+        (torch.full((4, 3), 2.0), "labels must be from 0 to 1 for multi_label_classification, got .* 2.0"),
+        (torch.tensor([0, 1, 2, 3]), "labels must be in .*num_labels=3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(**inputs, labels=labels)
+        assert model.config.problem_type is None
+    model(**inputs, labels=torch.tensor([0, 1, 2, 2]))
+    with pytest.raises(ValueError, match=r"labels must have shape \(4,\).* for single_label_classification"):
+        model(**inputs, labels=torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("case", ["regression", "multi_label_classification", "single_label_classification"])
+@pytest.mark.parametrize("head", CLASSIFIERS)
+def test_the_problem_is_inferred_in_a_compiled_graph(head, case):
+    num_labels, labels = PROBLEMS[case]
+    model = make_model(head, num_labels=num_labels)
+    inputs = {**HEADS[head][2](), "labels": labels}
+    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).loss
+    assert model.config.problem_type == case
+    torch.testing.assert_close(loss, model(**inputs).loss)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pooling
+# --------------------------------------------------------------------------------------------------------------------
+
+POOLED = ("AstroformerForSequenceClassification", "AstroformerForMultipleChoice")
+
+
+@pytest.mark.parametrize("head", POOLED)
+@pytest.mark.parametrize("side", ["left", "right", "inner"])
+def test_the_last_real_token_is_pooled_wherever_padding_stands(head, side, variant):
+    model = make_model(head, is_decoder=True, pooling="last", **variant)
+    ids = torch.randint(1, 50, (2, 3, 20))
+    expected = model.classifier(model.base_model(ids.flatten(0, 1)).last_hidden_state[:, -1])
+    cut = {"left": 0, "right": 20, "inner": 9}[side]
+    junk, hidden = torch.randint(1, 50, (2, 3, 6)), torch.zeros(2, 3, 6).long()
+    padded = torch.cat((ids[..., :cut], junk, ids[..., cut:]), dim=-1)
+    mask = torch.cat((torch.ones(2, 3, cut), hidden, torch.ones(2, 3, 20 - cut)), dim=-1).long()
+    if head == "AstroformerForSequenceClassification":
+        ids, padded, mask = ids.flatten(0, 1), padded.flatten(0, 1), mask.flatten(0, 1)
+    embeds = model.get_input_embeddings()(padded)
+    for output in (
+        model(ids),
+        model(padded, attention_mask=mask),
+        model(padded, attention_mask=mask.bool()),
+        model(inputs_embeds=embeds, attention_mask=mask.float()),
+    ):
+        torch.testing.assert_close(output.logits.flatten(), expected.flatten(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", POOLED)
+def test_a_causal_model_is_not_pooled_to_its_first_token(head, tmp_path):
+    causal = make_model("AstroformerForCausalLM")
+    causal.save_pretrained(tmp_path)
+    auto_class = getattr(transformers, HEADS[head][0])
+    with pytest.raises(ValueError, match="pooling 'cls' .*is_decoder=True.* pooling='last'"):
+        auto_class.from_pretrained(tmp_path, pooling="cls")
+    inputs = HEADS[head][2]()
+    ids, mask = (inputs[name].flatten(0, -2) for name in ("input_ids", "attention_mask"))
+    states = causal.base_model(ids, attention_mask=mask).last_hidden_state
+    for pooling in ("last", "mean"):
+        model = auto_class.from_pretrained(tmp_path, pooling=pooling).eval()
+        rows = [
+            (row[real.bool()][-1] if pooling == "last" else row[real.bool()].mean(0))
+            for row, real in zip(states, mask, strict=True)
+        ]
+        expected = model.classifier(torch.stack(rows))
+        logits = model(**without_labels(inputs)).logits
+        torch.testing.assert_close(logits.flatten(), expected.flatten(), rtol=1e-4, atol=1e-5)
+    # an encoder's first token has seen all
+    make_model(head, pooling="cls")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Masks
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", TEXT)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32, torch.bfloat16], ids=str)
+def test_a_mask_may_have_any_dtype(head, dtype):
+    model, inputs = make_model(head), without_labels(HEADS[head][2]())
+    output = model(**{**inputs, "attention_mask": inputs["attention_mask"].to(dtype)})[0]
+    assert torch.equal(output, model(**inputs)[0])
+
+
+BAD_MASKS = {
+    "additive": (
+        lambda mask: (1.0 - mask) * -1e9,
+        r"1 where a token is real .* from -1000000000.0 to .*0.0.*\(mask == 0\)",
+    ),
+    "additive, infinite": (
+        lambda mask: torch.zeros(mask.shape).masked_fill(mask == 0, -torch.inf),
+        "from -inf to .*0.0",
+    ),
+    "of documents": (lambda mask: mask.cumsum(-1), "from 0 to 9"),
+    "fractions": (lambda mask: mask * 0.5, "from 0.0 to 0.5"),
+    "no tensor": (lambda mask: mask.tolist(), "attention_mask "),
+}
+
+
+@pytest.mark.parametrize("head", TEXT)
+@pytest.mark.parametrize("kind", BAD_MASKS)
+def test_other_masks_are_refused(head, kind):
+    change, message = BAD_MASKS[kind]
+    model, inputs = make_model(head), without_labels(HEADS[head][2]())
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs, "attention_mask": change(inputs["attention_mask"])})
+
+
+@pytest.mark.parametrize("head", TEXT)
+@pytest.mark.parametrize("shape", [(4, 9, 9), (4, 1, 9, 9), (4, 1, 1, 9)], ids=str)
+def test_masks_with_a_row_per_query_are_refused(head, shape):
+    model, inputs = make_model(head), without_labels(HEADS[head][2]())
+    with pytest.raises(ValueError, match="attention_mask must have .*shape"):
+        model(**{**inputs, "attention_mask": torch.ones(shape, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize("name", ["activity", "softmax"])
+def test_an_additive_mask_is_refused_in_a_compiled_graph(name):
+    model = make_model("AstroformerForSequenceClassification", **VARIANTS[name])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = without_labels(HEADS["AstroformerForSequenceClassification"][2]())
+    mask = inputs.pop("attention_mask").float()
+    expected = model(**inputs, attention_mask=mask).logits
+    torch.testing.assert_close(compiled(**inputs, attention_mask=mask).logits, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="attention_mask must be 1 where a token is real"):
+        compiled(**inputs, attention_mask=(1 - mask) * -1e9)

@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from conftest import tiny_config
+import transformers
+from conftest import HEADS, make_model, tiny_config
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
@@ -35,7 +36,7 @@ def pad(ids, side, amount):
 
 
 @pytest.mark.parametrize("side", ["left", "right", "inner"])
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_padding_changes_nothing(variant, pooling, side):
     model = make_classifier(pooling=pooling, **variant)
     ids = tokens(3, 67)
@@ -72,7 +73,7 @@ def test_the_mask_is_heeded(variant):
     assert (model(ids).logits - model(ids, attention_mask=mask).logits).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_a_sequence_of_padding_is_finite(variant, pooling):
     model = make_classifier(pooling=pooling, **variant)
     ids, mask = tokens(2, 9), torch.tensor([[1] * 9, [0] * 9])
@@ -80,6 +81,23 @@ def test_a_sequence_of_padding_is_finite(variant, pooling):
     output.loss.backward()
     assert output.logits.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head", ["AstroformerForSequenceClassification", "AstroformerForImageClassification"])
+def test_models_are_built_in_half_precision(variant, head, dtype):
+    name, _, make_inputs = HEADS[head]
+    auto_class, inputs = getattr(transformers, name), make_inputs()
+    model = auto_class.from_config(make_model(head, **variant).config, dtype=dtype).eval()
+    assert {p.dtype for p in (*model.parameters(), *model.buffers())} == {dtype}
+    output = model(**inputs)
+    output.loss.backward()
+    assert output.logits.dtype == dtype and all(
+        p.grad.isfinite().all() for p in model.parameters() if p.grad is not None
+    )
+    exact = auto_class.from_config(model.config, dtype=torch.float32).eval()
+    exact.load_state_dict({n: x.float() for n, x in model.state_dict().items()})
+    torch.testing.assert_close(output.logits.float(), exact(**inputs).logits, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -321,7 +339,7 @@ def test_ignored_labels_do_not_count():
         ({"feature_map": "tanh"}, "feature_map .*'favor', got 'tanh'"),
         ({"astrocyte_code": "none"}, "astrocyte_code .*'activity', got 'none'"),
         ({"calcium_normalization": "max"}, "calcium_normalization .*'mean', 'sum', got 'max'"),
-        ({"pooling": "max"}, "pooling .*'mean', 'cls', got 'max'"),
+        ({"pooling": "max"}, "pooling .*'mean', 'cls', 'last', got 'max'"),
         ({"presynaptic_alpha": 0}, r"presynaptic_alpha .*\(0, 1\], got 0"),
         ({"presynaptic_alpha": 1.5}, r"presynaptic_alpha .*got 1.5"),
         ({"astrocyte_scale": -1.0}, "astrocyte_scale must be positive, got -1"),
@@ -395,4 +413,12 @@ def test_pooling():
     mask = torch.tensor([[0, 1, 1, 0]])
     assert pool(hidden_states, mask, "mean").tolist() == [[4.5, 5.5, 6.5]]
     assert pool(hidden_states, mask, "cls").tolist() == [[3, 4, 5]]
+    assert pool(hidden_states, mask, "last").tolist() == [[6, 7, 8]]
     assert pool(hidden_states, None, "cls").tolist() == [[0, 1, 2]]
+    assert pool(hidden_states, None, "last").tolist() == [[9, 10, 11]]
+    padding = torch.zeros(1, 4)
+    assert pool(hidden_states, padding, "mean").tolist() == [[0, 0, 0]]
+    assert pool(hidden_states, padding, "cls").tolist() == [[0, 1, 2]]
+    assert pool(hidden_states, padding, "last").tolist() == [[9, 10, 11]]
+    after_a_prefix = torch.tensor([[1, 1, 0, 1, 1, 0]])
+    assert pool(hidden_states, after_a_prefix, "last").tolist() == [[6, 7, 8]]
