@@ -275,7 +275,15 @@ class AstroformerLayer(GradientCheckpointingLayer):
 
 # Whether a checkpoint is being loaded all into the memory of this machine, neither elsewhere nor in fewer bits.
 _loads_into_memory: ContextVar[bool] = ContextVar("loads_into_memory", default=False)
-PLACEMENTS = ("device_map", "tp_plan", "tp_size", "device_mesh", "quantization_config", "gguf_file")
+PLACEMENTS = (
+    "device_map",
+    "distributed_config",
+    "tp_plan",
+    "tp_size",
+    "device_mesh",
+    "quantization_config",
+    "gguf_file",
+)
 
 
 def memory_of_machine(with_gpus=False):
