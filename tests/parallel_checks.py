@@ -22,6 +22,7 @@ from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
 from transformers.distributed import DistributedConfig
 
 import astroformer_hf
@@ -375,6 +376,44 @@ def fully_sharded_by_accelerate():
         sharded(**own_half(inputs)).loss.backward()
         with FullyShardedDataParallel.summon_full_params(sharded, with_grads=True):
             assert_same_gradients(sharded, model)
+
+
+@check()
+def trainer_accumulates_as_one():
+    """`Trainer`: batches of parts, several processes, and labels of which not all count, against the whole batch."""
+    for name in ("AstroformerForSequenceClassification", "AstroformerForCausalLM", "AstroformerForMaskedLM"):
+        reference, _ = make(name)
+        ids = torch.randint(1, 50, (16, 7))
+        if name == "AstroformerForSequenceClassification":
+            labels = torch.arange(16) % 2
+        else:
+            labels = ids.masked_fill(torch.rand(16, 7) < torch.linspace(0, 0.8, 16)[:, None], -100)
+        optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+        for step in range(2):
+            part = slice(8 * step, 8 * step + 8)
+            reference(input_ids=ids[part], labels=labels[part]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model, _ = make(name)
+        arguments = TrainingArguments(
+            str(FOLDER / "trainer"),
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            max_steps=2,
+            learning_rate=0.1,
+            optim="sgd",
+            lr_scheduler_type="constant",
+            max_grad_norm=0,
+            train_sampling_strategy="sequential",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        rows = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
+        Trainer(model, arguments, train_dataset=rows).train()
+        for (key, found), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
+            assert_same(found.data, expected.data, f"{name} {key}")
 
 
 def main(chosen):
