@@ -35,7 +35,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
-from .head_shards import refuse_sharded_sequence, split_heads
+from .head_shards import refuse_pipeline, refuse_sharded_sequence, split_heads
 from .neuron_astrocyte_attention import (
     attend,
     draw_random_projection,
@@ -316,6 +316,7 @@ class AstroformerPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: `use_safetensors` or `weights_only` is not True; or the model that the configuration describes
                 is larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
+            NotImplementedError: `distributed_config` asks for pipeline parallelism.
             OSError: there are no weights in safetensors, or their file is damaged.
             RuntimeError: the weights have other shapes than the configuration says.
         """
@@ -323,6 +324,7 @@ class AstroformerPreTrainedModel(PreTrainedModel):
             if kwargs.get(name) not in (None, True):
                 raise ValueError(f"{name} must be True, got {kwargs[name]!r}: a pickle can run code")
             kwargs[name] = True
+        refuse_pipeline(kwargs.get("distributed_config"))
         before = _loads_into_memory.set(all(kwargs.get(name) is None for name in PLACEMENTS))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -209,6 +210,14 @@ def tensor_parallel_refused():
     )
     code = {f"{prefix}astrocyte_code.weight": "grouped_gemm"}
     assert_raises(ValueError, ("astrocyte code",), run(code, astrocyte_code="sinusoidal"))
+    model, inputs = make("AstroformerForSequenceClassification")
+    sharded = by_heads(model, saved(model, "looked into"))
+    del inputs["labels"]
+    assert_raises(ValueError, ("whole on this process",), lambda: astroformer_hf.look_inside(sharded, **inputs))
+    path = saved(model, "in stages")
+    for stages in (DistributedConfig(pp_size=2), {"pp_size": 2}):
+        load = partial(type(model).from_pretrained, path, distributed_config=stages)
+        assert_raises(NotImplementedError, ("pp_size=2",), load)
     for variant in VARIANTS.values():  # whole projections on every process are slow, not wrong
         gathered = {f"{prefix}{x}_proj": "colwise_gather_output" for x in "qkv"}
         torch.manual_seed(0)
