@@ -95,8 +95,8 @@ def _head_shard(projected, sizes, num_heads, weights):
 
 
 def refuse_pipeline(distributed_config):
-    """Raises a NotImplementedError if layers are to be divided over processes: the library hands the hidden states of one
-    to the next as input embeddings, to which these models would add the positions once more.
+    """Raises a NotImplementedError if layers are to be divided over processes: the library hands the hidden states of
+    one to the next as input embeddings, to which these models would add the positions once more.
 
     Args:
         distributed_config (`DistributedConfig` or `dict`, *optional*): what `from_pretrained` was given.

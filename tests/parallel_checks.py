@@ -112,10 +112,10 @@ def assert_raises(kind, words, function):
     raise AssertionError(f"no {kind.__name__}")
 
 
-def by_heads(model, folder, **arguments):
+def by_heads(model, folder, tp_plan=None, **fields):
     """The model loaded anew, its heads divided over the processes."""
-    config = DistributedConfig(tp_size=dist.get_world_size(), **arguments)
-    return type(model).from_pretrained(folder, distributed_config=config, dtype=torch.float64).eval()
+    config = DistributedConfig(tp_size=dist.get_world_size(), tp_plan=tp_plan)
+    return type(model).from_pretrained(folder, distributed_config=config, dtype=torch.float64, **fields).eval()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -149,6 +149,26 @@ def tensor_parallel(variant):
                     m.generate(**prompt, max_new_tokens=6, do_sample=False, num_beams=beams) for m in (sharded, model)
                 ]
                 assert_close(*texts)
+
+
+@check()
+def tensor_parallel_in_training():
+    """Dropout is drawn alike in every process, and layers may be computed again in the backward pass."""
+    for variant in VARIANTS:
+        model, inputs = make("AstroformerForSequenceClassification", variant)
+        path = saved(model, f"AstroformerForSequenceClassification {variant}")
+        sharded = by_heads(model, path)
+        sharded.gradient_checkpointing_enable({"use_reentrant": False})
+        for m in (model.train(), sharded.train()):
+            m(**inputs).loss.backward()
+        assert_same_gradients(sharded, model)
+        dropped = by_heads(model, path, attention_probs_dropout_prob=0.2, hidden_dropout_prob=0.2).train()
+        torch.manual_seed(0)
+        logits = dropped(**inputs).logits.detach()
+        everyones = [torch.empty_like(logits) for _ in range(2)]
+        dist.all_gather(everyones, logits.contiguous())
+        assert_close(*everyones)
+        assert not torch.allclose(logits, model(**inputs).logits)
 
 
 @check()
@@ -252,6 +272,14 @@ def divided_sequences_refused():
 
 
 @check()
+def whole_sequences_are_compiled():
+    for name in ("AstroformerForCausalLM", "AstroformerForImageClassification"):
+        model, inputs = make(name)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+@check()
 def divided_sequences_of_accelerate_refused():
     from accelerate import Accelerator, ParallelismConfig
     from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -328,6 +356,12 @@ def fully_sharded(variant):
             output.loss.backward()
         assert_same_gradients(sharded, model)
         assert_close(output.logits, model(**own_half(inputs)).logits)
+        if name == "AstroformerForCausalLM":
+            texts = [
+                m.generate(inputs["input_ids"], max_new_tokens=4, do_sample=False, pad_token_id=0)
+                for m in (sharded, model)
+            ]
+            assert_close(*texts)
 
 
 @check()
