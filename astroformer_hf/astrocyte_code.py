@@ -172,7 +172,8 @@ class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
     def positional_code(self, layout, shard=None):
         waves = self.geometry(layout) if layout.geometry is None else layout.geometry
         weight, bias = of_heads(shard, self.weight, self.resting_bias)
-        code = waves[:, None].to(bias.device) @ upcast(weight) + bias  # (1 or B, H, N, m)
+        weight = upcast(weight)
+        code = waves[:, None].to(weight) @ weight + bias  # (1 or B, H, N, m)
         return code[0] if code.shape[0] == 1 else code
 
 

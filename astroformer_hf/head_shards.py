@@ -94,6 +94,22 @@ def _head_shard(projected, sizes, num_heads, weights):
     return HeadShard(mesh)
 
 
+def refuse_pipeline(distributed_config):
+    """Raises a NotImplementedError if layers are to be divided over processes: the library hands the hidden states of
+    one to the next as input embeddings, to which these models would add the positions once more.
+
+    Args:
+        distributed_config (`DistributedConfig` or `dict`, *optional*): what `from_pretrained` was given.
+    """
+    is_dict = isinstance(distributed_config, dict)
+    size = distributed_config.get("pp_size") if is_dict else getattr(distributed_config, "pp_size", None)
+    if size is not None and size > 1:
+        raise NotImplementedError(
+            f"pipeline parallelism, pp_size={size}, is not supported by Astroformer; divide the heads (tp_size) or the "
+            "parameters (fsdp_size) instead"
+        )
+
+
 def refuse_sharded_sequence(**inputs):
     """Raises where the sequence is divided over several processes: attention here would be within each part alone.
 

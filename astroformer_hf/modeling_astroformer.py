@@ -42,7 +42,7 @@ from .forward_keywords import (
     may_look_at,
     may_wait_for,
 )
-from .head_shards import refuse_sharded_sequence, split_heads
+from .head_shards import refuse_pipeline, refuse_sharded_sequence, split_heads
 from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, takes_cache
 from .neuron_astrocyte_attention import (
     attend,
@@ -315,7 +315,15 @@ class AstroformerLayer(GradientCheckpointingLayer):
 
 # Whether a checkpoint is being loaded all into the memory of this machine, neither elsewhere nor in fewer bits.
 _loads_into_memory: ContextVar[bool] = ContextVar("loads_into_memory", default=False)
-PLACEMENTS = ("device_map", "tp_plan", "tp_size", "device_mesh", "quantization_config", "gguf_file")
+PLACEMENTS = (
+    "device_map",
+    "distributed_config",
+    "tp_plan",
+    "tp_size",
+    "device_mesh",
+    "quantization_config",
+    "gguf_file",
+)
 
 
 def memory_of_machine(with_gpus=False):
@@ -349,6 +357,7 @@ class AstroformerPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: `use_safetensors` or `weights_only` is not True; or the model that the configuration describes
                 is larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
+            NotImplementedError: `distributed_config` asks for pipeline parallelism.
             OSError: there are no weights in safetensors, or their file is damaged.
             RuntimeError: the weights have other shapes than the configuration says.
         """
@@ -356,6 +365,7 @@ class AstroformerPreTrainedModel(PreTrainedModel):
             if kwargs.get(name) not in (None, True):
                 raise ValueError(f"{name} must be True, got {kwargs[name]!r}: a pickle can run code")
             kwargs[name] = True
+        refuse_pipeline(kwargs.get("distributed_config"))
         before = _loads_into_memory.set(all(kwargs.get(name) is None for name in PLACEMENTS))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)

@@ -562,7 +562,7 @@ class GridLayout(NamedTuple):
             rows = nn.functional.interpolate(rows, size=self.grid, mode="bicubic", align_corners=False)
             table = torch.cat((class_row, self._area * rows.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
         coupling = self.coupling(scale, table.dtype) if self.geometry is None else self.geometry
-        return coupling @ table
+        return coupling.to(table) @ table  # FSDP in mixed precision casts what it finds among a layer's arguments
 
     def coupled_waves(self, num_frequencies, scale, dtype):
         """r S of the sines and cosines S of rows, then of columns: `(1, length, 4 * num_frequencies)`."""
@@ -576,7 +576,7 @@ class GridLayout(NamedTuple):
     def activity(self, key, scale, weight, bias, state=None):
         """R = r' K W + b, as of `SequenceLayout`, but made: `(batch, heads, length, m)`."""
         weights = self.neighbour_weights(scale, key.dtype) if self.geometry is None else self.geometry
-        return weights @ key @ weight + bias
+        return weights.to(key) @ key @ weight + bias
 
     def neighbour_weights(self, scale, dtype):
         """r', `(length, length)`."""

@@ -21,7 +21,7 @@ import transformers
 from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PilImage
 from sklearn.datasets import load_digits
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, Trainer
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 
@@ -131,7 +131,7 @@ def augment(pixel_values, mirror):
     return padded.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
 
 
-class ImageTrainer(Trainer):
+class ImageTrainer(common.ExactTrainer):
     """A `Trainer` that augments its training batches, where they already are tensors and it costs little."""
 
     mirror = None  # True or False; None turns augmentation off

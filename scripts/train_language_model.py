@@ -30,7 +30,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
-    Trainer,
+    default_data_collator,
 )
 
 
@@ -113,15 +113,23 @@ def in_blocks(dataset, tokenizer, text_column, block_size, description):
     return Dataset.from_dict({"input_ids": blocks.tolist()})
 
 
-class LanguageModelTrainer(Trainer):
-    """A `Trainer` that hides the same tokens at every evaluation, so that a difference is the model's."""
+def hide_once(blocks, collator):
+    """Blocks with the tokens hidden in them that are to be predicted, so that every evaluation, by however many
+    processes, is behind the same mask."""
 
-    evaluation_collator = None
+    def hide(batch):
+        collated = collator([{"input_ids": ids} for ids in batch["input_ids"]])
+        return {name: collated[name].tolist() for name in ("input_ids", "labels")}
+
+    return blocks.map(hide, batched=True, desc="Hiding tokens")
+
+
+class LanguageModelTrainer(common.ExactTrainer):
+    """A `Trainer` whose evaluation takes examples that have their labels, and tells the perplexity."""
 
     def get_eval_dataloader(self, eval_dataset=None):
         training_collator = self.data_collator
-        self.data_collator = self.evaluation_collator
-        self.data_collator.generator = None  # begins its random numbers anew, from its seed
+        self.data_collator = default_data_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -154,7 +162,8 @@ def main(arguments=None):
     transformers.set_seed(training_args.seed)
     examples = common.load_examples(data_args, training_args.seed, (data_args.text_column,), offline=docstrings)
     train_name, validation_name, *_ = examples
-    tokenizer = make_tokenizer(model_args, examples[train_name][data_args.text_column])
+    texts = examples[train_name][data_args.text_column]
+    tokenizer = common.once(training_args, lambda: make_tokenizer(model_args, texts))
     is_masked = data_args.objective == "masked"
     if is_masked and tokenizer.mask_token_id is None:
         raise ValueError("--objective masked needs a tokenizer with a mask token; this one has none")
@@ -187,6 +196,9 @@ def main(arguments=None):
         )
         for seed in (training_args.seed, 0)
     ]
+    for name in blocks:
+        if name != train_name:
+            blocks[name] = hide_once(blocks[name], collators[1])
     trainer = LanguageModelTrainer(
         model=model,
         args=training_args,
@@ -195,14 +207,15 @@ def main(arguments=None):
         processing_class=tokenizer,
         data_collator=collators[0],
     )
-    trainer.evaluation_collator = collators[1]
 
     def record(results, output_dir):
         common.plot_learning_curve(
             results["learning_curve"], "perplexity", output_dir / "learning_curve.png", common.title(results)
         )
         if not is_masked:
-            results["sample"] = sample(model, tokenizer, data_args.num_sample_tokens)
+            # by the model that was saved: that in training may be divided over processes, and this is one of them
+            saved = auto_class.from_pretrained(output_dir, trust_remote_code=model_args.trust_remote_code)
+            results["sample"] = sample(saved.to(training_args.device), tokenizer, data_args.num_sample_tokens)
             print(results["sample"])
         common.write_model_card(
             output_dir / "README.md",

@@ -21,7 +21,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    Trainer,
 )
 
 
@@ -75,7 +74,8 @@ def main(arguments=None):
         tokenizer = AutoTokenizer.from_pretrained(**model_args.source)
         config = AutoConfig.from_pretrained(**model_args.source)
     else:
-        tokenizer = train_wordpiece_tokenizer(train[data_args.text_column], model_args.vocab_size)
+        texts = train[data_args.text_column]
+        tokenizer = common.once(training_args, lambda: train_wordpiece_tokenizer(texts, model_args.vocab_size))
         config = AstroformerConfig(
             **model_args.architecture,
             pooling=model_args.pooling,
@@ -104,7 +104,7 @@ def main(arguments=None):
     }
     if training_args.metric_for_best_model == "auto":
         training_args.metric_for_best_model = labels.best
-    trainer = Trainer(
+    trainer = common.ExactTrainer(
         model=model,
         args=training_args,
         train_dataset=encoded[train_name],

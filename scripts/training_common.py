@@ -21,10 +21,12 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
+import transformers
+from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import SaveStrategy, SchedulerType, get_last_checkpoint
@@ -38,6 +40,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
+LAUNCHED_WITH = dict(os.environ)  # before `TrainingArguments` adds to it
 PACKAGES = (
     "astroformer-hf",
     "torch",
@@ -191,7 +194,11 @@ def parse_arguments(model_arguments, data_arguments, description, arguments=None
         (model_arguments, data_arguments, TrainingArguments), description=description.split("\n\n")[0]
     )
     parser.set_defaults(**{**DEFAULT_TRAINING_ARGUMENTS, **defaults})
-    return parser.parse_args_into_dataclasses(arguments)
+    parsed = parser.parse_args_into_dataclasses(arguments)
+    if parsed[-1].process_index > 0:  # one process shows what all do
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+    return parsed
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -298,6 +305,19 @@ def pick_split(splits, wanted, fallbacks=()):
         if name in splits:
             return name, splits[name]
     raise ValueError(f"the data has no split {wanted!r}; it has {sorted(splits)}")
+
+
+def once(training_args, make):
+    """What `make()` returns, made by one process and given to the others, so that all have the same.
+
+    Args:
+        training_args (`TrainingArguments`): of the run.
+        make (function): returns what can be pickled.
+    """
+    if training_args.world_size == 1:
+        return make()
+    made = [make() if training_args.process_index == 0 else None]
+    return broadcast_object_list(made)[0]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -440,6 +460,49 @@ class Regression(evaluate.Metric):
         }
 
 
+class ExactTrainer(Trainer):
+    """A `Trainer` whose evaluation loss is the mean over all labels.
+
+    The library's is a mean of the means of batches, some of which hold more labels than others; and where several
+    processes evaluate, the last batches are filled up with examples that were counted before.
+    """
+
+    _losses: list
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        if loss is not None:
+            losses = losses_of_examples(logits, labels, self.model.config)
+            self._losses.append(self.accelerator.gather_for_metrics(losses))  # which leaves out what was filled up
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._losses = []
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._losses:
+            loss, number = torch.cat([losses.double().cpu() for losses in self._losses]).sum(0).tolist()
+            (name,) = [name for name in output.metrics if name.endswith("_loss")]
+            output.metrics[name] = loss / number
+        return output
+
+
+def losses_of_examples(logits, labels, config):
+    """The summed loss of each example and the number of its labels: `(batch, 2)`."""
+    logits = logits.float()
+    if config.problem_type == "regression":
+        each = (logits - labels.float().view_as(logits)).square()
+        counted = torch.ones_like(each)
+    elif config.problem_type == "multi_label_classification":
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+        counted = torch.ones_like(each)
+    else:
+        if logits.dim() == 3 and config.is_decoder:  # a token's label is the next token
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+        each, counted = each.view(labels.shape), (labels != -100).float()
+    return torch.stack((each.reshape(len(each), -1).sum(-1), counted.reshape(len(each), -1).sum(-1)), dim=-1)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Resuming, and the records of a run
 # --------------------------------------------------------------------------------------------------------------------
@@ -457,21 +520,24 @@ def checkpoint_to_resume(output_dir):
 
 def resume_from(training_args):
     """The checkpoint that a run goes on from: the one asked for, or the newest in its output folder, or None."""
-    return training_args.resume_from_checkpoint or checkpoint_to_resume(training_args.output_dir)
+    if training_args.resume_from_checkpoint:
+        return training_args.resume_from_checkpoint
+    return once(training_args, lambda: checkpoint_to_resume(training_args.output_dir))
 
 
 class Stopwatch(TrainerCallback, ExportableState):
-    """Counts the seconds of training, evaluations on the way included, over all the times that a run was resumed."""
+    """Counts the seconds of training, evaluations on the way included, over all the times that a run was resumed; and
+    keeps in its checkpoints how large its batches are."""
 
-    def __init__(self, resumes=False):
-        self.resumes, self.before, self.began = resumes, 0.0, time.monotonic()
+    def __init__(self, resumes=False, batch_size=None):
+        self.resumes, self.before, self.began, self.batch_size = resumes, 0.0, time.monotonic(), batch_size
 
     @property
     def seconds(self):
         return self.before + time.monotonic() - self.began
 
     def state(self):
-        return {"args": {}, "attributes": {"before": self.seconds}}
+        return {"args": {}, "attributes": {"before": self.seconds, "batch_size": self.batch_size}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         earlier = state.stateful_callbacks.get(type(self).__name__) if self.resumes else None
@@ -494,9 +560,13 @@ def train(trainer, resume_from, results, record, test=None):
     Returns:
         The metrics on the validation split, by their plain names.
     """
-    args, stopwatch = trainer.args, Stopwatch(resumes=bool(resume_from))
+    args, parameters = trainer.args, trainer.model.num_parameters()
+    batch_size = trainer.get_total_train_batch_size(args)
+    stopwatch = Stopwatch(bool(resume_from), batch_size)
     if resume_from:
-        print(f"Continuing from {resume_from}")
+        check_batch_size(resume_from, batch_size, args.world_size)
+        if trainer.is_world_process_zero():
+            print(f"Continuing from {resume_from}")
     best_by = args.metric_for_best_model
     args.greater_is_better = best_by.removeprefix("eval_") not in ("loss", "mse")
     trainer.add_callback(stopwatch)
@@ -526,6 +596,8 @@ def train(trainer, resume_from, results, record, test=None):
             "test_metrics": quality(trainer.evaluate(examples, metric_key_prefix="test"), "test_"),
             "test_samples": len(examples),
         }
+    if trainer.is_fsdp_enabled:  # one file, as of a single process
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     if trainer.is_world_process_zero():
         config = trainer.model.config
@@ -537,10 +609,12 @@ def train(trainer, resume_from, results, record, test=None):
             "seed": args.seed,
             "metrics": metrics,
             "learning_curve": curve,
-            "parameters": trainer.model.num_parameters(),
+            "parameters": parameters,
             **results,
             "checkpoint": "best" if args.load_best_model_at_end else "last",
             "learning_rate": args.learning_rate,
+            "world_size": args.world_size,
+            "effective_batch_size": batch_size,
             "steps": trainer.state.max_steps,
             "train_samples": len(trainer.train_dataset),
             "eval_samples": len(trainer.eval_dataset),
@@ -578,6 +652,18 @@ def finished_state(checkpoint):
         return None
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     return state if state.global_step >= state.max_steps and "Stopwatch" in state.stateful_callbacks else None
+
+
+def check_batch_size(checkpoint, batch_size, world_size):
+    """Raises a ValueError if the run that left a checkpoint had batches of another size, and so other steps."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    earlier = state.stateful_callbacks.get("Stopwatch", {"attributes": {}})["attributes"].get("batch_size")
+    if earlier not in (None, batch_size):
+        raise ValueError(
+            f"{checkpoint} is of a run with {earlier} examples per step, this one has {batch_size} over {world_size} "
+            "processes: start as many processes as then, or change --gradient_accumulation_steps or "
+            "--per_device_train_batch_size so that the product is the same"
+        )
 
 
 def peak_memory_bytes():
@@ -645,10 +731,47 @@ def hardware():
 
 
 def command():
-    """The command line that was run, as a user would type it in the project's folder."""
+    """The command line that was run, as a user would type it in the project's folder, with what started the processes.
+
+    Several machines are started by the same command on each, with the name of one of them for HOST.
+    """
     script = Path(sys.argv[0]).resolve()
     script = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
-    return shlex.join(["python", str(script), *sys.argv[1:]])
+    return shlex.join([*launcher(LAUNCHED_WITH), str(script), *sys.argv[1:]])
+
+
+def launcher(environment):
+    """The words of a command before the script: `python`, `torchrun` or `accelerate launch`, with their options.
+
+    Args:
+        environment (`dict`): the environment variables of the process, as the launcher set them.
+    """
+    world_size = int(environment.get("WORLD_SIZE", 1))
+    machines = world_size // int(environment.get("LOCAL_WORLD_SIZE", world_size))
+    if "ACCELERATE_MIXED_PRECISION" not in environment:  # which `accelerate launch` always sets
+        if "TORCHELASTIC_RUN_ID" not in environment and world_size == 1:
+            return ["python"]
+        several = ["--nnodes", str(machines), "--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:29500"]
+        return ["torchrun", "--nproc-per-node", str(world_size // machines), *(several if machines > 1 else ())]
+
+    def is_set(name):
+        return environment.get(name, "").lower() in ("1", "true", "yes")
+
+    options = {"num_processes": world_size, "mixed_precision": environment["ACCELERATE_MIXED_PRECISION"]}
+    if machines > 1:
+        options |= {"num_machines": machines, "machine_rank": environment.get("GROUP_RANK", 0)}
+        options |= {"main_process_ip": "HOST", "main_process_port": 29500}
+    flags = []
+    if is_set("ACCELERATE_USE_FSDP"):
+        flags.append("--use_fsdp")
+        # the launcher hands its options on as variables of the same names
+        options |= {name.lower(): value for name, value in sorted(environment.items()) if name.startswith("FSDP_")}
+    elif is_set("ACCELERATE_USE_CPU"):
+        flags.append("--cpu")
+    elif world_size > 1:
+        flags.append("--multi_gpu")
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ["accelerate", "launch", *flags, *words]
 
 
 def quality(metrics, prefix="eval_"):

@@ -49,6 +49,8 @@ SHORTER = {
     "scripts/report_api.py": "--check",
     "scripts/reproduce.py": "--list",
 }
+# What starts several processes, and the modules that do.
+LAUNCHERS = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.launch"]}
 # Pages whose blocks are records of what was done, with commands that take hours.
 RECORDS = {"initialisation.md"}
 # What a page needs beside the packages that training does.
@@ -81,10 +83,25 @@ def run_script(path, arguments):
     return printed.getvalue()
 
 
+def run_in_several_processes(words):
+    """Runs a command of a page that starts several processes, on the CPU."""
+    start = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    program = [sys.executable, "-m", *LAUNCHERS[words[0]]]
+    options = words[2 if words[0] == "accelerate" else 1 : start]
+    shorter = [*shlex.split(SHORTER.get(words[start], "")), *(["--use_cpu"] if words[start] in SHORTER else [])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*program, *options, *words[start:], *shorter], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def run_command(words):
     """Runs a command of a page. Those that make an environment are only read by the shell."""
     program, path, *arguments = words
-    if program == "python":
+    if program in LAUNCHERS:
+        run_in_several_processes(words)
+    elif program == "python":
         run_script(path, [*arguments, *shlex.split(SHORTER.get(path, ""))])
     elif program == "bash":
         subprocess.run(["bash", "-n", path], check=True)
@@ -159,6 +176,9 @@ def test_blocks_of_a_page_run(page, scratch, capsys):
 def check_options(words):
     """Checks that a command which runs for hours, or for ever, names a script of the repository and its options."""
     program, path, *arguments = words
+    if program in LAUNCHERS:
+        start = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        return check_options(["python", *words[start:]])
     if not path.startswith(("scripts/", "tests/")):  # another tool, or a file that the page has made
         return
     assert (ROOT / path).exists(), path

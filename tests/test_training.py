@@ -5,22 +5,33 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import train_language_model
 import train_text_classification
 import training_common
+from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT, tiny_config
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from tokenization import train_character_tokenizer, train_wordpiece_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
+import astroformer_hf
 from astroformer_hf import AstroformerForSequenceClassification
 
 
@@ -163,6 +174,106 @@ def test_script_continues_after_being_killed(tmp_path, environment):
     assert results["metrics"]["loss"] == pytest.approx(expected["metrics"]["loss"], rel=1e-3, abs=1e-5)
 
 
+def in_two_processes(command):
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command[1:]]
+
+
+def test_script_trains_the_same_over_two_processes(tmp_path, environment):
+    data, one, two = write_reviews(tmp_path / "reviews", 64), tmp_path / "one", tmp_path / "two"
+    validation = data / "validation.csv"
+    validation.write_text("\n".join(validation.read_text().splitlines()[:38]) + "\n")  # 37, in batches of 8
+    options = ("--num_train_epochs", "2", "--dropout", "0", "--per_device_eval_batch_size")
+    options = (*options, "4", "--train_sampling_strategy", "random", "--logging_steps", "1", "--disable_tqdm", "true")
+    subprocess.run(script_command(data, one, *options), env=environment, check=True, capture_output=True)
+    command = script_command(data, two, *options)
+    command[command.index("--per_device_train_batch_size") + 1] = "4"
+    done = subprocess.run(in_two_processes(command), env=environment, check=True, capture_output=True, text=True)
+
+    alone, shared = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
+    assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-3, abs=1e-5)
+    losses = [[entry["loss"] for entry in results["learning_curve"]["train"]] for results in (alone, shared)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3, abs=1e-5)
+    assert (alone["world_size"], shared["world_size"]) == (1, 2)
+    assert alone["effective_batch_size"] == shared["effective_batch_size"] == 8
+    assert "8 over 2 processes" in (two / "README.md").read_text()
+    assert "processes" not in (one / "README.md").read_text()
+    assert done.stdout.count("results.json, learning_curve.png") == 1  # one process speaks for all
+
+    again = shlex.split(shared["command"])
+    assert again[:3] == ["torchrun", "--nproc-per-node", "2"]
+    again[again.index("--output_dir") + 1] = str(tmp_path / "again")
+    search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    # the recorded command, in the project's folder
+    subprocess.run(again, cwd=ROOT, env={**environment, "PATH": search_path}, check=True, capture_output=True)
+    repeated = json.loads((tmp_path / "again/results.json").read_text())
+    assert repeated["metrics"] == pytest.approx(shared["metrics"], rel=1e-4, abs=1e-6)
+
+
+def test_another_number_of_processes_does_not_go_on_with_a_run(tmp_path):
+    state = {"global_step": 5, "max_steps": 10, "stateful_callbacks": {"Stopwatch": {"attributes": {"batch_size": 8}}}}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    training_common.check_batch_size(tmp_path, 8, 2)
+    with pytest.raises(ValueError, match="8 examples per step, this one has 4 over 1 processes.*--gradient_accum"):
+        training_common.check_batch_size(tmp_path, 4, 1)
+    state["stateful_callbacks"] = {}  # of an earlier release
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    training_common.check_batch_size(tmp_path, 4, 1)
+
+
+@pytest.mark.parametrize(
+    "variables, words",
+    [
+        ({}, "python"),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4}, "torchrun --nproc-per-node 4"),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 8, "LOCAL_WORLD_SIZE": 4},
+            "torchrun --nproc-per-node 4 --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500",
+        ),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16", "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2},
+            "accelerate launch --multi_gpu --num_processes 2 --mixed_precision bf16",
+        ),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch --num_processes 1 --mixed_precision no"),
+        (
+            {
+                "ACCELERATE_MIXED_PRECISION": "no",
+                "ACCELERATE_USE_FSDP": "true",
+                "WORLD_SIZE": 2,
+                "LOCAL_WORLD_SIZE": 1,
+                "GROUP_RANK": 1,
+                "FSDP_VERSION": 2,
+                "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            },
+            "accelerate launch --use_fsdp --num_processes 2 --mixed_precision no --num_machines 2 --machine_rank 1 "
+            "--main_process_ip HOST --main_process_port 29500 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
+            "--fsdp_version 2",
+        ),
+    ],
+)
+def test_the_recorded_command_has_its_launcher(variables, words):
+    assert training_common.launcher({name: str(value) for name, value in variables.items()}) == words.split()
+    if words.startswith("accelerate"):  # an option that the launcher does not know would end it
+        launch_command_parser().parse_args([*words.split()[2:], "script.py"])
+
+
+@pytest.mark.parametrize("head", [*HEADS, "causal", "masked"])
+def test_the_exact_loss_is_that_of_the_model(head):
+    if head in HEADS:
+        changes, label = HEADS[head]
+        model = AstroformerForSequenceClassification(tiny_config(**changes))
+        model.config.problem_type = model.config.problem_type or "single_label_classification"
+        labels, ids = torch.tensor([label(i) for i in range(6)]), torch.randint(1, 50, (6, 5))
+    else:
+        kind = astroformer_hf.AstroformerForCausalLM if head == "causal" else astroformer_hf.AstroformerForMaskedLM
+        model, ids = kind(tiny_config()), torch.randint(1, 50, (6, 5))
+        labels = ids.masked_fill(torch.rand(6, 5) < 0.5, -100)
+    output = model.eval()(input_ids=ids, labels=labels)
+    losses = training_common.losses_of_examples(output.logits, labels, model.config)
+    total, number = losses.sum(0)
+    torch.testing.assert_close(total / number, output.loss)
+    assert losses.shape == (6, 2)
+
+
 def test_script_fine_tunes_a_checkpoint(tmp_path, environment):
     data, first, second = write_reviews(tmp_path / "reviews"), tmp_path / "first", tmp_path / "second"
     command = script_command(data, first, "--num_train_epochs", "1", "--astrocyte_code", "sinusoidal")
@@ -237,13 +348,13 @@ def test_json_is_whole_or_absent(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
-def run_language_model(output_dir, environment, *more):
+def run_language_model(output_dir, environment, *more, launch=list):
     command = [
         *(sys.executable, str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
         *("--hidden_size", "32", "--num_hidden_layers", "1", "--block_size", "32", "--dropout", "0", "--use_cpu"),
         *("--learning_rate", "1e-2", "--disable_tqdm", "true", *more),
     ]
-    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    subprocess.run(launch(command), env=environment, check=True, capture_output=True, text=True)
     return json.loads((output_dir / "results.json").read_text())
 
 
@@ -301,6 +412,28 @@ def test_language_model_script_evaluates_behind_the_same_mask(tmp_path, environm
     results = run_language_model(tmp_path, environment, "--dataset_dir", str(novel), *options)
     first, second = (entry["eval_loss"] for entry in results["learning_curve"]["evaluation"])
     assert first == second == results["metrics"]["loss"]
+
+
+def test_language_model_script_over_two_processes(tmp_path, environment, novel):
+    options = ("--dataset_dir", str(novel), "--max_steps", "4", "--num_sample_tokens", "5")
+    results = run_language_model(tmp_path, environment, *options, launch=in_two_processes)
+    assert results["world_size"] == 2 and results["effective_batch_size"] == 64
+    assert results["sample"] and results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["loss"]))
+
+
+def test_what_is_hidden_at_evaluation_does_not_depend_on_who_evaluates():
+    tokenizer = train_character_tokenizer(["abcdef"], 8)
+    blocks = Dataset.from_dict({"input_ids": torch.randint(5, 10, (12, 8)).tolist()})
+    first, second = (
+        train_language_model.hide_once(blocks, DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=0))
+        for _ in range(2)
+    )
+    assert first[:] == second[:]
+    labels, inputs = torch.tensor(first["labels"]), torch.tensor(first["input_ids"])
+    hidden = labels != -100
+    assert 0.1 < hidden.float().mean() < 0.5
+    assert torch.equal(torch.where(hidden, labels, inputs), torch.tensor(blocks["input_ids"]))
+    assert not torch.equal(inputs, torch.tensor(blocks["input_ids"]))
 
 
 @pytest.mark.parametrize(
