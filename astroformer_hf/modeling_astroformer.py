@@ -420,7 +420,8 @@ class AstroformerModel(AstroformerPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         if not self.config.is_decoder:
             return BaseModelOutput(last_hidden_state=hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE_NAME: cache})
+        state: Any = {CACHE_NAME: cache}
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **state)
 
     def _check_cache(self, cache, use_cache):
         """The cache to continue, a new one where one is wanted, or None."""
