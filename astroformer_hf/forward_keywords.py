@@ -29,6 +29,20 @@ FROM_LIBRARIES = {
 # Sequences that lie behind one another in a row, as `DataCollatorWithFlattening` and trl's packing make them.
 PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
+# What only the library's continuous batching passes.
+CONTINUOUS_BATCHING_KEYWORDS = (
+    "block_table",
+    "logits_indices",
+    "max_seqlen_k",
+    "max_seqlen_q",
+    "read_index",
+    "write_index",
+)
+NO_CONTINUOUS_BATCHING = (
+    "continuous batching (generate_batch, ContinuousBatchingManager, cache_implementation='paged') is not supported by "
+    "Astroformer models; use generate, with a batch padded on the left"
+)
+
 
 def checks_keywords(*names, beside=None):
     """Decorator of a forward: a TypeError for any keyword argument but those in its signature, in `FROM_LIBRARIES`, and
@@ -59,6 +73,8 @@ def _unexpected(forward_name, name, value, known):
     """The error for a keyword argument that a forward does not know."""
     if isinstance(value, Cache) and "cache" in known:
         return TypeError(f"{forward_name} got a {type(value).__name__} as {name!r}; give it as {CACHE_NAME!r}")
+    if name in CONTINUOUS_BATCHING_KEYWORDS:
+        return TypeError(f"{forward_name} got {name!r}: {NO_CONTINUOUS_BATCHING}")
     candidates = sorted(CACHE_NAME if keyword == "cache" else keyword for keyword in known)
     alike = difflib.get_close_matches(name, candidates, n=1)
     hint = f"; did you mean {alike[0]!r}?" if alike else ""

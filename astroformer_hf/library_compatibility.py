@@ -13,6 +13,7 @@ import inspect
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.deprecation import deprecate_kwarg
 
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -28,11 +29,13 @@ PRIVATE_NAMES = {
     "transformers.PreTrainedModel._no_split_modules": "none: how device maps and FSDP find the units",
     "transformers.PreTrainedModel._skip_keys_device_placement": "none: without it a cache moves with the hidden states",
     "transformers.PreTrainedModel._tied_weights_keys": "none: how tied weights are saved once",
-    "transformers.PreTrainedModel._can_compile_fullgraph": "nothing: `generate` compiles no model without it",
+    "transformers.PreTrainedModel._can_compile_fullgraph": "nothing: without it `generate` compiles no model",
+    "transformers.PreTrainedModel._can_record_outputs": "as for `capture_outputs`, which reads it",
     "transformers.modeling_layers.GradientCheckpointingLayer": "torch.utils.checkpoint around each layer",
     "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "the Auto classes' registration, once "
     "Trainer's label smoothing and the pipelines ask it",
     "transformers.utils.can_return_tuple": "`return_dict` handled in each forward",
+    "transformers.utils.deprecation.deprecate_kwarg": "a FutureWarning of our own, until the old name is gone",
     "transformers.utils.output_capturing.capture_outputs": "collecting hidden states and maps in the loop over layers",
 }
 
@@ -44,8 +47,6 @@ def takes_cache(forward):
     signature, and `cache` is taken, too. Both at once are an error.
     """
     if CACHE_NAME == "cache":
-        from transformers.utils.deprecation import deprecate_kwarg
-
         return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache", raise_if_both_names=True)(forward)
 
     @functools.wraps(forward)
@@ -58,7 +59,7 @@ def takes_cache(forward):
 
     found = inspect.signature(forward)
     parameters = [p.replace(name="past_key_values") if p.name == "cache" else p for p in found.parameters.values()]
-    renamed.__signature__ = found.replace(parameters=parameters)  # type: ignore[attr-defined]
+    renamed.__signature__ = found.replace(parameters=parameters)
     return renamed
 
 

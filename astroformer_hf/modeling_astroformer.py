@@ -36,6 +36,7 @@ from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, 
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
 from .forward_keywords import (
+    NO_CONTINUOUS_BATCHING,
     PACKING_KEYWORDS,
     check_library_keywords,
     checks_keywords,
@@ -490,7 +491,8 @@ class AstroformerModel(AstroformerPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         if not self.config.is_decoder:
             return BaseModelOutput(last_hidden_state=hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE_NAME: cache})
+        state: Any = {CACHE_NAME: cache}
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **state)
 
     def _check_cache(self, cache, use_cache):
         """The cache to continue, a new one where one is wanted, or None."""
@@ -661,9 +663,9 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` looks at its signature
     def prepare_inputs_for_generation(self, *args, **kwargs):
-        # the tokens that are not in the cache; the library takes 0 or fewer from the wrong end
-        next_sequence_length = kwargs.get("next_sequence_length")
-        if next_sequence_length is not None and next_sequence_length <= 0:
+        # how many tokens are not in the cache, of which the library takes 0 or fewer from the wrong end
+        num_new, position_ids = kwargs.get("next_sequence_length"), kwargs.get("position_ids")
+        if (num_new is not None and num_new <= 0) or (position_ids is not None and position_ids.shape[-1] == 0):
             past_length = kwargs[CACHE_NAME].get_seq_length()
             raise ValueError(
                 f"the prompt has no token beyond the {past_length} in the cache. Give the whole text so far, the "
@@ -674,10 +676,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
 
     def init_continuous_batching(self, *args, **kwargs):
         """Raises NotImplementedError: continuous batching keeps keys and values in pages, which this model has not."""
-        raise NotImplementedError(
-            "continuous batching (generate_batch, cache_implementation='paged') is not supported by "
-            f"{type(self).__name__}; use generate, with a batch padded on the left"
-        )
+        raise NotImplementedError(NO_CONTINUOUS_BATCHING)
 
     continuous_batching_context_manager = generate_batch = init_continuous_batching
 

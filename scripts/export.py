@@ -301,7 +301,8 @@ def main(arguments=None):
     for name, folder in folders.items():
         export(model, args.format, dict(traced), quantize=name == "int8").save_pretrained(folder)
         processor.save_pretrained(folder)
-        exports[name] = load_exported(folder, args.trust_remote_code)
+        # a .pt2 is a pickle, which runs code as it is read; this one was written a moment ago
+        exports[name] = load_exported(folder, args.trust_remote_code or args.format == "torch")
         difference = largest_difference(model, exports[name], generator)
         record[name] = {"largest_difference": difference, "bytes": num_bytes(folder)}
         print(f"{name}: {record[name]['bytes']:,} bytes in {folder}; largest difference to PyTorch {difference:.1e}")

@@ -148,7 +148,7 @@ def test_script_to_torch_export(classifier, tmp_path, monkeypatch):
     assert common.read_json(tmp_path / "out/results.json")["models"]["float32"]["largest_difference"] < 1e-5
     assert (tmp_path / "out/model.pt2").exists()
 
-    exported = export.load_exported(tmp_path / "out", False)
+    exported = export.load_exported(tmp_path / "out", True)
     monkeypatch.setattr(export, "export", lambda *_, **__: exported)
     monkeypatch.setattr(export, "largest_difference", lambda *_: float("nan"))
     with pytest.raises(SystemExit, match="differs from PyTorch by nan .* --tolerance 0.0001"):

@@ -22,6 +22,8 @@ CODE_FILES = {
     "astrocyte_code.py",
     "cache_astroformer.py",
     "configuration_astroformer.py",
+    "forward_keywords.py",
+    "library_compatibility.py",
     "modeling_astroformer.py",
     "neuron_astrocyte_attention.py",
     "token_layout.py",
