@@ -9,6 +9,8 @@ import torch
 from conftest import HEADS, LABELS, make_model
 from transformers import DynamicCache
 
+from astroformer_hf.library_compatibility import CACHE_NAME
+
 
 peft = pytest.importorskip("peft")
 
@@ -82,8 +84,10 @@ def test_the_library_s_own_adapters_find_the_modules():
     model = make_model("AstroformerForSequenceClassification")
     try:
         model.add_adapter(peft.LoraConfig())
-    except ImportError as error:  # a library newer than the peft here
-        pytest.skip(str(error))
+    except ValueError as error:
+        if "use a version" not in str(error):
+            raise
+        pytest.skip(f"the library wants a newer peft: {error}")
     assert any("q_proj.lora_A" in name for name, _ in model.named_parameters())
 
 
@@ -135,12 +139,18 @@ def test_prompts_are_embeddings_before_the_input(is_decoder, fields):
         assert full.flatten().tolist() == torch.cat(expected).tolist()
 
 
+# The second are peft's words, which looks for an argument by its name before transformers 5.24.
+REFUSED = "belongs to a decoder|does not support past key values"
+
+
 def prefix(task):
     return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=5)
 
 
 @pytest.mark.parametrize("head, task", [("CausalLM", "CAUSAL_LM"), ("SequenceClassification", "SEQ_CLS")])
 def test_prefixes_are_keys_and_values_before_the_input(head, task):
+    if task == "SEQ_CLS" and CACHE_NAME == "cache":
+        pytest.skip("peft looks for an argument past_key_values, which this release of the library calls cache")
     head = f"AstroformerFor{head}"
     model, inputs = make_model(head, attention_type="softmax", is_decoder=True, pooling="last"), HEADS[head][2]()
     adapted = peft.get_peft_model(model, prefix(task)).eval()
@@ -159,10 +169,10 @@ def test_prefixes_are_keys_and_values_before_the_input(head, task):
     [
         ("CausalLM", "CAUSAL_LM", {}, "prefix tuning.* is for attention_type 'softmax'"),
         ("CausalLM", "CAUSAL_LM", {"attention_type": "linear"}, "prefix tuning.* is for attention_type 'softmax'"),
-        ("SequenceClassification", "SEQ_CLS", {}, "belongs to a decoder"),
-        ("SequenceClassification", "SEQ_CLS", {"attention_type": "softmax"}, "belongs to a decoder"),
-        ("TokenClassification", "TOKEN_CLS", {}, "belongs to a decoder"),
-        ("QuestionAnswering", "QUESTION_ANS", {}, "belongs to a decoder"),
+        ("SequenceClassification", "SEQ_CLS", {}, REFUSED),
+        ("SequenceClassification", "SEQ_CLS", {"attention_type": "softmax"}, REFUSED),
+        ("TokenClassification", "TOKEN_CLS", {}, REFUSED),
+        ("QuestionAnswering", "QUESTION_ANS", {}, REFUSED),
     ],
     ids=str,
 )
