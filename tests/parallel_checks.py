@@ -476,4 +476,5 @@ if __name__ == "__main__":
     FOLDER = Path(sys.argv[1])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     main(sys.argv[2:])
+    dist.barrier()
     dist.destroy_process_group()

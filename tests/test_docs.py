@@ -49,8 +49,11 @@ SHORTER = {
     "scripts/report_api.py": "--check",
     "scripts/reproduce.py": "--list",
 }
-# What starts several processes, and the modules that do.
-LAUNCHERS = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.launch"]}
+# What starts several processes, as a module, each at a port of its own.
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone"],
+    "accelerate": ["accelerate.commands.launch", "--main_process_port", "0"],
+}
 # Pages whose blocks are records of what was done, with commands that take hours.
 RECORDS = {"initialisation.md"}
 # What a page needs beside the packages that training does.
