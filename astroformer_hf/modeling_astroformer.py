@@ -579,7 +579,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         kind, cache = generation_config.cache_implementation, model_kwargs.get(CACHE_NAME)
         if generation_config.prefill_chunk_size is not None and isinstance(cache, Cache) and cache.get_seq_length():
-            raise ValueError(  # releases before 5.23 would read the tokens in the cache a second time
+            raise ValueError(  # some releases would read the tokens in the cache a second time
                 f"prefill_chunk_size={generation_config.prefill_chunk_size} does not go with a {CACHE_NAME} that holds "
                 f"{cache.get_seq_length()} tokens; leave it out, or call the model on the pieces"
             )
