@@ -648,8 +648,13 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
         return self.config.attention_type != "softmax"
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        kind = generation_config.cache_implementation
-        if self._is_stateful and model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache:
+        kind, cache = generation_config.cache_implementation, model_kwargs.get(CACHE_NAME)
+        if generation_config.prefill_chunk_size is not None and isinstance(cache, Cache) and cache.get_seq_length():
+            raise ValueError(  # some releases would read the tokens in the cache a second time
+                f"prefill_chunk_size={generation_config.prefill_chunk_size} does not go with a {CACHE_NAME} that holds "
+                f"{cache.get_seq_length()} tokens; leave it out, or call the model on the pieces"
+            )
+        if self._is_stateful and cache is None and generation_config.use_cache:
             if kind not in (None, "dynamic"):
                 raise ValueError(
                     f"cache_implementation={kind!r} is for models whose cache grows; that of attention_type "
@@ -664,8 +669,8 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` looks at its signature
     def prepare_inputs_for_generation(self, *args, **kwargs):
         # how many tokens are not in the cache, of which the library takes 0 or fewer from the wrong end
-        num_new, position_ids = kwargs.get("next_sequence_length"), kwargs.get("position_ids")
-        if (num_new is not None and num_new <= 0) or (position_ids is not None and position_ids.shape[-1] == 0):
+        num_new = kwargs.get("next_sequence_length")
+        if num_new is not None and num_new <= 0:
             past_length = kwargs[CACHE_NAME].get_seq_length()
             raise ValueError(
                 f"the prompt has no token beyond the {past_length} in the cache. Give the whole text so far, the "

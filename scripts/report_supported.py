@@ -16,9 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from report_tables import origin, table
 from training_common import ROOT, hardware, read_json, versions, write_json
 
+from astroformer_hf.library_compatibility import PRIVATE_NAMES
+
 
 RECORDS = ROOT / "results/supported"
 ENDS = ("lowest", "highest")
+NEWEST = "newest"  # what the index served on a day; recorded beside the ends where it was tested
 PACKAGES = ("astroformer-hf", "torch", "transformers", "huggingface-hub", "safetensors", "packaging", "numpy")
 COLUMNS = {"python": "Python", "torch": "torch", "transformers": "transformers"}
 COLUMNS |= {"huggingface-hub": "huggingface-hub", "safetensors": "safetensors"}
@@ -30,17 +33,31 @@ table): the wheel is built, installed with its dependencies into an empty enviro
 there. Between the ends, development itself uses the releases in `constraints.txt`. A release of these libraries outside
 the range is an error on import, also for code that came with a checkpoint.
 
+transformers brings a new minor release about every nine days. Each is taken, up to 6; one that is newer than those
+tested (`TESTED_TRANSFORMERS` in `astroformer_hf/version.py`) is a warning on import, once. transformers 5.22 and later
+need Python 3.11; with 3.10 pip installs 5.21.
+
 """
 TAIL = """
 ```console
 bash scripts/test_supported.sh lowest
 bash scripts/test_supported.sh highest
+bash scripts/test_supported.sh newest
 ```
+
+"highest" takes the newest minor release of transformers that is called tested, "newest" whatever the index serves, so
+that it fails first where a new release changes something.
 
 The records are in [`results/supported`](../results/supported). Not run there are export, the demo, the benchmark, the
 comparison, the common tests of transformers, peft, sentence-transformers and Triton's interpreter: those are tested
 with the releases in `constraints.txt`. Nor, with torch 2.6, `torch.compile`: it traces neither these models nor the
 library's own.
+
+## Names that nothing promises
+
+What the package leans on in transformers and torch though it is private or changes without notice, and what would
+replace it; a test looks for each in the release that is installed:
+
 """
 
 
@@ -60,7 +77,8 @@ def outcome(junit):
 
 def page():
     """The text of docs/supported.md."""
-    records = [read_json(RECORDS / f"{end}.json") for end in ENDS]
+    ends = [*ENDS, NEWEST] if (RECORDS / f"{NEWEST}.json").exists() else ENDS
+    records = [read_json(RECORDS / f"{end}.json") for end in ends]
     rows = []
     for record in records:
         tests, found = record["tests"], record["versions"]
@@ -72,13 +90,14 @@ def page():
     ]
     if skipped:
         lines += ["Skipped, and why:", "", *skipped, ""]
-    lines += [f"Both on {origin(records[0]).split(';')[0]}."]
-    return HEAD + "\n".join(lines) + "\n" + TAIL
+    lines += [f"All on {origin(records[0]).split(';')[0]}."]
+    names = table(["name", "what would replace it"], [[f"`{name}`", what] for name, what in PRIVATE_NAMES.items()])
+    return HEAD + "\n".join(lines) + "\n" + TAIL + "\n".join(names).rstrip() + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--record", choices=ENDS, required=True, help="which end was tested")
+    parser.add_argument("--record", choices=(*ENDS, NEWEST), required=True, help="which end was tested")
     parser.add_argument("--junit", required=True, help="JUnit XML file that pytest wrote")
     arguments = parser.parse_args()
     RECORDS.mkdir(parents=True, exist_ok=True)

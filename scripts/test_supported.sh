@@ -3,15 +3,19 @@
 # library's tests there, and records the outcome in results/supported.
 #
 #   bash scripts/test_supported.sh lowest     Python 3.10 and the releases in constraints-lowest.txt
-#   bash scripts/test_supported.sh highest    Python 3.13 and the newest releases that pyproject.toml allows
+#   bash scripts/test_supported.sh highest    Python 3.13 and the newest releases, of transformers the newest minor that
+#                                             astroformer_hf/version.py calls tested
+#   bash scripts/test_supported.sh newest     Python 3.13 and the newest releases that the index serves today
 #
 # More arguments go to pytest, and nothing is recorded then. ASTROFORMER_PYTHON names the Python, ASTROFORMER_VENV the
-# folder of the environment (by default .venv-lowest or .venv-highest), which is used again if it is there.
+# folder of the environment (by default .venv-lowest and so on), which is used again if it is there.
 set -euo pipefail
-usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+transformers=transformers
 case ${1:-} in
     lowest) python=${ASTROFORMER_PYTHON:-python3.10} constraints="--constraint constraints-lowest.txt" ;;
-    highest) python=${ASTROFORMER_PYTHON:-python3.13} constraints="--upgrade" ;;
+    highest) python=${ASTROFORMER_PYTHON:-python3.13} constraints="--upgrade" transformers=tested ;;
+    newest) python=${ASTROFORMER_PYTHON:-python3.13} constraints="--upgrade" ;;
     --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
@@ -19,6 +23,9 @@ end=$1
 shift
 script=$(realpath "${BASH_SOURCE[0]}")
 cd "$(dirname "$script")/.."
+if [ "$transformers" = tested ]; then
+    transformers="transformers==$(sed -n 's/^TESTED_TRANSFORMERS = "\(.*\)".*/\1/p' astroformer_hf/version.py).*"
+fi
 venv=$(realpath -m "${ASTROFORMER_VENV:-.venv-$end}")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -29,12 +36,13 @@ trap 'rm -rf "$scratch"' EXIT
 # torch first and alone: what follows must find it, not choose another build
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraints torch
 "$venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes astroformer-hf
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraints "$(echo "$scratch"/*.whl)[train]" pytest
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraints \
+    "$(echo "$scratch"/*.whl)[train]" "$transformers" pytest
 
 # Not here: what needs other libraries, and the common tests of transformers; constraints.txt pins their releases.
 # Nor, with torch 2.6, torch.compile: it traces neither these models nor the library's own.
-tests="astrocyte_code attention_backends generation heads inspection modeling neuron_astrocyte_attention publish safety
-    sharing vision"
+tests="astrocyte_code attention_backends generation heads inspection keywords modeling neuron_astrocyte_attention publish
+    releases_of_transformers safety sharing vision"
 untraced=$("$venv/bin/python" -c 'import torch; print("compiles_to_one_graph" if torch.__version__ < "2.7" else "")')
 status=0
 PATH="$venv/bin:$PATH" "$venv/bin/pytest" --quiet --junitxml "$scratch/junit.xml" \

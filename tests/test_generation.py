@@ -234,9 +234,10 @@ def test_a_second_turn_with_the_new_tokens_alone(model):
     given = {CACHE_NAME: copy.deepcopy(cache)}
     assert torch.equal(model.generate(following, attention_mask=mask, **given, **options)[:, 2:], expected[:, 11:])
     for prompt in (following, inputs["input_ids"]):  # without the mask, or without anything new
-        for size in (None, 2):
-            with pytest.raises(ValueError, match="no token beyond the 9 in the cache.* attention_mask that covers"):
-                model.generate(prompt, **{CACHE_NAME: cache}, prefill_chunk_size=size, **options)
+        with pytest.raises(ValueError, match="no token beyond the 9 in the cache.* attention_mask that covers"):
+            model.generate(prompt, **{CACHE_NAME: cache}, **options)
+    with pytest.raises(ValueError, match="prefill_chunk_size=2 does not go with a .* that holds 9 tokens"):
+        model.generate(ids, attention_mask=mask, **{CACHE_NAME: cache}, prefill_chunk_size=2, **options)
     assert cache.get_seq_length() == 9
 
 

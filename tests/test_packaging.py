@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import astroformer_hf
-from astroformer_hf.version import REQUIREMENTS
+from astroformer_hf.version import REQUIREMENTS, TESTED_TRANSFORMERS
 
 
 MODULES = {f"astroformer_hf/{path.name}" for path in (ROOT / "astroformer_hf").glob("*.py")} | {
@@ -165,6 +165,15 @@ def test_supported_range_is_said_once_and_was_tested_at_both_ends():
     pinned = dict(line.split("==") for line in lines)
     floors = {name: next(s.version for s in declared[name] if s.operator == ">=") for name in REQUIREMENTS}
     assert {name: Version(version) for name, version in pinned.items()} == {n: Version(v) for n, v in floors.items()}
+    tested = Version(TESTED_TRANSFORMERS)
+    assert declared["transformers"].contains(f"{tested}.0") and declared["transformers"].contains(
+        f"5.{tested.minor + 1}.0"
+    )
+    assert not declared["transformers"].contains("6.0.0")
+    pinned_for_development = re.findall(
+        r"^transformers==(\S+?)(?:;|$)", (ROOT / "constraints.txt").read_text(), re.MULTILINE
+    )
+    assert pinned_for_development and all(Version(v).release[:2] <= tested.release for v in pinned_for_development)
     for end in report_supported.ENDS:
         record = report_supported.read_json(report_supported.RECORDS / f"{end}.json")
         assert record["tests"]["passed"] > 1000 and not record["tests"]["failed"]
