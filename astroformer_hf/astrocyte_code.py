@@ -86,43 +86,10 @@ class AstrocyteCode(nn.Module):
 
 
 class PositionalAstrocyteCode(AstrocyteCode):
-    """A code that follows from positions and parameters alone.
-
-    In inference the last one is remembered, for the next input of that length. It is forgotten when a parameter changes
-    (optimisers, `load_state_dict` and other in-place operations), moves or is cast, and when the module is switched
-    between training and evaluation, as it should be after a write to a parameter's `.data`, which nothing notices.
-    """
-
-    _remembered = None
+    """A code that follows from positions and parameters alone."""
 
     def forward(self, key, layout, state=None):
-        parameters = list(self.parameters())
-        remember = not (
-            self.training
-            or torch.is_grad_enabled()
-            or layout.place is None
-            or torch.compiler.is_compiling()
-            or any(p.is_inference() for p in parameters)  # these do not count their changes
-        )
-        if not remember:
-            return self.positional_code(layout), None
-        # the parameters themselves are kept too, lest another tensor comes to lie at the address of a freed one
-        sources = [(p.detach(), p.data_ptr(), p._version) for p in parameters]
-        circumstances = (layout.place, [source[1:] for source in sources])
-        if self._remembered is None or self._remembered[0] != circumstances:
-            self._remembered = (circumstances, sources, self.positional_code(layout))
-        return self._remembered[2], None
-
-    def train(self, mode=True):
-        self._remembered = None
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs):
-        self._remembered = None
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_remembered": None}
+        return self.positional_code(layout), None
 
 
 class LearnedAstrocyteCode(PositionalAstrocyteCode):

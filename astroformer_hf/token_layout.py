@@ -113,6 +113,35 @@ def coupling_to_others(x, scale):
     return _neighbour(decayed_sum(x, scale), -1) + _neighbour(decayed_sum(x, scale, reverse=True), +1)
 
 
+def near_coupling(size, reach, scale, causal, device, dtype):
+    """r of `size` positions in a row and of those up to `reach` before them and, unless it is causal, after them:
+    `(size, reach + size + reach)`, causally `(size, reach + size)`. Farther apart than `reach` it is 0."""
+    others = torch.arange(-reach, size + (0 if causal else reach), device=device, dtype=dtype)
+    distance = (others[reach : reach + size, None] - others).abs()
+    # what is left out would cost time, too: products of denormal numbers are slow
+    coupling = torch.exp(-scale * distance).masked_fill(distance > reach, 0)
+    return coupling.tril(reach) if causal else coupling
+
+
+def couple_to_near(x, near, causal, num_rows):
+    """The first `num_rows` rows of r x, `(..., length, channels)`, of an r that reaches no farther than `near`, a
+    `near_coupling`, does. In chunks of its size: one product instead of the recurrences of `decayed_sum`."""
+    size = near.shape[0]
+    reach = (near.shape[1] - size) // (1 if causal else 2)
+    if num_rows <= size:
+        x = x[..., : size if causal else size + reach, :]
+        near = near[:num_rows, reach : reach + x.shape[-2]]
+        return near.expand(*x.shape[:-2], -1, -1) @ x  # expanded first: a product of other ranks copies x
+    x = in_chunks(x[..., : num_rows if causal else num_rows + reach, :], size)
+    num_chunks = x.shape[-3]
+    around = nn.functional.pad(x, (0, 0, 0, 0, 1, 0 if causal else 1))  # a chunk of zeros before, and after
+    windows = [around[..., :num_chunks, -reach:, :], x]
+    if not causal:
+        windows.append(around[..., 2:, :reach, :])
+    windows = torch.cat(windows, dim=-2)
+    return (near.expand(*windows.shape[:-2], -1, -1) @ windows).flatten(-3, -2)[..., :num_rows, :]
+
+
 def _neighbour(x, offset):
     """The row before (offset -1) or after (offset +1) each row of `(..., length, channels)`, 0 past the ends."""
     # padded first, then cut: no slice is empty, which an exported graph would have to ask
@@ -186,32 +215,43 @@ class SequenceLayout(NamedTuple):
     counted: torch.Tensor | None
     num_written: torch.Tensor | int
     full_mask: torch.Tensor | None
-    geometry: torch.Tensor | None = None
+    geometry: torch.Tensor | tuple[torch.Tensor, ...] | None = None
     output_scale: torch.Tensor | float | None = None
 
-    @property
-    def place(self):
-        """What the positions of the tokens follow from, if that is no more than numbers, else None."""
-        return (self.causal, self.position_ids.shape[1]) if self.is_contiguous else None
-
     def coupling(self, scale, dtype):
-        """r is never built here: None."""
+        """r is never built here, but what of it is above rounding, where that is little: for a single causal token the
+        rows of the positions before it, `(1 or batch, steps)`, and their coupling; a `near_coupling`; or None."""
+        reach = math.ceil(-math.log(torch.finfo(dtype).eps) / scale)
+        device, is_compiling = self.position_ids.device, torch.compiler.is_compiling()
+        if self.causal and self.position_ids.shape[1] == 1:
+            num_steps = reach + 1 if self.end is None or is_compiling else min(reach + 1, self.end)
+            steps = torch.arange(num_steps, device=device)
+            rows = self.position_ids - steps
+            return rows.clamp(min=0), torch.exp(-scale * steps.to(dtype)) * (rows >= 0)
+        if reach > CHUNK_SIZE:
+            return None
+        # the whole of a short input at once; a compiled graph is to be the same for every length
+        is_short = self.end is not None and not is_compiling and self.end <= 2 * CHUNK_SIZE
+        return near_coupling(self.end if is_short else CHUNK_SIZE, reach, scale, self.causal, device, dtype)
 
     def neighbour_weights(self, scale, dtype):
         """Nor is r': None."""
 
     def coupled_table(self, table, scale):
         """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch."""
-        reach = math.ceil(-math.log(torch.finfo(table.dtype).eps) / scale)  # farther, a coupling is below rounding
-        if self.causal and self.position_ids.shape[1] == 1:
-            steps = torch.arange(min(reach + 1, table.shape[1]), device=table.device)
-            rows = self.position_ids - steps  # (1 or B, steps)
-            coupling = torch.exp(-scale * steps) * (rows >= 0)
-            coupled = (coupling[..., None] * table[:, rows.clamp(min=0)]).sum(2, keepdim=True).transpose(0, 1)
+        coupling = self.coupling(scale, table.dtype) if self.geometry is None else self.geometry
+        if isinstance(coupling, tuple):
+            rows, coupling = coupling
+            coupled = (coupling[:, None] @ table[:, rows]).transpose(0, 1)  # (1 or B, H, 1, m)
             return coupled[0] if coupled.shape[0] == 1 else coupled
-        if self.end is not None:
-            table = table[:, : self.end + (0 if self.causal else reach)]
-        coupled = decayed_sum(table, scale) if self.causal else exponential_coupling(table, scale)
+        num_rows = table.shape[1] if self.end is None else self.end
+        if coupling is not None:
+            coupled = couple_to_near(table, coupling, self.causal, num_rows)
+        elif self.causal:
+            coupled = decayed_sum(table[:, :num_rows], scale)
+        else:
+            reach = math.ceil(-math.log(torch.finfo(table.dtype).eps) / scale)  # farther, it is below rounding
+            coupled = exponential_coupling(table[:, : num_rows + reach], scale)
         if self.is_contiguous:
             return coupled[:, : self.position_ids.shape[1]]
         coupled = coupled[:, self.position_ids].transpose(0, 1)  # (1 or B, H, N, m)
@@ -414,7 +454,7 @@ class GridLayout(NamedTuple):
         grid: rows and columns of the image.
         own_grid: rows and columns of the grid that the model was made for.
         has_class_token: whether a class token stands before the patches.
-        geometry, output_scale, place: as of `SequenceLayout`.
+        geometry, output_scale: as of `SequenceLayout`.
         causal, padding_mask, counted, full_mask: likewise; an image is never causal and has no padding.
     """
 
@@ -429,10 +469,6 @@ class GridLayout(NamedTuple):
     padding_mask: None = None
     counted: None = None
     full_mask: None = None
-
-    @property
-    def place(self):
-        return self.grid
 
     @property
     def num_written(self):
