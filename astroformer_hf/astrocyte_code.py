@@ -31,7 +31,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from .token_layout import NeighbourhoodState
+from .token_layout import NeighbourhoodState, without_shared_batch
 
 
 def untrained_activity(feature_map, num_features):
@@ -134,7 +134,7 @@ class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
     def positional_code(self, layout):
         waves = self.geometry(layout) if layout.geometry is None else layout.geometry
         code = waves[:, None] @ upcast(self.weight) + self.resting_bias  # (1 or B, H, N, m)
-        return code[0] if code.shape[0] == 1 else code
+        return without_shared_batch(code)
 
 
 class ActivityAstrocyteCode(AstrocyteCode):

@@ -41,7 +41,7 @@ from .neuron_astrocyte_attention import (
     full_precision,
     neuron_astrocyte_attention_weights,
 )
-from .token_layout import NeighbourhoodState, sequence_layout, sinusoidal_features
+from .token_layout import NeighbourhoodState, hold_shape, known_value, sequence_layout, sinusoidal_features
 
 
 class AstroformerEmbeddings(nn.Module):
@@ -205,7 +205,7 @@ class AstroformerAttention(nn.Module):
         dropout_prob = self.dropout_prob if self.training else 0.0
         if not output_attentions:
             output = nn.functional.scaled_dot_product_attention(
-                query, key, value, mask, dropout_prob, is_causal=only_causal and length > 1
+                query, key, value, mask, dropout_prob, is_causal=bool(only_causal and length > 1)
             )
             return output, None
         scores = query @ key.transpose(-1, -2) * self.num_hidden_neurons**-0.5
@@ -392,6 +392,11 @@ class AstroformerModel(AstroformerPreTrainedModel):
             ValueError: for inputs that do not fit; the message names the argument.
         """
         past_key_values = self._check_cache(past_key_values, use_cache)
+        if torch.jit.is_tracing():
+            if past_key_values is not None:
+                raise ValueError("a graph of torch.jit.trace carries no cache; trace with use_cache=False")
+            input_ids, inputs_embeds = hold_shape(input_ids, "input_ids"), hold_shape(inputs_embeds, "inputs_embeds")
+            attention_mask = hold_shape(attention_mask, "attention_mask")
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         position_ids = self._check_inputs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length
@@ -974,11 +979,13 @@ def check_range(name, indices, size, size_name):
     """Raises a ValueError that names the argument if `indices` leave [0, size).
 
     Only in eager mode on the CPU, where the look costs nothing: elsewhere it would stall the device or break the graph,
-    and the device's own assertion remains.
+    and the device's own assertion remains. Nor where there are no values to look at; see `known_value`.
     """
-    if indices is None or indices.numel() == 0 or indices.device.type != "cpu" or torch.compiler.is_compiling():
+    if indices is None or indices.numel() == 0 or indices.device.type != "cpu":
         return
-    low, high = indices.min().item(), indices.max().item()
+    low, high = known_value(indices.min), known_value(indices.max)
+    if low is None or high is None:
+        return
     if low < 0 or high >= size:
         raise ValueError(f"{name} must be in [0, {size_name}={size}), got values from {low} to {high}")
 

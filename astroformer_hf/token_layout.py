@@ -17,6 +17,8 @@ the keys of the batch (`activity`). Letters in shape comments: B batch, H heads,
 """
 
 import math
+import warnings
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -31,6 +33,61 @@ WAVELENGTH_BASE = 10_000.0
 
 # Whether `torch.export` is at work; torch 2.6 does not tell, and takes the form for eager mode.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def known_value(question):
+    """The number or bool that `question`, a function, gives as a tensor, or None where no value may be relied on.
+
+    It may not in a graph that is compiled, exported or traced for other inputs as well. And there are tensors without
+    values to ask: fake ones, those on the device "meta", and what `torch.func.vmap` maps over.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    try:
+        value = question().item()
+    except RuntimeError:  # the one kind of error that they have in common
+        return None
+    return value if isinstance(value, bool | int | float) else None  # and not a symbol
+
+
+def hold_shape(x, name):
+    """`x`, in a graph that `torch.jit.trace` makes with a check that it is of this shape, but for the batch.
+
+    Such a graph keeps the branches that were taken for one length. At another it would go wrong without a word.
+
+    Args:
+        x (`torch.Tensor`, *optional*): an input.
+        name (`str`): what the error calls it.
+    """
+    if x is None or not torch.jit.is_tracing():
+        return x
+    return _shape_check()(x, [-1, *held_sizes(x.shape[1:])], name)
+
+
+def held_sizes(sizes):
+    """Sizes that `hold_shape` has fixed as numbers: while `torch.jit.trace` is at work, they come as tensors."""
+    if not torch.jit.is_tracing():
+        return tuple(sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # that they become constants is the intention
+        return tuple(int(size) for size in sizes)
+
+
+@lru_cache
+def _shape_check():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(_checked_shape)  # compiled, a check is part of the graph
+
+
+def _checked_shape(x: torch.Tensor, sizes: list[int], name: str) -> torch.Tensor:
+    for i in range(1, len(sizes)):
+        if x.size(i) != sizes[i]:
+            raise ValueError(
+                "this graph of torch.jit.trace takes " + name + " of shape " + str(sizes) + " (-1: any) only, got "
+                + str(x.size()) + "; pad or trace anew, or use torch.export, which takes any"
+            )  # fmt: skip
+    return x
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -243,7 +300,7 @@ class SequenceLayout(NamedTuple):
         if isinstance(coupling, tuple):
             rows, coupling = coupling
             coupled = (coupling[:, None] @ table[:, rows]).transpose(0, 1)  # (1 or B, H, 1, m)
-            return coupled[0] if coupled.shape[0] == 1 else coupled
+            return without_shared_batch(coupled)
         num_rows = table.shape[1] if self.end is None else self.end
         if coupling is not None:
             coupled = couple_to_near(table, coupling, self.causal, num_rows)
@@ -255,7 +312,7 @@ class SequenceLayout(NamedTuple):
         if self.is_contiguous:
             return coupled[:, : self.position_ids.shape[1]]
         coupled = coupled[:, self.position_ids].transpose(0, 1)  # (1 or B, H, N, m)
-        return coupled[0] if coupled.shape[0] == 1 else coupled
+        return without_shared_batch(coupled)
 
     def coupled_waves(self, num_frequencies, scale, dtype):
         """r S of the sines and cosines S on the whole line: `(1 or batch, length, 2 * num_frequencies)`.
@@ -371,9 +428,9 @@ def sequence_layout(
 ):
     """The `SequenceLayout` of a batch.
 
-    Left and inner padding are laid out as if the padding were not there. Whether a mask has any is asked of its values,
-    which a compiled or exported graph cannot do: there the general layout, right for every mask, is taken. Nor is it
-    asked for a single token, so that no step of decoding waits for the device.
+    Left and inner padding are laid out as if the padding were not there. Whether a mask has any is asked of its values.
+    Where that cannot be done (see `known_value`), the general layout, right for every mask, is taken. Nor is it asked
+    for a single token, so that no step of decoding waits for the device.
 
     Args:
         length (`int`): tokens per sequence, padding included.
@@ -385,6 +442,7 @@ def sequence_layout(
         past_counted (`torch.Tensor`, *optional*): `(batch, 1)`, how many of them are real; counted in the mask, and
             without one all, by default.
     """
+    (length,) = held_sizes([length])
     full_mask = padding_mask = order = rank = counted = None
     tokens_first = True
     if attention_mask is not None:
@@ -392,14 +450,13 @@ def sequence_layout(
         padding_mask = full_mask[:, past_length:]
         if past_length > 0 and past_counted is None:
             past_counted = full_mask[:, :past_length].sum(-1, keepdim=True)
-        if torch.compiler.is_compiling():
-            tokens_first = length == 1
-        elif length > 1:
-            if padding_mask.all():
+        if length > 1:
+            own = padding_mask
+            if known_value(own.all):
                 padding_mask = None
                 full_mask = full_mask if past_length > 0 else None
             else:
-                tokens_first = not (~padding_mask[:, :-1] & padding_mask[:, 1:]).any()
+                tokens_first = known_value(lambda: (~own[:, :-1] & own[:, 1:]).any()) is False
     if not tokens_first:
         real = padding_mask.long()
         rank = real.cumsum(-1) - 1
@@ -430,6 +487,11 @@ def sequence_layout(
     return SequenceLayout(
         *(causal, padding_mask, position_ids, end, is_contiguous, order, rank, counted, num_written, full_mask)
     )
+
+
+def without_shared_batch(code):
+    """A code `(1 or batch, heads, length, m)` without its batch, where all share it; a traced graph takes any batch."""
+    return code[0] if code.shape[0] == 1 and not torch.jit.is_tracing() else code
 
 
 def reorder(x, index):
@@ -472,7 +534,7 @@ class GridLayout(NamedTuple):
 
     @property
     def num_written(self):
-        return self.coordinates.shape[0] + self.has_class_token
+        return math.prod(self.grid) + self.has_class_token
 
     def coupling(self, scale, dtype):
         """r, `(length, length)`."""
@@ -525,9 +587,10 @@ class GridLayout(NamedTuple):
 
 def grid_layout(grid, own_grid, has_class_token, device):
     """The `GridLayout` of an image of `grid` patches, rows and columns, for a model made for `own_grid`."""
+    grid = held_sizes(grid)
     axes = [  # patch centres, over the extent of the own grid
         (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (own / size) - 0.5
         for size, own in zip(grid, own_grid, strict=True)
     ]
     coordinates = torch.cartesian_prod(*axes).view(-1, 2)
-    return GridLayout(coordinates, tuple(grid), tuple(own_grid), has_class_token)
+    return GridLayout(coordinates, grid, tuple(own_grid), has_class_token)
