@@ -6,8 +6,11 @@ Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head 
 """
 
 import copy
+import json
 import os
+import re
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +31,9 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import can_return_tuple
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.output_capturing import capture_outputs
 
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
@@ -280,6 +284,46 @@ def memory_of_machine(with_gpus=False):
     return memory
 
 
+def check_shards(name, options):
+    """Refuses a checkpoint in several files if one is not a safetensors file beside its index, before any is read.
+
+    Args:
+        name (`str` or `os.PathLike`, *optional*): folder, or name on the Hub, of the checkpoint.
+        options (`dict`): of `from_pretrained`. What was checked on the Hub is put into it as the revision to load.
+    """
+    if name is None or options.get("gguf_file") is not None:
+        return
+    folder = Path(name, options.get("subfolder") or "")
+    if Path(name).is_dir():
+        indices = sorted(folder.glob("*.safetensors.index*.json"))
+    else:
+        variant = options.get("variant")
+        own_name = SAFE_WEIGHTS_INDEX_NAME if variant is None else f"{SAFE_WEIGHTS_INDEX_NAME[:-5]}.{variant}.json"
+        places = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            found = cached_file(
+                str(name),
+                own_name,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **{place: options[place] for place in places if options.get(place) is not None},
+            )
+        except OSError:
+            return  # there is no such repository, which the library tells better
+        indices = [] if found is None else [Path(found)]
+        if found is not None:
+            options["revision"] = extract_commit_hash(found, None) or options.get("revision")
+    for index in indices:
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OSError(f"{index} is damaged: it has no map of weights to files ({error!r})") from error
+        for shard in shards:
+            if not isinstance(shard, str) or not re.fullmatch(r"[^/\\]+\.safetensors", shard):
+                raise ValueError(f"{index.name} must name safetensors files beside it, got {shard!r}")
+
+
 class AstroformerPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and saving that all Astroformer text models share."""
 
@@ -296,8 +340,8 @@ class AstroformerPreTrainedModel(PreTrainedModel):
         """Loads a checkpoint as every library model does, from safetensors only: no pickle is ever read.
 
         Raises:
-            ValueError: `use_safetensors` or `weights_only` is not True; or the model that the configuration describes
-                is larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
+            ValueError: `use_safetensors` or `weights_only` is not True; the index of a checkpoint in several files
+                names one that is not a safetensors file beside it; or the model that the configuration describes is larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
             OSError: there are no weights in safetensors, or their file is damaged.
             RuntimeError: the weights have other shapes than the configuration says.
         """
@@ -305,6 +349,7 @@ class AstroformerPreTrainedModel(PreTrainedModel):
             if kwargs.get(name) not in (None, True):
                 raise ValueError(f"{name} must be True, got {kwargs[name]!r}: a pickle can run code")
             kwargs[name] = True
+        check_shards(pretrained_model_name_or_path, kwargs)
         before = _loads_into_memory.set(all(kwargs.get(name) is None for name in PLACEMENTS))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
