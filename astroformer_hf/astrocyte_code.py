@@ -106,7 +106,7 @@ class LearnedAstrocyteCode(PositionalAstrocyteCode):
         return [*super().initial_values(config), (self.relative_embedding, _normal_like(self.relative_embedding, std))]
 
     def geometry(self, layout):
-        return layout.coupling(self.scale, self.dtype)
+        return layout.coupling_of_table(self.scale, self.dtype)
 
     def positional_code(self, layout):
         return layout.coupled_table(upcast(self.relative_embedding), self.scale) + self.resting_bias

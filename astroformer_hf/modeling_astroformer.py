@@ -341,7 +341,8 @@ class AstroformerPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: `use_safetensors` or `weights_only` is not True; the index of a checkpoint in several files
-                names one that is not a safetensors file beside it; or the model that the configuration describes is larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
+                names one that is not a safetensors file beside it; or the model that the configuration describes is
+                larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
             OSError: there are no weights in safetensors, or their file is damaged.
             RuntimeError: the weights have other shapes than the configuration says.
         """

@@ -276,8 +276,11 @@ class SequenceLayout(NamedTuple):
     output_scale: torch.Tensor | float | None = None
 
     def coupling(self, scale, dtype):
-        """r is never built here, but what of it is above rounding, where that is little: for a single causal token the
-        rows of the positions before it, `(1 or batch, steps)`, and their coupling; a `near_coupling`; or None."""
+        """r is never built here: None."""
+
+    def coupling_of_table(self, scale, dtype):
+        """What `coupled_table` multiplies by. r is above rounding only so far: of a single causal token, the rows of the
+        positions up to it, `(1 or batch, steps)`, and their coupling; else a `near_coupling`, or None if it is large."""
         reach = math.ceil(-math.log(torch.finfo(dtype).eps) / scale)
         device, is_compiling = self.position_ids.device, torch.compiler.is_compiling()
         if self.causal and self.position_ids.shape[1] == 1:
@@ -296,7 +299,7 @@ class SequenceLayout(NamedTuple):
 
     def coupled_table(self, table, scale):
         """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch."""
-        coupling = self.coupling(scale, table.dtype) if self.geometry is None else self.geometry
+        coupling = self.coupling_of_table(scale, table.dtype) if self.geometry is None else self.geometry
         if isinstance(coupling, tuple):
             rows, coupling = coupling
             coupled = (coupling[:, None] @ table[:, rows]).transpose(0, 1)  # (1 or B, H, 1, m)
@@ -545,6 +548,8 @@ class GridLayout(NamedTuple):
             coupling = nn.functional.pad(coupling, (1, 0, 1, 0))
             coupling[0, 0] = 1
         return coupling
+
+    coupling_of_table = coupling
 
     def coupled_table(self, table, scale):
         """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this grid."""
