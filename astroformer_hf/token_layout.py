@@ -279,8 +279,9 @@ class SequenceLayout(NamedTuple):
         """r is never built here: None."""
 
     def coupling_of_table(self, scale, dtype):
-        """What `coupled_table` multiplies by. r is above rounding only so far: of a single causal token, the rows of the
-        positions up to it, `(1 or batch, steps)`, and their coupling; else a `near_coupling`, or None if it is large."""
+        """What `coupled_table` multiplies by, as r is above rounding only so far: of a single causal token the rows of
+        the positions up to it, `(1 or batch, steps)`, and their coupling; else a `near_coupling`, None if it is large.
+        """
         reach = math.ceil(-math.log(torch.finfo(dtype).eps) / scale)
         device, is_compiling = self.position_ids.device, torch.compiler.is_compiling()
         if self.causal and self.position_ids.shape[1] == 1:
@@ -549,7 +550,9 @@ class GridLayout(NamedTuple):
             coupling[0, 0] = 1
         return coupling
 
-    coupling_of_table = coupling
+    def coupling_of_table(self, scale, dtype):
+        """What `coupled_table` multiplies by: r."""
+        return self.coupling(scale, dtype)
 
     def coupled_table(self, table, scale):
         """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this grid."""
