@@ -31,7 +31,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from .token_layout import NeighbourhoodState
+from .token_layout import NeighbourhoodState, without_shared_batch
 
 
 def untrained_activity(feature_map, num_features):
@@ -84,49 +84,11 @@ class AstrocyteCode(nn.Module):
 
 
 class PositionalAstrocyteCode(AstrocyteCode):
-    """A code that follows from positions and parameters alone.
-
-    In inference the last one is remembered, for the next input of that length. It is forgotten when a parameter changes
-    (optimisers, `load_state_dict` and other in-place operations), moves or is cast, and when the module is switched
-    between training and evaluation, as it should be after a write to a parameter's `.data`, which nothing notices.
-    """
-
-    _remembered = None
+    """A code that follows from positions and parameters alone."""
 
     def forward(self, key, layout, state=None, shard=None, for_attention=False):
-        code = self._code(layout, shard)
+        code = self.positional_code(layout, shard)
         return code if for_attention else (code, None)
-
-    def _code(self, layout, shard):
-        """R, remembered where it can be."""
-        parameters = list(self.parameters())
-        remember = not (
-            self.training
-            or shard is not None
-            or torch.is_grad_enabled()
-            or layout.place is None
-            or torch.compiler.is_compiling()
-            or any(p.is_inference() for p in parameters)  # these do not count their changes
-        )
-        if not remember:
-            return self.positional_code(layout, shard)
-        # the parameters themselves are kept too, lest another tensor comes to lie at the address of a freed one
-        sources = [(p.detach(), p.data_ptr(), p._version) for p in parameters]
-        circumstances = (layout.place, [source[1:] for source in sources])
-        if self._remembered is None or self._remembered[0] != circumstances:
-            self._remembered = (circumstances, sources, self.positional_code(layout))
-        return self._remembered[2]
-
-    def train(self, mode=True):
-        self._remembered = None
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs):
-        self._remembered = None
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_remembered": None}
 
 
 class LearnedAstrocyteCode(PositionalAstrocyteCode):
@@ -143,7 +105,7 @@ class LearnedAstrocyteCode(PositionalAstrocyteCode):
         return [*super().initial_values(config), (self.relative_embedding, _normal_like(self.relative_embedding, std))]
 
     def geometry(self, layout):
-        return layout.coupling(self.scale, self.dtype)
+        return layout.coupling_of_table(self.scale, self.dtype)
 
     def positional_code(self, layout, shard=None):
         table, bias = of_heads(shard, self.relative_embedding, self.resting_bias)
@@ -173,8 +135,7 @@ class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
         waves = self.geometry(layout) if layout.geometry is None else layout.geometry
         weight, bias = of_heads(shard, self.weight, self.resting_bias)
         weight = upcast(weight)
-        code = waves[:, None].to(weight) @ weight + bias  # (1 or B, H, N, m)
-        return code[0] if code.shape[0] == 1 else code
+        return without_shared_batch(waves[:, None].to(weight) @ weight + bias)  # (1 or B, H, N, m)
 
 
 class ActivityAstrocyteCode(AstrocyteCode):

@@ -225,7 +225,7 @@ class AstroformerBaseConfig(PreTrainedConfig):
             if "/" in str(keywords.get(name)):  # the library would fetch and run a kernel from there
                 raise ValueError(f"{name} must not name a repository, got {keywords[name]!r}")
         weights = keywords.get("transformers_weights")  # where the library looks for them first, in any format
-        if weights is not None and not re.fullmatch(r"[\w.-]+\.safetensors(\.index\.json)?", str(weights)):
+        if weights is not None and not re.fullmatch(r"[\w.-]+\.safetensors", str(weights)):
             raise ValueError(f"transformers_weights must name a safetensors file beside it, got {weights!r}")
         auto_map = keywords.get("auto_map") or {}
         for auto_name, references in auto_map.items() if isinstance(auto_map, dict) else [(None, auto_map)]:

@@ -13,6 +13,7 @@ import torch
 from transformers import Cache
 
 from .library_compatibility import CACHE_NAME
+from .token_layout import known_value
 
 
 # What the libraries around pass to any model: who does, and what becomes of it.
@@ -106,10 +107,10 @@ def check_library_keywords(keywords, config, length=0, past_length=0):
 
 
 def may_wait_for(tensor):
-    """Whether the values of a tensor, or None, can be had: there is one, and nothing traces what is done with it."""
-    return type(tensor) is torch.Tensor and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    """Whether the values of a tensor, or None, can be had, as of `known_value`."""
+    return isinstance(tensor, torch.Tensor) and known_value(lambda: tensor.flatten()[:1].sum()) is not None
 
 
 def may_look_at(tensor):
     """Whether they can be had at no cost, too: elsewhere than in main memory, a look would stall the device."""
-    return may_wait_for(tensor) and tensor.device.type == "cpu"
+    return isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and may_wait_for(tensor)

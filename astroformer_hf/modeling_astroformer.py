@@ -7,8 +7,11 @@ Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head 
 
 import copy
 import functools
+import json
 import os
+import re
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +32,8 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple, logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.output_capturing import capture_outputs
 
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
@@ -52,7 +56,7 @@ from .neuron_astrocyte_attention import (
     neuron_astrocyte_attention_weights,
 )
 from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
-from .token_layout import NeighbourhoodState, sequence_layout, sinusoidal_features, spans_of_documents
+from .token_layout import NeighbourhoodState, hold_shape, sequence_layout, sinusoidal_features, spans_of_documents
 
 
 logger = logging.get_logger(__name__)
@@ -233,7 +237,7 @@ class AstroformerAttention(nn.Module):
         dropout_prob = self.dropout_prob if self.training else 0.0
         if not output_attentions:
             output = nn.functional.scaled_dot_product_attention(
-                query, key, value, mask, dropout_prob, is_causal=only_causal and length > 1
+                query, key, value, mask, dropout_prob, is_causal=bool(only_causal and length > 1)
             )
             return output, None
         scores = query @ key.transpose(-1, -2) * self.num_hidden_neurons**-0.5
@@ -338,6 +342,46 @@ def memory_of_machine(with_gpus=False):
     return memory
 
 
+def check_shards(name, options):
+    """Refuses a checkpoint in several files if one is not a safetensors file beside its index, before any is read.
+
+    Args:
+        name (`str` or `os.PathLike`, *optional*): folder, or name on the Hub, of the checkpoint.
+        options (`dict`): of `from_pretrained`. What was checked on the Hub is put into it as the revision to load.
+    """
+    if name is None or options.get("gguf_file") is not None:
+        return
+    folder = Path(name, options.get("subfolder") or "")
+    if Path(name).is_dir():
+        indices = sorted(folder.glob("*.safetensors.index*.json"))
+    else:
+        variant = options.get("variant")
+        own_name = SAFE_WEIGHTS_INDEX_NAME if variant is None else f"{SAFE_WEIGHTS_INDEX_NAME[:-5]}.{variant}.json"
+        places = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            found = cached_file(
+                str(name),
+                own_name,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **{place: options[place] for place in places if options.get(place) is not None},
+            )
+        except OSError:
+            return  # there is no such repository, which the library tells better
+        indices = [] if found is None else [Path(found)]
+        if found is not None:
+            options["revision"] = extract_commit_hash(found, None) or options.get("revision")
+    for index in indices:
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OSError(f"{index} is damaged: it has no map of weights to files ({error!r})") from error
+        for shard in shards:
+            if not isinstance(shard, str) or not re.fullmatch(r"[^/\\]+\.safetensors", shard):
+                raise ValueError(f"{index.name} must name safetensors files beside it, got {shard!r}")
+
+
 class AstroformerPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and saving that all Astroformer text models share."""
 
@@ -356,8 +400,9 @@ class AstroformerPreTrainedModel(PreTrainedModel):
         """Loads a checkpoint as every library model does, from safetensors only: no pickle is ever read.
 
         Raises:
-            ValueError: `use_safetensors` or `weights_only` is not True; or the model that the configuration describes
-                is larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
+            ValueError: `use_safetensors` or `weights_only` is not True; the index of a checkpoint in several files
+                names one that is not a safetensors file beside it; or the model that the configuration describes is
+                larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
             NotImplementedError: `distributed_config` asks for pipeline parallelism.
             OSError: there are no weights in safetensors, or their file is damaged.
             RuntimeError: the weights have other shapes than the configuration says.
@@ -367,6 +412,7 @@ class AstroformerPreTrainedModel(PreTrainedModel):
                 raise ValueError(f"{name} must be True, got {kwargs[name]!r}: a pickle can run code")
             kwargs[name] = True
         refuse_pipeline(kwargs.get("distributed_config"))
+        check_shards(pretrained_model_name_or_path, kwargs)
         before = _loads_into_memory.set(all(kwargs.get(name) is None for name in PLACEMENTS))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
@@ -461,6 +507,11 @@ class AstroformerModel(AstroformerPreTrainedModel):
         """
         cache_is_asked_for = cache is not None or use_cache is True
         cache = self._check_cache(cache, use_cache)
+        if torch.jit.is_tracing():
+            if cache is not None:
+                raise ValueError("a graph of torch.jit.trace carries no cache; trace with use_cache=False")
+            input_ids, inputs_embeds = hold_shape(input_ids, "input_ids"), hold_shape(inputs_embeds, "inputs_embeds")
+            attention_mask = hold_shape(attention_mask, "attention_mask")
         past_length = 0 if cache is None else cache.get_seq_length()
         position_ids = self._check_inputs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_length

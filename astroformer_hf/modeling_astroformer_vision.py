@@ -21,7 +21,7 @@ from .modeling_astroformer import (
     sequence_classification_loss,
     with_what_layers_share,
 )
-from .token_layout import grid_layout, sinusoidal_features
+from .token_layout import grid_layout, hold_shape, sinusoidal_features
 
 
 class AstroformerVisionEmbeddings(nn.Module):
@@ -51,6 +51,7 @@ class AstroformerVisionEmbeddings(nn.Module):
                 f"pixel_values must have shape (batch, num_channels={self.projection.in_channels}, height, width), got "
                 f"{tuple(pixel_values.shape)}"
             )
+        pixel_values = hold_shape(pixel_values, "pixel_values")
         size = tuple(pixel_values.shape[-2:])
         if size != self.image_size and not interpolate_pos_encoding:
             raise ValueError(

@@ -12,9 +12,9 @@ What lies in the cache is run, so it is checked each time before it is loaded:
 - What is loaded is a sealed copy in memory of the bytes that were checked: what happens to the file later, even that it
   is cut short under a running process, changes nothing.
 
-The name of a library says all that it depends on but the compiler: source, flags, CPU, C library and OpenMP runtime. So a
-cache that was filled ahead is found where there is no compiler. One process builds and the others wait for it, at a
-lock that the system takes back from a process that ends, however it ends; what such a process left is cleared away.
+The name of a library says all that it depends on but the compiler: source, flags, CPU, C library and OpenMP runtime.
+So a cache that was filled ahead is found where there is no compiler. One process builds and the others wait for it, at
+a lock that the system takes back from a process that ends, however it ends; what such a one has left is cleared away.
 """
 
 import contextlib
@@ -33,8 +33,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 
 try:
@@ -79,7 +77,7 @@ class Recipe(NamedTuple):
 
 
 def load_library(name: str, source: str) -> ctypes.CDLL:
-    """The library of a C++ source, from the cache or built now.
+    """The library of a C++ source, from the cache or built now, in a process that has imported torch.
 
     Args:
         name (`str`): what its files are called, before a hash.
@@ -284,7 +282,7 @@ def _write(path, content, mode):
 
 @contextlib.contextmanager
 def _lock(folder):
-    """Waits until no other process builds in a folder. Gives whether that is certain: not all file systems have locks."""
+    """Waits until no other process builds in a folder; gives whether that is sure: not all file systems have locks."""
     descriptor = os.open(folder / "build.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     is_alone, last = False, time.monotonic() + 2 * LONGEST_COMMAND
     try:

@@ -17,6 +17,8 @@ the keys of the batch (`activity`). Letters in shape comments: B batch, H heads,
 """
 
 import math
+import warnings
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -31,6 +33,61 @@ WAVELENGTH_BASE = 10_000.0
 
 # Whether `torch.export` is at work; torch 2.6 does not tell, and takes the form for eager mode.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def known_value(question):
+    """The number or bool that `question`, a function, gives as a tensor, or None where no value may be relied on.
+
+    It may not in a graph that is compiled, exported or traced for other inputs as well. And there are tensors without
+    values to ask: fake ones, those on the device "meta", and what `torch.func.vmap` maps over.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    try:
+        value = question().item()
+    except RuntimeError:  # the one kind of error that they have in common
+        return None
+    return value if isinstance(value, bool | int | float) else None  # and not a symbol
+
+
+def hold_shape(x, name):
+    """`x`, in a graph that `torch.jit.trace` makes with a check that it is of this shape, but for the batch.
+
+    Such a graph keeps the branches that were taken for one length. At another it would go wrong without a word.
+
+    Args:
+        x (`torch.Tensor`, *optional*): an input.
+        name (`str`): what the error calls it.
+    """
+    if x is None or not torch.jit.is_tracing():
+        return x
+    return _shape_check()(x, [-1, *held_sizes(x.shape[1:])], name)
+
+
+def held_sizes(sizes):
+    """Sizes that `hold_shape` has fixed as numbers: while `torch.jit.trace` is at work, they come as tensors."""
+    if not torch.jit.is_tracing():
+        return tuple(sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # that they become constants is the intention
+        return tuple(int(size) for size in sizes)
+
+
+@lru_cache
+def _shape_check():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(_checked_shape)  # compiled, a check is part of the graph
+
+
+def _checked_shape(x: torch.Tensor, sizes: list[int], name: str) -> torch.Tensor:
+    for i in range(1, len(sizes)):
+        if x.size(i) != sizes[i]:
+            raise ValueError(
+                "this graph of torch.jit.trace takes " + name + " of shape " + str(sizes) + " (-1: any) only, got "
+                + str(x.size()) + "; pad or trace anew, or use torch.export, which takes any"
+            )  # fmt: skip
+    return x
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -145,6 +202,35 @@ def _continues(document_ids):
     return nn.functional.pad(same, (1, 0))[:, None, :, None]
 
 
+def near_coupling(size, reach, scale, causal, device, dtype):
+    """r of `size` positions in a row and of those up to `reach` before them and, unless it is causal, after them:
+    `(size, reach + size + reach)`, causally `(size, reach + size)`. Farther apart than `reach` it is 0."""
+    others = torch.arange(-reach, size + (0 if causal else reach), device=device, dtype=dtype)
+    distance = (others[reach : reach + size, None] - others).abs()
+    # what is left out would cost time, too: products of denormal numbers are slow
+    coupling = torch.exp(-scale * distance).masked_fill(distance > reach, 0)
+    return coupling.tril(reach) if causal else coupling
+
+
+def couple_to_near(x, near, causal, num_rows):
+    """The first `num_rows` rows of r x, `(..., length, channels)`, of an r that reaches no farther than `near`, a
+    `near_coupling`, does. In chunks of its size: one product instead of the recurrences of `decayed_sum`."""
+    size = near.shape[0]
+    reach = (near.shape[1] - size) // (1 if causal else 2)
+    if num_rows <= size:
+        x = x[..., : size if causal else size + reach, :]
+        near = near[:num_rows, reach : reach + x.shape[-2]]
+        return near.expand(*x.shape[:-2], -1, -1) @ x  # expanded first: a product of other ranks copies x
+    x = in_chunks(x[..., : num_rows if causal else num_rows + reach, :], size)
+    num_chunks = x.shape[-3]
+    around = nn.functional.pad(x, (0, 0, 0, 0, 1, 0 if causal else 1))  # a chunk of zeros before, and after
+    windows = [around[..., :num_chunks, -reach:, :], x]
+    if not causal:
+        windows.append(around[..., 2:, :reach, :])
+    windows = torch.cat(windows, dim=-2)
+    return (near.expand(*windows.shape[:-2], -1, -1) @ windows).flatten(-3, -2)[..., :num_rows, :]
+
+
 def _neighbour(x, offset):
     """The row before (offset -1) or after (offset +1) each row of `(..., length, channels)`, 0 past the ends."""
     # padded first, then cut: no slice is empty, which an exported graph would have to ask
@@ -223,37 +309,52 @@ class SequenceLayout(NamedTuple):
     num_written: torch.Tensor | int
     full_mask: torch.Tensor | None
     document_ids: torch.Tensor | None
-    geometry: torch.Tensor | None = None
+    geometry: torch.Tensor | tuple[torch.Tensor, ...] | None = None
     output_scale: torch.Tensor | float | None = None
     spans: list[tuple[int, int, int]] | None = None
 
-    @property
-    def place(self):
-        """What the positions of the tokens follow from, if that is no more than numbers, else None."""
-        return (self.causal, self.position_ids.shape[1]) if self.is_contiguous else None
-
     def coupling(self, scale, dtype):
         """r is never built here: None."""
+
+    def coupling_of_table(self, scale, dtype):
+        """What `coupled_table` multiplies by, as r is above rounding only so far: of a single causal token the rows of
+        the positions up to it, `(1 or batch, steps)`, and their coupling; else a `near_coupling`, None if it is large.
+        """
+        reach = math.ceil(-math.log(torch.finfo(dtype).eps) / scale)
+        device, is_compiling = self.position_ids.device, torch.compiler.is_compiling()
+        if self.causal and self.position_ids.shape[1] == 1:
+            num_steps = reach + 1 if self.end is None or is_compiling else min(reach + 1, self.end)
+            steps = torch.arange(num_steps, device=device)
+            rows = self.position_ids - steps
+            return rows.clamp(min=0), torch.exp(-scale * steps.to(dtype)) * (rows >= 0)
+        if reach > CHUNK_SIZE:
+            return None
+        # the whole of a short input at once; a compiled graph is to be the same for every length
+        is_short = self.end is not None and not is_compiling and self.end <= 2 * CHUNK_SIZE
+        return near_coupling(self.end if is_short else CHUNK_SIZE, reach, scale, self.causal, device, dtype)
 
     def neighbour_weights(self, scale, dtype):
         """Nor is r': None."""
 
     def coupled_table(self, table, scale):
         """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch."""
-        reach = math.ceil(-math.log(torch.finfo(table.dtype).eps) / scale)  # farther, a coupling is below rounding
-        if self.causal and self.position_ids.shape[1] == 1:
-            steps = torch.arange(min(reach + 1, table.shape[1]), device=table.device)
-            rows = self.position_ids - steps  # (1 or B, steps)
-            coupling = torch.exp(-scale * steps) * (rows >= 0)
-            coupled = (coupling[..., None] * table[:, rows.clamp(min=0)]).sum(2, keepdim=True).transpose(0, 1)
-            return coupled[0] if coupled.shape[0] == 1 else coupled
-        if self.end is not None:
-            table = table[:, : self.end + (0 if self.causal else reach)]
-        coupled = decayed_sum(table, scale) if self.causal else exponential_coupling(table, scale)
+        coupling = self.coupling_of_table(scale, table.dtype) if self.geometry is None else self.geometry
+        if isinstance(coupling, tuple):
+            rows, coupling = coupling
+            coupled = (coupling[:, None] @ table[:, rows]).transpose(0, 1)  # (1 or B, H, 1, m)
+            return without_shared_batch(coupled)
+        num_rows = table.shape[1] if self.end is None else self.end
+        if coupling is not None:
+            coupled = couple_to_near(table, coupling, self.causal, num_rows)
+        elif self.causal:
+            coupled = decayed_sum(table[:, :num_rows], scale)
+        else:
+            reach = math.ceil(-math.log(torch.finfo(table.dtype).eps) / scale)  # farther, it is below rounding
+            coupled = exponential_coupling(table[:, : num_rows + reach], scale)
         if self.is_contiguous:
             return coupled[:, : self.position_ids.shape[1]]
         coupled = coupled[:, self.position_ids].transpose(0, 1)  # (1 or B, H, N, m)
-        return coupled[0] if coupled.shape[0] == 1 else coupled
+        return without_shared_batch(coupled)
 
     def coupled_waves(self, num_frequencies, scale, dtype):
         """r S of the sines and cosines S on the whole line: `(1 or batch, length, 2 * num_frequencies)`.
@@ -387,9 +488,9 @@ def sequence_layout(
 ):
     """The `SequenceLayout` of a batch.
 
-    Left and inner padding are laid out as if the padding were not there. Whether a mask has any is asked of its values,
-    which a compiled or exported graph cannot do: there the general layout, right for every mask, is taken. Nor is it
-    asked for a single token, so that no step of decoding waits for the device.
+    Left and inner padding are laid out as if the padding were not there. Whether a mask has any is asked of its values.
+    Where that cannot be done (see `known_value`), the general layout, right for every mask, is taken. Nor is it asked
+    for a single token, so that no step of decoding waits for the device.
 
     Args:
         length (`int`): tokens per sequence, padding included.
@@ -402,6 +503,7 @@ def sequence_layout(
             without one all, by default.
         document_ids (`torch.Tensor`, *optional*): `(batch, length)`, as of `number_documents`, where rows are packed.
     """
+    (length,) = held_sizes([length])
     full_mask = padding_mask = order = rank = counted = None
     tokens_first = True
     if attention_mask is not None:
@@ -409,14 +511,13 @@ def sequence_layout(
         padding_mask = full_mask[:, past_length:]
         if past_length > 0 and past_counted is None:
             past_counted = full_mask[:, :past_length].sum(-1, keepdim=True)
-        if torch.compiler.is_compiling():
-            tokens_first = length == 1
-        elif length > 1:
-            if padding_mask.all():
+        if length > 1:
+            own = padding_mask
+            if known_value(own.all):
                 padding_mask = None
                 full_mask = full_mask if past_length > 0 else None
             else:
-                tokens_first = not (~padding_mask[:, :-1] & padding_mask[:, 1:]).any()
+                tokens_first = known_value(lambda: (~own[:, :-1] & own[:, 1:]).any()) is False
     if not tokens_first:
         real = padding_mask.long()
         rank = real.cumsum(-1) - 1
@@ -496,6 +597,11 @@ def _last_real(padding_mask):
     return torch.where(padding_mask, index, 0).cummax(-1).values
 
 
+def without_shared_batch(code):
+    """A code `(1 or batch, heads, length, m)` without its batch, where all share it; a traced graph takes any batch."""
+    return code[0] if code.shape[0] == 1 and not torch.jit.is_tracing() else code
+
+
 def reorder(x, index):
     """Rows of `(batch, heads, length, channels)` in the order of `index`, `(batch, length)`."""
     return x.gather(2, index[:, None, :, None].expand_as(x))
@@ -518,7 +624,7 @@ class GridLayout(NamedTuple):
         grid: rows and columns of the image.
         own_grid: rows and columns of the grid that the model was made for.
         has_class_token: whether a class token stands before the patches.
-        geometry, output_scale, place: as of `SequenceLayout`.
+        geometry, output_scale: as of `SequenceLayout`.
         causal, padding_mask, counted, full_mask, document_ids: likewise; an image is never causal, has no padding and
             is one document.
     """
@@ -537,12 +643,8 @@ class GridLayout(NamedTuple):
     document_ids: None = None
 
     @property
-    def place(self):
-        return self.grid
-
-    @property
     def num_written(self):
-        return self.coordinates.shape[0] + self.has_class_token
+        return math.prod(self.grid) + self.has_class_token
 
     def coupling(self, scale, dtype):
         """r, `(length, length)`."""
@@ -553,6 +655,10 @@ class GridLayout(NamedTuple):
             coupling = nn.functional.pad(coupling, (1, 0, 1, 0))
             coupling[0, 0] = 1
         return coupling
+
+    def coupling_of_table(self, scale, dtype):
+        """What `coupled_table` multiplies by: r."""
+        return self.coupling(scale, dtype)
 
     def coupled_table(self, table, scale):
         """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this grid."""
@@ -595,9 +701,10 @@ class GridLayout(NamedTuple):
 
 def grid_layout(grid, own_grid, has_class_token, device):
     """The `GridLayout` of an image of `grid` patches, rows and columns, for a model made for `own_grid`."""
+    grid = held_sizes(grid)
     axes = [  # patch centres, over the extent of the own grid
         (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (own / size) - 0.5
         for size, own in zip(grid, own_grid, strict=True)
     ]
     coordinates = torch.cartesian_prod(*axes).view(-1, 2)
-    return GridLayout(coordinates, tuple(grid), tuple(own_grid), has_class_token)
+    return GridLayout(coordinates, grid, tuple(own_grid), has_class_token)

@@ -15,6 +15,7 @@ import argparse
 import base64
 import io
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from astroformer_hf import look_inside
 
 CLASSIFIERS = ("AstroformerForSequenceClassification", "AstroformerForImageClassification")
 MEAN = "mean"  # of the heads
+# What is read of anybody: checked before it is decoded, which could take the memory of the machine.
+MOST_BYTES, MOST_PIXELS, MOST_CHARACTERS = 20 * 2**20, 30_000_000, 100_000
 LONGEST_SIDE = 512  # in pixels, of a picture that is shown under its calcium
 
 PAPER = "[arXiv 2312.10925](https://arxiv.org/abs/2312.10925)"
@@ -159,9 +162,11 @@ def read_text(model, tokenizer, text):
         The answer (see `run`), and a `TextReading`, None without calcium.
 
     Raises:
-        ValueError: there is no word in the text.
+        ValueError: there is no word in the text, or it is longer than `MOST_CHARACTERS`.
     """
     text = text or ""
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"The text has {len(text):,} characters; please enter at most {MOST_CHARACTERS:,}.")
     longest = model.config.longest_input
     length = len(tokenizer(text, verbose=False)["input_ids"])
     options = {"max_length": longest, "return_special_tokens_mask": True, "verbose": False}
@@ -180,6 +185,20 @@ def read_text(model, tokenizer, text):
     return answer, TextReading(*synapses, names, spell(tokenizer, input_ids), is_special, note)
 
 
+def check_picture(image, num_bytes=0):
+    """Refuses a picture by the size of its file and of itself, which its first bytes tell.
+
+    Raises:
+        ValueError: it has more than `MOST_BYTES` or `MOST_PIXELS`.
+    """
+    if num_bytes > MOST_BYTES:
+        raise ValueError(f"The file has {num_bytes:,} bytes; please choose one of at most {MOST_BYTES:,}.")
+    if image is not None and image.width * image.height > MOST_PIXELS:
+        raise ValueError(
+            f"The picture has {image.width:,} x {image.height:,} pixels; please choose one of at most {MOST_PIXELS:,}."
+        )
+
+
 def read_image(model, processor, image):
     """Classifies a `PIL.Image`.
 
@@ -187,10 +206,11 @@ def read_image(model, processor, image):
         The answer (see `run`), and an `ImageReading`, None without calcium.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image, or it has more than `MOST_PIXELS`.
     """
     if image is None:
         raise ValueError("There is nothing to look at. Please choose an image.")
+    check_picture(image)
     image = image.convert("RGB")
     answer, synapses = run(model, processor([image], return_tensors="pt"))
     if synapses is None:
@@ -266,6 +286,18 @@ def build_demo(model, processor, title=None, examples=None):
 
         def open_image(payload):
             try:
+                if payload is not None and payload.path is not None:
+                    check_picture(None, os.path.getsize(payload.path))
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # told below, in words
+                        with Image.open(payload.path) as header:
+                            check_picture(header)
+            except (ValueError, Image.DecompressionBombError) as error:
+                words = str(error) if isinstance(error, ValueError) else "The picture has too many pixels."
+                raise gr.Error(words, print_exception=False) from error
+            except (OSError, SyntaxError):
+                pass  # told below
+            try:
                 image = preprocess(payload)
                 return image and image.convert("RGB")  # reads it to its end
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -301,7 +333,13 @@ def build_demo(model, processor, title=None, examples=None):
                     # not by a subclass, for which gradio would write a file beside this one
                     given.preprocess = explaining(given.preprocess)
                 else:
-                    given = gr.Textbox(label="Text", lines=5, max_lines=12, placeholder="Enter a text in plain words.")
+                    given = gr.Textbox(
+                        label="Text",
+                        lines=5,
+                        max_lines=12,
+                        max_length=MOST_CHARACTERS,
+                        placeholder="Enter a text in plain words.",
+                    )
                 button = gr.Button("Classify", variant="primary")
             with gr.Column(scale=2):
                 answer = gr.Label(label="Answer", num_top_classes=5)
@@ -331,6 +369,7 @@ def launch(demo, **options):
 
     # gradio's own weight 600 of this font has no Latin letters
     font = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
+    options = {"max_file_size": MOST_BYTES, **options}
     return demo.launch(theme=gr.themes.Default(font=font), **options)
 
 

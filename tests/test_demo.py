@@ -2,6 +2,7 @@
 """The demo: it shows what the model and `look_inside` say, in Python and in a browser, and its Space starts."""
 
 import html
+import io
 import re
 import runpy
 import sys
@@ -143,6 +144,52 @@ def test_an_image_is_shown_as_the_model_reads_it(image_model):
     assert 'viewBox="0 0 4 2"' in drawn and drawn.count("data:image/png;base64,") == 2
     with pytest.raises(ValueError, match="Please choose an image"):
         demo.read_image(model, processor, None)
+
+
+def large_png(side):
+    """A PNG of side x side pixels in a few kilobytes: all of them are black."""
+    content = io.BytesIO()
+    Image.new("1", (side, side)).save(content, format="PNG", optimize=True)
+    return content.getvalue()
+
+
+def test_inputs_beyond_measure_are_refused_before_they_are_decoded(image_model, text_model, tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    path.write_bytes(large_png(13_000))
+    assert path.stat().st_size < 50_000
+    decoded = []
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: decoded.append(image))
+    with pytest.warns(Image.DecompressionBombWarning), Image.open(path) as image:
+        with pytest.raises(
+            ValueError, match="The picture has 13,000 x 13,000 pixels; please choose one of at most 30,0"
+        ):
+            demo.read_image(*load(image_model), image)
+    model, tokenizer = load(text_model)
+    with pytest.raises(ValueError, match="The text has 100,001 characters; please enter at most 100,000"):
+        demo.read_text(model, lambda *_, **__: decoded.append("a text"), "a" * 100_001)
+    assert decoded == []
+
+
+def test_the_page_refuses_files_beyond_measure_before_they_are_decoded(image_model, tmp_path, monkeypatch):
+    gr = pytest.importorskip("gradio", reason="gradio is not installed")
+    page = demo.build_demo(*load(image_model))
+    (given,) = (block for block in page.blocks.values() if isinstance(block, gr.Image))
+    decoded = []
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: decoded.append(image))
+    path = tmp_path / "large.png"
+    for content, message in (
+        (large_png(13_000), "13,000 x 13,000 pixels"),
+        (large_png(20_000), "too many pixels"),
+        (bytes(demo.MOST_BYTES + 1), "The file has 20,971,521 bytes"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(gr.Error, match=message):
+            given.preprocess(gr.data_classes.ImageData(path=str(path)))
+    assert decoded == []
+    options = {}
+    monkeypatch.setattr(page, "launch", lambda **given: options.update(given))
+    demo.launch(page)
+    assert options["max_file_size"] == demo.MOST_BYTES
 
 
 def test_without_calcium_there_is_an_answer_only(text_model):

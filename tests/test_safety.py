@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_model, tiny_config
+from loopback_hub import File, LoopbackHub, Repository
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -167,6 +168,11 @@ DAMAGES = {
         ValueError,
         "transformers_weights must name a safetensors file beside it, got 'adapter_model.bin'",
     ),
+    "index by name": (
+        of_config(transformers_weights="a.safetensors.index.json"),
+        ValueError,
+        "transformers_weights must name a safetensors file beside it, got 'a.safetensors.index.json'",
+    ),
     "weights above": (of_config(transformers_weights="../a.safetensors"), ValueError, "transformers_weights must name"),
     "kernels": (of_config(attn_implementation="evil/kernel"), ValueError, "attn_implementation must not name a repos"),
     "code above": (of_config(auto_map={"AutoModel": "../evil.Model"}), ValueError, "auto_map must name classes"),
@@ -251,6 +257,89 @@ def test_sharded_weights_with_a_missing_shard_are_refused(tmp_path):
     shards[1].unlink()
     with pytest.raises(OSError, match=shards[1].name):
         AstroformerForSequenceClassification.from_pretrained(tmp_path)
+
+
+SHARDS_ELSEWHERE = [
+    "pytorch_model.bin",
+    "../model.safetensors",
+    "/tmp/model.safetensors",
+    "a/b.safetensors",
+    "x.bin",
+    7,
+]
+
+
+@pytest.mark.parametrize("dtype", [None, "auto"])
+@pytest.mark.parametrize("shard", SHARDS_ELSEWHERE)
+def test_an_index_that_names_anything_but_safetensors_beside_it_is_refused(tmp_path, shard, dtype, monkeypatch):
+    folder = tmp_path / "model"
+    model = make_model("AstroformerForSequenceClassification")
+    model.save_pretrained(folder, max_shard_size="20KB")
+    if dtype == "auto":  # then the library reads a shard before all others
+        of_config(dtype=None)(folder)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["classifier.weight"] = shard
+    index.write_text(json.dumps(content))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    read = []
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: read.append(args))
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", lambda *args, **kwargs: read.append(args))
+    message = f"model.safetensors.index.json must name safetensors files beside it, got {shard!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        AstroformerForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    assert read == []
+
+
+def test_an_index_that_is_no_index_is_refused(tmp_path):
+    make_model("AstroformerModel").save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    for content in ("", "[]", "{}", '{"weight_map": 1}'):
+        index.write_text(content)
+        with pytest.raises(OSError, match="model.safetensors.index.json is damaged"):
+            AstroformerModel.from_pretrained(tmp_path)
+
+
+LOAD_FROM_HUB = """
+import sys
+from astroformer_hf import AstroformerForSequenceClassification
+try:
+    AstroformerForSequenceClassification.from_pretrained(sys.argv[1])
+    print("loaded")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_an_index_on_the_hub_is_checked_too(tmp_path):
+    folder = tmp_path / "model"
+    make_model("AstroformerForSequenceClassification").save_pretrained(folder, max_shard_size="20KB")
+    files = {path.name: File(path.read_bytes(), False) for path in folder.iterdir()}
+    with LoopbackHub() as hub:
+        repository = Repository(private=False)
+        hub.repositories["model", "user/name"] = repository
+        repository.commit("main", files, "good")
+
+        def load():
+            result = subprocess.run(
+                [sys.executable, "-c", LOAD_FROM_HUB, "user/name"],
+                env={**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(tmp_path / "home")},
+                capture_output=True,
+                text=True,
+            )
+            return result.stdout + result.stderr
+
+        assert load().startswith("loaded")
+        index = json.loads(files["model.safetensors.index.json"].content)
+        index["weight_map"]["classifier.weight"] = "pytorch_model.bin"
+        bad = {
+            **files,
+            "model.safetensors.index.json": File(json.dumps(index).encode(), False),
+            "pytorch_model.bin": File(pickle.dumps(Bomb()), False),
+        }
+        repository.commit("main", bad, "bad")
+        assert "must name safetensors files beside it, got 'pytorch_model.bin'" in load()
+        assert not any("pytorch_model.bin" in path for _, path in hub.requests)
 
 
 @pytest.mark.parametrize("field, value", [("image_size", HUGE), ("num_channels", HUGE), ("patch_size", 0)])
