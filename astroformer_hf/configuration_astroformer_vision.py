@@ -65,8 +65,8 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
 
     def validate_architecture(self):
         """Checks every field and the fields against each other; the library calls it again before saving."""
-        if self.pooling == "last":
-            raise ValueError("pooling must be one of 'mean', 'cls' for images, got 'last'")
+        if self.pooling not in ("mean", "cls"):
+            raise ValueError(f"pooling must be one of 'mean', 'cls', got {self.pooling!r}")
         super().validate_architecture()
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)

@@ -22,6 +22,7 @@ CACHE_NAME = CACHE_NAMES["cache" not in {field.name for field in dataclasses.fie
 # Each name that is private, or that the library changes without notice, and what would replace it.
 PRIVATE_NAMES = {
     "torch._C._are_functorch_transforms_active": "a public question whether torch.func transforms; none as yet",
+    "torch._assert_async": "a public assertion on the device; without it a mask there is not checked",
     "transformers.GenerationMixin._prepare_cache_for_generation": "a hook that names a model's kind of cache; without "
     "it `generate` makes a DynamicCache, which the forward refuses by name",
     "transformers.PreTrainedModel._init_weights": "the hook that every model outside the library has",
@@ -36,6 +37,8 @@ PRIVATE_NAMES = {
     "Trainer's label smoothing and the pipelines ask it",
     "transformers.utils.can_return_tuple": "`return_dict` handled in each forward",
     "transformers.utils.deprecation.deprecate_kwarg": "a FutureWarning of our own, until the old name is gone",
+    "transformers.utils.hub.cached_file": "huggingface_hub's own download, for folders and the Hub alike",
+    "transformers.utils.hub.extract_commit_hash": "the same",
     "transformers.utils.output_capturing.capture_outputs": "collecting hidden states and maps in the loop over layers",
 }
 

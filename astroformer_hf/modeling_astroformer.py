@@ -782,6 +782,7 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
             inputs_embeds,
             cache=cache,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -790,7 +791,8 @@ class AstroformerForCausalLM(AstroformerPreTrainedModel, GenerationMixin):
         if labels is not None:
             labels = class_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size", loss_arguments)
             if labels.shape == outputs.last_hidden_state.shape[:2]:
-                labels = without_first_tokens(labels, attention_mask, position_ids, kwargs)
+                ignored = loss_arguments.get("ignore_index", -100)
+                labels = without_first_tokens(labels, attention_mask, position_ids, kwargs, ignored)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -865,7 +867,9 @@ class AstroformerForMaskedLM(AstroformerPreTrainedModel):
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
         loss_arguments = pop_loss_arguments(kwargs)
-        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.astroformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         logits = self.lm_head(self.transform(outputs.last_hidden_state))
         loss = None
         if labels is not None:
@@ -922,7 +926,10 @@ class AstroformerForSequenceClassification(AstroformerPreTrainedModel):
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
         outputs = self.astroformer(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache=cache, **kwargs
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            cache=cache,
+            return_dict=True,
+            **kwargs,
         )
         refuse_packed_rows("sequence classification", outputs.last_hidden_state, attention_mask, position_ids, kwargs)
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.pooling)
@@ -973,7 +980,9 @@ class AstroformerForTokenClassification(AstroformerPreTrainedModel):
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
         loss_arguments = pop_loss_arguments(kwargs)
-        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.astroformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
@@ -1023,7 +1032,9 @@ class AstroformerForQuestionAnswering(AstroformerPreTrainedModel):
             ValueError: for inputs or positions that do not fit; the message names the argument.
         """
         loss_arguments = pop_loss_arguments(kwargs)
-        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.astroformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         refuse_packed_rows("question answering", outputs.last_hidden_state, attention_mask, position_ids, kwargs)
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
         loss = None
@@ -1102,7 +1113,9 @@ class AstroformerForMultipleChoice(AstroformerPreTrainedModel):
             x if x is None else x.flatten(0, 1)
             for x in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         )
-        outputs = self.astroformer(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.astroformer(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
         refuse_packed_rows("multiple choice", outputs.last_hidden_state, attention_mask, position_ids, kwargs)
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.classifier(self.dropout(pooled)).view(-1, num_choices)

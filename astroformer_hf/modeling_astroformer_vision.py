@@ -169,7 +169,7 @@ class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
         Raises:
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
-        outputs = self.astroformer_vision(pixel_values, interpolate_pos_encoding, **kwargs)
+        outputs = self.astroformer_vision(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(pool(outputs.last_hidden_state, None, self.config.pooling)))
         loss = None
         if labels is not None:

@@ -79,9 +79,9 @@ def is_packed_explicitly(keywords):
     return any(keywords.get(name) is not None for name in PACKING_KEYWORDS)
 
 
-def without_first_tokens(labels, attention_mask, position_ids, keywords):
-    """Labels of a causal language model, `(batch, length)`; -100 at the first token of each document after the first:
-    the token before it, the last of another document, is not to predict it."""
+def without_first_tokens(labels, attention_mask, position_ids, keywords, ignored=-100):
+    """Labels of a causal language model, `(batch, length)`; `ignored` at the first token of each document after the
+    first: the token before it, the last of another document, is not to predict it."""
     length = labels.shape[1]
     padding_mask = None if attention_mask is None else attention_mask[:, -length:] != 0
     starts = _explicit_starts(labels.shape, padding_mask, keywords)
@@ -90,7 +90,7 @@ def without_first_tokens(labels, attention_mask, position_ids, keywords):
             return labels
         starts = (position_ids.view(-1, length) == 0).expand(labels.shape)
     documents = number_documents(starts, padding_mask)
-    return labels.masked_fill(starts & (documents > 0), -100)
+    return labels.masked_fill(starts & (documents > 0), ignored)
 
 
 def _explicit_starts(shape, padding_mask, keywords):

@@ -341,11 +341,11 @@ class SequenceLayout(NamedTuple):
         coupling = self.coupling_of_table(scale, table.dtype) if self.geometry is None else self.geometry
         if isinstance(coupling, tuple):
             rows, coupling = coupling
-            coupled = (coupling[:, None] @ table[:, rows]).transpose(0, 1)  # (1 or B, H, 1, m)
+            coupled = (coupling[:, None].to(table) @ table[:, rows]).transpose(0, 1)  # (1 or B, H, 1, m)
             return without_shared_batch(coupled)
         num_rows = table.shape[1] if self.end is None else self.end
         if coupling is not None:
-            coupled = couple_to_near(table, coupling, self.causal, num_rows)
+            coupled = couple_to_near(table, coupling.to(table), self.causal, num_rows)
         elif self.causal:
             coupled = decayed_sum(table[:, :num_rows], scale)
         else:

@@ -6,12 +6,13 @@
     python scripts/benchmark.py --quick              # the same table in minutes, up to 2,048 tokens
     python scripts/benchmark.py --sections operation decoding
 
-Five sections. "operation": the attention alone, 8 heads of 64, against PyTorch's `scaled_dot_product_attention`
+Six sections. "operation": the attention alone, 8 heads of 64, against PyTorch's `scaled_dot_product_attention`
 ("sdpa"), against the same in its plain form ("plain"), and against the two bare matrix products that no linear
 attention can do without ("products"). "training": a step of a whole model, forward, backward and AdamW. "inference":
 its forward pass. "memory": the peak of operation and training step. "decoding": time per token, and bytes of the cache,
-after a long context. Models are 6 layers, 512 wide; the arms share everything but the attention. Peers that are
-installed take part: BERT and Mamba-2 of transformers, astrohebbian, and flash-linear-attention on a GPU.
+after a long context. "packing": rows of several documents against the same tokens in one document. Models are 6 layers,
+512 wide; the arms share everything but the attention. Peers that are installed take part: BERT and Mamba-2 of
+transformers, astrohebbian, and flash-linear-attention on a GPU.
 
 Contestants take turns, and the median of several rounds counts: what disturbs the machine disturbs all of them. What
 would take longer than --limit seconds is left out, with null for its time. Results go to OUTPUT_DIR/cpu.json (or
@@ -44,15 +45,18 @@ from astroformer_hf import (
     AstroformerConfig,
     AstroformerForCausalLM,
     AstroformerForSequenceClassification,
+    AstroformerForTokenClassification,
     attention_backend,
     neuron_astrocyte_attention,
 )
 from astroformer_hf.library_compatibility import CACHE_NAME
 
 
-SECTIONS = ("operation", "training", "inference", "memory", "decoding")
+SECTIONS = ("operation", "training", "inference", "memory", "decoding", "packing")
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 CONTEXTS = (1024, 16384, 65536)
+ROW = 4096  # tokens of a packed row
+DOCUMENTS = (20, 100, 400)  # tokens of its documents, in the mean
 HEADS, HEAD_DIM = 8, 64
 LAYERS, WIDTH, VOCABULARY = 6, 512, 1000
 ALPHA = 0.5  # the default of the models
@@ -196,7 +200,7 @@ def operations(causal, device):
     return found
 
 
-def arm(attention_type, causal, max_length):
+def arm(attention_type, causal, max_length, encoder=AstroformerForSequenceClassification):
     """A model of one arm, in everything else the same."""
     config = AstroformerConfig(
         attention_type=attention_type,
@@ -211,7 +215,7 @@ def arm(attention_type, causal, max_length):
         presynaptic_alpha=ALPHA,
         is_decoder=causal,
     )
-    return AstroformerForCausalLM(config) if causal else AstroformerForSequenceClassification(config)
+    return AstroformerForCausalLM(config) if causal else encoder(config)
 
 
 def bert(max_length):
@@ -484,6 +488,46 @@ def measure_decoding(record, arguments):
         print(f"decoding after {context} tokens: {'; '.join(parts)}", flush=True)
 
 
+def measure_packing(record, arguments):
+    """A row of several documents, and the same tokens as one document."""
+    row = min(ROW, max(arguments.model_lengths))
+    generator = torch.Generator().manual_seed(0)
+    positions = {"": torch.arange(row)}
+    for mean in DOCUMENTS:
+        begins = torch.rand(row, generator=generator) < 1 / mean  # lengths are geometrically distributed
+        begins[0] = True
+        index = torch.arange(row)
+        positions[f", documents of {mean}"] = index - torch.where(begins, index, 0).cummax(0).values
+    for causal in (False, True):
+        for is_training in (False, True):
+            contestants = {}
+            for attention_type in ("neuron_astrocyte", "linear", "softmax"):
+                model = arm(attention_type, causal, row, AstroformerForTokenClassification)
+                model = model.to(arguments.device).train(is_training)
+                for name, position_ids in positions.items():
+                    step = packed_step(model, is_training, position_ids[None].to(arguments.device), arguments)
+                    contestants[attention_type + name] = step
+            case = {"section": "packing", "causal": causal, "backward": is_training, "length": row, "batch": 1}
+            time_all(contestants, case, record, Limit(arguments.limit), arguments)
+
+
+def packed_step(model, is_training, position_ids, arguments):
+    """The forward pass over a row of those positions, and the backward pass if `is_training`."""
+    input_ids = torch.randint(VOCABULARY, position_ids.shape, device=arguments.device)
+    autocast = contextlib.nullcontext()
+    if arguments.dtype != "float32":
+        autocast = torch.autocast(arguments.device, dtype=DTYPES[arguments.dtype])
+
+    def step():
+        with torch.set_grad_enabled(is_training), autocast:
+            logits = model(input_ids, position_ids=position_ids, use_cache=False).logits
+        if is_training:
+            logits.float().square().mean().backward()
+            model.zero_grad()
+
+    return step
+
+
 def cache_bytes(cache):
     if hasattr(cache, "num_bytes"):
         return cache.num_bytes
@@ -572,8 +616,10 @@ def main(arguments=None):
             measure_models(section, record, arguments)
         elif section == "memory":
             measure_memory(record, arguments)
-        else:
+        elif section == "decoding":
             measure_decoding(record, arguments)
+        else:
+            measure_packing(record, arguments)
     print(f"wrote {record.path}; python scripts/report.py makes tables and figures of it")
     return record
 

@@ -139,9 +139,41 @@ def benchmark_text(record):
                 for n in cases.lengths("decoding")
             ],
         ),
+        *packing_lines(cases),
         f"`{record['command']}`",
     ]
     return lines
+
+
+def packing_lines(cases):
+    """The table of packed rows; nothing where they were not measured."""
+    ways = [(causal, backward) for causal in (False, True) for backward in (False, True)]
+    rows = []
+    for row in cases.lengths("packing"):
+        names = sorted({key[4] for key in cases.rows if key[0] == "packing" and ", " in key[4]}, key=by_arm_and_size)
+        for name in names:
+            arm, documents = name.split(", ")
+            found = [
+                (cases.value("seconds", name, "packing", row, *way), cases.value("seconds", arm, "packing", row, *way))
+                for way in ways
+            ]
+            rows.append([arm, documents.split()[-1], *(times(a / b if a and b else None) for a, b in found)])
+    if not rows:
+        return []
+    return [
+        f"**Packed rows** of {cases.lengths('packing')[0]:,} tokens: the time of a row of several documents over that "
+        "of the same tokens as one document, in whole models, forward and backward:",
+        "",
+        *table(
+            ["arm", "tokens per document", "encoder, forward", "and backward", "decoder, forward", "and backward"],
+            rows,
+        ),
+    ]
+
+
+def by_arm_and_size(name):
+    arm, documents = name.split(", ")
+    return ("neuron_astrocyte", "linear", "softmax").index(arm), int(documents.split()[-1])
 
 
 def inverse(ratio, digits=None):

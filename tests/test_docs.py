@@ -93,9 +93,12 @@ def run_in_several_processes(words):
     options = words[2 if words[0] == "accelerate" else 1 : start]
     shorter = [*shlex.split(SHORTER.get(words[start], "")), *(["--use_cpu"] if words[start] in SHORTER else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*program, *options, *words[start:], *shorter], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [*program, *options, *words[start:], *shorter]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        # torch's gloo, about one time in twenty, as a process leaves that has done all its work
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -432,3 +432,14 @@ def test_an_additive_mask_is_refused_in_a_compiled_graph(name):
     torch.testing.assert_close(compiled(**inputs, attention_mask=mask).logits, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match="attention_mask must be 1 where a token is real"):
         compiled(**inputs, attention_mask=(1 - mask) * -1e9)
+
+
+def test_tuples_where_the_configuration_or_the_call_asks_for_them(head):
+    model, inputs = make_model(head), HEADS[head][2]()
+    inputs = {name: x for name, x in inputs.items() if name not in LABELS}
+    expected = model(**inputs).to_tuple()
+    asked = model(**inputs, return_dict=False)
+    model.config.return_dict = False
+    for found in (asked, model(**inputs)):
+        assert isinstance(found, tuple)
+        torch.testing.assert_close(found[0], expected[0])

@@ -114,6 +114,11 @@ class TestDecoders(
     changes = {"is_decoder": True, "astrocyte_code": "sinusoidal"}
     all_model_classes = (astroformer.AstroformerForCausalLM, astroformer.AstroformerModel)
 
+    def test_tied_head_has_a_tp_plan_entry(self):  # for plans that shard the embeddings; ours leaves both whole
+        plan = astroformer.AstroformerForCausalLM(self.model_tester.get_config()).tp_plan
+        self.assertTrue(plan)
+        self.assertFalse([name for name in plan if "embedding" in name or "lm_head" in name])
+
 
 class TestSoftmaxDecoders(TestDecoders):
     changes = {"is_decoder": True, "attention_type": "softmax"}

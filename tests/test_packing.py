@@ -358,6 +358,7 @@ def test_a_loss_is_that_of_the_documents_alone():
     torch.testing.assert_close(model(ids, position_ids=positions, labels=ids).loss, expected)
     bounds = torch.tensor([0, 5, 6, 76, 100])
     torch.testing.assert_close(model(ids, cu_seq_lens_q=bounds, labels=ids).loss, expected)
+    torch.testing.assert_close(model(ids, cu_seq_lens_q=bounds, labels=ids, ignore_index=0).loss, expected)
     features = [{"input_ids": d.tolist()} for d in documents]
     for options in ({}, {"return_flash_attn_kwargs": True}, {"return_seq_idx": True, "return_flash_attn_kwargs": True}):
         batch = DataCollatorWithFlattening(**options)(features)

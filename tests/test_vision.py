@@ -83,6 +83,7 @@ def test_compiles_to_one_graph(name):
         ({"is_decoder": True}, "is_decoder must be False"),
         ({"image_sise": 16}, "did you mean 'image_size'"),
         ({"pooling": "max"}, "pooling .*'mean', 'cls', got 'max'"),
+        ({"pooling": "last"}, "pooling .*'mean', 'cls', got 'last'"),
     ],
     ids=str,
 )
