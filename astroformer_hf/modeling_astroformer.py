@@ -56,7 +56,14 @@ from .neuron_astrocyte_attention import (
     neuron_astrocyte_attention_weights,
 )
 from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
-from .token_layout import NeighbourhoodState, hold_shape, sequence_layout, sinusoidal_features, spans_of_documents
+from .token_layout import (
+    NeighbourhoodState,
+    hold_shape,
+    is_exporting,
+    sequence_layout,
+    sinusoidal_features,
+    spans_of_documents,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -1316,7 +1323,7 @@ def check_mask(attention_mask):
                 "attention_mask must be 1 where a token is real and 0 where it is padding, got values from "
                 f"{low} to {high}; of an additive mask give (mask == 0)"
             )
-    elif attention_mask.is_floating_point() and not torch.compiler.is_exporting():
+    elif attention_mask.is_floating_point() and not is_exporting():
         torch._assert_async(is_binary(), "attention_mask must be 1 where a token is real and 0 where it is padding")
 
 
