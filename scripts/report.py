@@ -71,7 +71,7 @@ def between_markers(path, lines):
 def texts():
     """Every text that is written from the records, by its path."""
     known = comparisons()
-    benchmarks = report_benchmark.load_benchmarks(RESULTS / "benchmark")
+    benchmarks, packed = (report_benchmark.load_benchmarks(RESULTS / name) for name in ("benchmark", "packing"))
     tried, quantized = (
         [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / name).glob("*.json"))]
         for name in ("initialisation", "quantization")
@@ -88,6 +88,7 @@ def texts():
             ROOT / "docs/export.md", report_quantization.quantization_lines(quantized)
         ),
         ROOT / "docs/supported.md": report_supported.page(),
+        ROOT / "docs/training.md": between_markers(ROOT / "docs/training.md", report_benchmark.packing_text(packed)),
         RESULTS / "README.md": "\n".join(results).rstrip() + "\n",
     }
     for comparison in known:

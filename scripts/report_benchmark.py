@@ -4,7 +4,7 @@
 import json
 
 import matplotlib
-from report_tables import table
+from report_tables import origin, table
 
 
 matplotlib.use("Agg")
@@ -139,14 +139,20 @@ def benchmark_text(record):
                 for n in cases.lengths("decoding")
             ],
         ),
-        *packing_lines(cases),
         f"`{record['command']}`",
     ]
     return lines
 
 
+def packing_text(records):
+    """The tables of packed rows, one for each device, as Markdown lines."""
+    lines = []
+    for record in records:
+        lines += [*packing_lines(Cases(record["rows"])), f"{origin(record)}. `{record['command']}`", ""]
+    return lines
+
+
 def packing_lines(cases):
-    """The table of packed rows; nothing where they were not measured."""
     ways = [(causal, backward) for causal in (False, True) for backward in (False, True)]
     rows = []
     for row in cases.lengths("packing"):
@@ -158,8 +164,6 @@ def packing_lines(cases):
                 for way in ways
             ]
             rows.append([arm, documents.split()[-1], *(times(a / b if a and b else None) for a, b in found)])
-    if not rows:
-        return []
     return [
         f"**Packed rows** of {cases.lengths('packing')[0]:,} tokens: the time of a row of several documents over that "
         "of the same tokens as one document, in whole models, forward and backward:",
