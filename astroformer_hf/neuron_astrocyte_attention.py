@@ -352,8 +352,14 @@ def neuron_astrocyte_attention(
     _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     documents = _documents(document_ids, query, key, padding_mask, causal, initial_state, output_final_state)
     output, state, _ = attend(
-        *(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, feedback, random_projection, causal),
-        *(initial_state, documents),
+        *(query, key, value, astrocyte_code, padding_mask),
+        alpha=alpha,
+        feature_map=feature_map,
+        feedback=feedback,
+        random_projection=random_projection,
+        causal=causal,
+        initial_state=initial_state,
+        document_ids=documents,
     )
     return (output, state) if output_final_state else output
 
@@ -364,6 +370,7 @@ def attend(
     value,
     astrocyte_code,
     padding_mask,
+    *,
     alpha,
     feature_map,
     feedback,

@@ -1206,12 +1206,12 @@ def _library():
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def write_forward(key, value, astrocyte_code, padding_mask, feature_map):
+def write_forward(key, value, astrocyte_code, padding_mask, *, feature_map):
     """`(hebbian, calcium)`, `(B, H, F, d)` and `(B, H, F)`: the sums of (phi(k) + phi(r)) v^T and of phi(k)."""
     return _write(_Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code))
 
 
-def write_with_activity_forward(key, value, padding_mask, order, rank, weight, bias, feature_map, coupling_scale):
+def write_with_activity_forward(key, value, padding_mask, order, rank, weight, bias, *, feature_map, coupling_scale):
     """The same with R = r' K W + b."""
     call = _Call(feature_map, padding_mask, key=key, value=value)
     return _write(call, weight=weight, bias=bias, decay=math.exp(-coupling_scale))
@@ -1224,7 +1224,7 @@ def _write(call, **states):
     return _total(hebbian), _total(calcium)
 
 
-def write_backward(key, value, astrocyte_code, padding_mask, feature_map, d_hebbian, d_calcium):
+def write_backward(key, value, astrocyte_code, padding_mask, *, feature_map, d_hebbian, d_calcium):
     """Gradients of key, value and astrocyte code from those of `write_forward`'s results."""
     call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
     call.split(1 if astrocyte_code is None or astrocyte_code.dim() == 4 else key.shape[0])
@@ -1234,7 +1234,7 @@ def write_backward(key, value, astrocyte_code, padding_mask, feature_map, d_hebb
 
 
 def write_with_activity_backward(
-    key, value, padding_mask, order, rank, weight, bias, feature_map, coupling_scale, d_hebbian, d_calcium
+    key, value, padding_mask, order, rank, weight, bias, *, feature_map, coupling_scale, d_hebbian, d_calcium
 ):
     """Gradients of all tensors of `write_with_activity_forward` but the padding mask, in their order."""
     call = _Call(feature_map, padding_mask, key=key, value=value)
@@ -1252,7 +1252,7 @@ def write_with_activity_backward(
     return d_key, d_value, None, None, *_like((d_weight.sum(0), d_bias.sum(0)), (weight, bias))
 
 
-def read_forward(query, hebbian, plasticity, feature_map, output_dtype):
+def read_forward(query, hebbian, plasticity, *, feature_map, output_dtype):
     """`(B, H, N, d)`: phi(Q) H, divided by C = phi(Q) g unless there is no plasticity g."""
     call = _Call(feature_map, None, hebbian, query=query)
     call.split()
@@ -1261,7 +1261,7 @@ def read_forward(query, hebbian, plasticity, feature_map, output_dtype):
     return output.to(output_dtype)
 
 
-def read_backward(query, hebbian, plasticity, feature_map, d_output):
+def read_backward(query, hebbian, plasticity, *, feature_map, d_output):
     """Gradients of query, hebbian and plasticity from that of `read_forward`'s result."""
     call = _Call(feature_map, None, hebbian, query=query, d_output=d_output)
     splits = call.split()
@@ -1281,6 +1281,7 @@ def causal_forward(
     document_ids,
     hebbian,
     calcium,
+    *,
     alpha,
     feature_map,
     feedback,
@@ -1289,8 +1290,7 @@ def causal_forward(
 ):
     """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
-    call.set(alpha=alpha, scale=scale, feedback=feedback)
-    call.set_documents(document_ids)
+    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     return _write_and_read(call, output_dtype, hebbian=hebbian, calcium=calcium)
 
 
@@ -1308,6 +1308,7 @@ def causal_with_activity_forward(
     bias,
     total,
     count,
+    *,
     alpha,
     feature_map,
     feedback,
@@ -1317,8 +1318,7 @@ def causal_with_activity_forward(
 ):
     """The same with R = r' K W + b, whose sums of the tokens before, total and count, come last in the results too."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value)
-    call.set(alpha=alpha, scale=scale, feedback=feedback)
-    call.set_documents(document_ids)
+    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     states = {"weight": weight, "bias": bias, "total": total, "count": count, "decay": math.exp(-coupling_scale)}
     return _write_and_read(call, output_dtype, hebbian=hebbian, calcium=calcium, **states)
 
@@ -1339,6 +1339,7 @@ def causal_backward(
     document_ids,
     hebbian,
     calcium,
+    *,
     alpha,
     feature_map,
     feedback,
@@ -1349,8 +1350,7 @@ def causal_backward(
 ):
     """Gradients of query, key, value, astrocyte code and initial state from those of `causal_forward`'s results."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
-    call.set(alpha=alpha, scale=scale, feedback=feedback)
-    call.set_documents(document_ids)
+    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value")
     d_code = call.gradient_of_code(astrocyte_code)
     d_hebbian, d_calcium = _copies(d_hebbian, d_calcium)
@@ -1374,6 +1374,7 @@ def causal_with_activity_backward(
     bias,
     total,
     count,
+    *,
     alpha,
     feature_map,
     feedback,
@@ -1387,8 +1388,7 @@ def causal_with_activity_backward(
 ):
     """Gradients of all tensors of `causal_with_activity_forward` but the padding mask, in their order."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, d_output=d_output)
-    call.set(alpha=alpha, scale=scale, feedback=feedback)
-    call.set_documents(document_ids)
+    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value")
     d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
     d_hebbian, d_calcium, d_total = _copies(d_hebbian, d_calcium, d_total)
@@ -1411,6 +1411,7 @@ def documents_forward(
     astrocyte_code,
     padding_mask,
     document_ids,
+    *,
     alpha,
     feature_map,
     feedback,
@@ -1432,6 +1433,7 @@ def documents_with_activity_forward(
     rank,
     weight,
     bias,
+    *,
     alpha,
     feature_map,
     feedback,
@@ -1446,8 +1448,7 @@ def documents_with_activity_forward(
 
 
 def _documents_forward(call, document_ids, alpha, feedback, scale, output_dtype, **recipe):
-    call.set(alpha=alpha, scale=scale, feedback=feedback)
-    call.set_documents(document_ids)
+    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     output = call.output(call.tensors["value"], call.state_shape[-1])
     call.run("documents_forward", **recipe)
     return output.to(output_dtype)
@@ -1460,6 +1461,7 @@ def documents_backward(
     astrocyte_code,
     padding_mask,
     document_ids,
+    *,
     alpha,
     feature_map,
     feedback,
@@ -1468,8 +1470,7 @@ def documents_backward(
 ):
     """Gradients of query, key, value and astrocyte code from that of `documents_forward`'s result."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
-    call.set(alpha=alpha, scale=scale, feedback=feedback)
-    call.set_documents(document_ids)
+    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value")
     d_code = call.gradient_of_code(astrocyte_code)
     call.run("documents_backward")
@@ -1488,6 +1489,7 @@ def documents_with_activity_backward(
     rank,
     weight,
     bias,
+    *,
     alpha,
     feature_map,
     feedback,
@@ -1497,8 +1499,7 @@ def documents_with_activity_backward(
 ):
     """Gradients of all tensors of `documents_with_activity_forward` but mask and documents, in their order."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, d_output=d_output)
-    call.set(alpha=alpha, scale=scale, feedback=feedback)
-    call.set_documents(document_ids)
+    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value")
     d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
     recipe = {"weight": weight, "bias": bias, "decay": math.exp(-coupling_scale)}
@@ -1544,7 +1545,9 @@ class _Call:
         for name, number in numbers.items():
             setattr(self.arguments, name, number)
 
-    def set_documents(self, document_ids):
+    def read(self, document_ids, **numbers):
+        """Says how the synapses are read, and where in a row they start anew."""
+        self.set(**numbers)
         if document_ids is not None:
             self.document_ids = document_ids.long().contiguous()  # kept as long as the call
             self.arguments.documents = _Documents(self.document_ids.data_ptr(), self.document_ids.stride(0))

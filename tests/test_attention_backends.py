@@ -307,8 +307,9 @@ def test_the_activity_code_made_on_the_way(scale, padding, causal):
             before = None if sums[0] is None else NeighbourhoodState(*sums)
             code = layout.activity(key, scale, given["weight"], given["bias"], before)
             with attention_backend(backend):
+                options = {"alpha": 0.5, "feature_map": "elu", "feedback": True, "random_projection": None}
                 part, state, sums = attend(
-                    *(query, key, value, code, layout.padding_mask, 0.5, "elu", True, None, causal, state)
+                    query, key, value, code, layout.padding_mask, **options, causal=causal, initial_state=state
                 )
             parts.append(part)
             start = end

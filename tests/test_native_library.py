@@ -467,7 +467,8 @@ def compute(length, causal):
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     try:
         with attention_backend("cpp"):
-            attend(query, query, value, code, None, 0.5, "elu", True, None, causal, None)
+            options = {"alpha": 0.5, "feature_map": "elu", "feedback": True, "random_projection": None}
+            attend(query, query, value, code, None, **options, causal=causal, initial_state=None)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 

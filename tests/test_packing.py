@@ -176,8 +176,9 @@ def test_the_code_activity_is_made_of_the_own_document(rows, causal, padded, bac
     def attention(query, key, value, mask, document_ids=None):
         layout = sequence_layout(key.shape[2], key.device, mask, causal=causal, document_ids=document_ids)
         code = layout.activity(key, 0.4, weight, bias)
+        options = {"alpha": 0.5, "feature_map": "elu", "feedback": True, "random_projection": None, "causal": causal}
         return attend(
-            *(query, key, value, code, layout.padding_mask, 0.5, "elu", True, None, causal, None, document_ids)
+            query, key, value, code, layout.padding_mask, **options, initial_state=None, document_ids=document_ids
         )[0]
 
     numbers = number_documents(starts_of_documents(ids_of(rows), mask), mask)
