@@ -12,7 +12,7 @@ Whichever says it, a document is encoded as if it stood in a row of its own.
 import torch
 
 from .forward_keywords import PACKING_KEYWORDS, may_look_at, may_wait_for
-from .token_layout import number_documents, starts_of_documents
+from .token_layout import last_real, number_documents, starts_of_documents
 
 
 def packed_documents(shape, attention_mask, position_ids, keywords, past_length=0):
@@ -133,15 +133,17 @@ def _check_order(position_ids, padding_mask):
     """Raises a ValueError if positions go back from one real token to the next, to elsewhere than 0."""
     if not may_look_at(position_ids):
         return
-    for row, positions in enumerate(position_ids):
-        positions = positions if padding_mask is None else positions[padding_mask[row]]
-        back = (positions.diff() < 0) & (positions[1:] != 0)
-        if back.any():
-            place = int(back.int().argmax())
-            raise ValueError(
-                f"position_ids must not go back within a document, got {positions[place]} and then "
-                f"{positions[place + 1]} in row {row}; a document that begins within a row begins at 0"
-            )
+    follows = torch.ones_like(position_ids[:, 1:], dtype=torch.bool)  # whether a real token comes after another
+    if padding_mask is not None:
+        position_ids = position_ids.gather(1, last_real(padding_mask))
+        follows = padding_mask[:, 1:] & (padding_mask.long().cumsum(-1)[:, 1:] > 1)
+    back = follows & (position_ids.diff() < 0) & (position_ids[:, 1:] != 0)
+    if back.any():
+        row, place = back.nonzero()[0].tolist()
+        raise ValueError(
+            f"position_ids must not go back within a document, got {position_ids[row, place]} and then "
+            f"{position_ids[row, place + 1]} in row {row}; a document that begins within a row begins at 0"
+        )
 
 
 def _begins_anew(restarts, attention_mask, padding_mask, past_length):

@@ -577,7 +577,7 @@ def number_documents(starts, padding_mask=None):
 def starts_of_documents(document_ids, padding_mask=None):
     """Where the numbers of documents change from one real token to the next: `(batch, length)` bool."""
     if padding_mask is not None:
-        document_ids = document_ids.gather(1, _last_real(padding_mask))
+        document_ids = document_ids.gather(1, last_real(padding_mask))
     changes = document_ids[:, 1:] != document_ids[:, :-1]
     return nn.functional.pad(changes, (1, 0), value=True)
 
@@ -591,7 +591,7 @@ def spans_of_documents(document_ids):
     return spans
 
 
-def _last_real(padding_mask):
+def last_real(padding_mask):
     """The index of the last real token up to each, or 0: `(batch, length)`."""
     index = torch.arange(padding_mask.shape[1], device=padding_mask.device)
     return torch.where(padding_mask, index, 0).cummax(-1).values

@@ -96,7 +96,7 @@ def run_in_several_processes(words):
     command = [*program, *options, *words[start:], *shorter]
     for _ in range(2):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        # torch's gloo, about one time in twenty, as a process leaves that has done all its work
+        # now and then torch's gloo aborts as a process leaves that has done all its work; any other failure counts
         if "terminate called without an active exception" not in done.stderr:
             break
     assert done.returncode == 0, done.stderr[-3000:]

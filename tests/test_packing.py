@@ -406,6 +406,13 @@ def test_packed_rows_have_no_cache(variant):
         ({"seq_idx": torch.zeros(1, 9).long(), "cu_seq_lens_q": torch.tensor([0, 4, 9])}, "say different things"),
         ({"seq_idx": torch.zeros(1, 9).long(), "position_ids": positions_of([[4, 5]])}, "begin again at 0 where no"),
         ({"position_ids": torch.tensor([[0, 1, 2, 3, 4, 2, 3, 4, 5]])}, "must not go back within a document, got 4"),
+        (
+            {
+                "position_ids": torch.tensor([[9, 1, 2, 7, 1, 3, 4, 5, 6]]),  # the first and the fifth are padding
+                "attention_mask": torch.tensor([[0, 1, 1, 1, 0, 1, 1, 1, 1]]),
+            },
+            "got 7 and then 3 in row 0",
+        ),
     ],
     ids=str,
 )
