@@ -189,7 +189,7 @@ def _sum_of_places(real, past_length):
     """Which of the tokens from `past_length` on are real, `(batch, length)` bool, in a number, `(batch, 1)`.
 
     It is the sum of the real tokens' places, of which each is mixed into a number of 31 bits, so that sums over
-    different places differ.
+    different places differ but by chance, about once in 2^31. The size of a cache does not grow with the text.
     """
     length = real.shape[1]
     if length == 1:  # a step of decoding: no more operations than needed

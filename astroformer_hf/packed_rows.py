@@ -12,7 +12,7 @@ Whichever says it, a document is encoded as if it stood in a row of its own.
 import torch
 
 from .forward_keywords import PACKING_KEYWORDS, may_look_at, may_wait_for
-from .token_layout import last_real, number_documents, starts_of_documents
+from .token_layout import known_value, last_real, number_documents, starts_of_documents
 
 
 def packed_documents(shape, attention_mask, position_ids, keywords, past_length=0):
@@ -46,11 +46,11 @@ def packed_documents(shape, attention_mask, position_ids, keywords, past_length=
             raise ValueError("position_ids begin again at 0 where no document begins by seq_idx or cu_seq_lens_q")
     elif restarts is not None and length > 1:
         documents = number_documents(restarts, padding_mask)
-        if may_wait_for(documents) and not documents.any():
+        if known_value(documents.any) is False:
             documents = None
     if past_length > 0:
         goes_on_anew = restarts is not None and _begins_anew(restarts, attention_mask, padding_mask, past_length)
-        if goes_on_anew or (documents is not None and may_wait_for(documents) and bool(documents.any())):
+        if goes_on_anew or (documents is not None and known_value(documents.any)):
             raise ValueError(
                 "a document begins, by position_ids that are 0 again or by seq_idx or cu_seq_lens_q, while the cache "
                 "holds what came before: packed rows take no cache; leave it out, or give each document a row"
@@ -70,7 +70,8 @@ def refuse_packed_rows(task, hidden_states, attention_mask, position_ids, keywor
     documents = packed_documents(hidden_states.shape[:2], attention_mask, position_ids, keywords)
     if documents is None:
         return
-    if bool(documents.any()) if may_wait_for(documents) else is_packed_explicitly(keywords):
+    is_packed = known_value(documents.any)
+    if is_packed or is_packed is None and is_packed_explicitly(keywords):
         raise ValueError(f"{task} takes one document per row, and these are packed; give each a row, padded")
 
 

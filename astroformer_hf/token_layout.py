@@ -155,9 +155,8 @@ def decayed_sum(x, scale, reverse=False, document_ids=None):
 
     end, before = (0, +1) if reverse else (-1, -1)  # the row a chunk's sum ends with; the chunk that it reaches from
     ends = None if document_ids is None else documents[..., end]  # (B, num_chunks)
-    carry = _neighbour(
-        decayed_sum(y[..., end, :], scale * chunk_size, reverse, ends), before
-    )  # (..., chunks, channels)
+    sums = decayed_sum(y[..., end, :], scale * chunk_size, reverse, ends)  # (..., num_chunks, channels)
+    carry = _neighbour(sums, before)
     steps_from_carry = chunk_size - position if reverse else position + 1
     reach = torch.exp(-scale * steps_from_carry)[:, None]
     if document_ids is not None:
@@ -200,6 +199,11 @@ def _continues(document_ids):
     """Whether each token is in the document of the one before it: `(batch, 1, length, 1)`, False for the first."""
     same = document_ids[:, 1:] == document_ids[:, :-1]
     return nn.functional.pad(same, (1, 0))[:, None, :, None]
+
+
+def farthest(scale, dtype):
+    """The distance, in positions, beyond which a coupling is below rounding in `dtype`."""
+    return math.ceil(-math.log(torch.finfo(dtype).eps) / scale)
 
 
 def near_coupling(size, reach, scale, causal, device, dtype):
@@ -295,7 +299,7 @@ class SequenceLayout(NamedTuple):
             are then those in the own document.
         geometry, output_scale: what layers share, as of `AstrocyteCode.geometry` and of
             `AstroformerAttention.output_scale`; None where each works it out.
-        spans: row, first and last token of each document, as of `spans_of_documents`, for who needs them as numbers.
+        spans: the documents as of `spans_of_documents`, for who needs them as numbers.
     """
 
     causal: bool
@@ -320,7 +324,7 @@ class SequenceLayout(NamedTuple):
         """What `coupled_table` multiplies by, as r is above rounding only so far: of a single causal token the rows of
         the positions up to it, `(1 or batch, steps)`, and their coupling; else a `near_coupling`, None if it is large.
         """
-        reach = math.ceil(-math.log(torch.finfo(dtype).eps) / scale)
+        reach = farthest(scale, dtype)
         device, is_compiling = self.position_ids.device, torch.compiler.is_compiling()
         if self.causal and self.position_ids.shape[1] == 1:
             num_steps = reach + 1 if self.end is None or is_compiling else min(reach + 1, self.end)
@@ -349,8 +353,7 @@ class SequenceLayout(NamedTuple):
         elif self.causal:
             coupled = decayed_sum(table[:, :num_rows], scale)
         else:
-            reach = math.ceil(-math.log(torch.finfo(table.dtype).eps) / scale)  # farther, it is below rounding
-            coupled = exponential_coupling(table[:, : num_rows + reach], scale)
+            coupled = exponential_coupling(table[:, : num_rows + farthest(scale, table.dtype)], scale)
         if self.is_contiguous:
             return coupled[:, : self.position_ids.shape[1]]
         coupled = coupled[:, self.position_ids].transpose(0, 1)  # (1 or B, H, N, m)
@@ -532,7 +535,7 @@ def sequence_layout(
         counted = counted + (past_length if past_counted is None else past_counted)  # (B, N)
     if document_ids is not None:
         real = torch.ones_like(document_ids) if padding_mask is None else padding_mask.long()
-        in_document = torch.zeros_like(document_ids).scatter_add(1, document_ids, real)  # (B, documents)
+        in_document = torch.zeros_like(document_ids).scatter_add(1, document_ids, real)  # (B, N), at the number of each
         counted = real.cumsum(-1) - (in_document.cumsum(-1) - in_document).gather(1, document_ids)
 
     if document_ids is not None and not causal:

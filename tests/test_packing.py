@@ -17,6 +17,7 @@ from astroformer_hf import (
 from astroformer_hf.library_compatibility import CACHE_NAME
 from astroformer_hf.neuron_astrocyte_attention import attend
 from astroformer_hf.token_layout import (
+    NeighbourhoodState,
     decayed_sum,
     decayed_sum_token_by_token,
     number_documents,
@@ -189,6 +190,38 @@ def test_the_code_activity_is_made_of_the_own_document(rows, causal, padded, bac
         torch.testing.assert_close(packed, expected, **tolerance)
         for found, wanted in zip(gradients(packed, sources), gradients(expected, sources), strict=True):
             torch.testing.assert_close(found, wanted, **tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_first_document_alone_hears_the_neighbours_of_the_state(backend):
+    if backend == "triton":
+        pytest.skip("Triton takes no documents")
+    row = [50, 3, 47]
+    dtype = torch.float64 if backend == "plain" else torch.float32
+    query, key, value, _ = inputs_of([row], dtype)
+    weight, bias = (torch.randn(2, size, 5, dtype=dtype).requires_grad_() for size in (5, 1))
+    total, count = torch.randn(1, 2, 5, dtype=dtype).requires_grad_(), torch.full((1, 1, 1), 2.5, dtype=dtype)
+    options = {"alpha": 0.5, "feature_map": "elu", "feedback": True, "random_projection": None, "causal": True}
+
+    def attention(tensors, state, document_ids=None):
+        layout = sequence_layout(tensors[0].shape[2], "cpu", causal=True, document_ids=document_ids)
+        code = layout.activity(tensors[1], 0.1, weight, bias, state)
+        return attend(*tensors, code, None, **options, initial_state=None, document_ids=document_ids)
+
+    numbers = torch.arange(3).repeat_interleave(torch.tensor(row))[None]
+    with attention_backend(backend):
+        packed, _, sums = attention((query, key, value), NeighbourhoodState(total, count), numbers)
+        pieces, state = [], NeighbourhoodState(total, count)
+        for _, first, last in spans_of([row]):
+            piece, _, expected_sums = attention([x[:, :, first:last] for x in (query, key, value)], state)
+            pieces.append(piece)
+            state = None
+        expected = torch.cat(pieces, dim=2)
+        torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tuple(sums), tuple(expected_sums), rtol=1e-4, atol=1e-5)
+        sources = [query, key, value, weight, bias, total]
+        for found, wanted in zip(gradients(packed, sources), gradients(expected, sources), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
