@@ -62,7 +62,7 @@ from .token_layout import (
     is_exporting,
     sequence_layout,
     sinusoidal_features,
-    spans_of_documents,
+    sizes_of_documents,
 )
 
 
@@ -231,7 +231,7 @@ class AstroformerAttention(nn.Module):
         if layout.full_mask is not None:
             mask = layout.full_mask[:, None, None, :]
         if layout.document_ids is not None:
-            if layout.spans is not None and not output_attentions:
+            if layout.document_sizes is not None and not output_attentions:
                 return self._softmax_attention_by_documents(query, key, value, layout), None
             same = layout.document_ids[:, None, :, None] == layout.document_ids[:, None, None, :]
             mask = same if mask is None else same & mask
@@ -259,19 +259,20 @@ class AstroformerAttention(nn.Module):
 
     def _softmax_attention_by_documents(self, query, key, value, layout):
         dropout_prob = self.dropout_prob if self.training else 0.0
+        sizes = layout.document_sizes
+        # split, not sliced one by one: the gradient of each slice would be of the size of the whole
+        inputs = [x.transpose(0, 1).flatten(1, 2).split(sizes, dim=1) for x in (query, key, value)]  # (H, size, .) each
+        masks = [None] * len(sizes)
+        if layout.padding_mask is not None:
+            masks = [real.expand(len(real), -1) for real in layout.padding_mask.flatten().split(sizes)]
         outputs = []
-        for row, first, last in layout.spans:
-            own = (x[row : row + 1, :, first:last] for x in (query, key, value))
-            mask = None
-            if layout.padding_mask is not None:
-                mask = layout.padding_mask[row, first:last].expand(last - first, -1)
-                if layout.causal:  # a padded token looks at itself
-                    mask = mask.tril() | torch.eye(last - first, dtype=torch.bool, device=mask.device)
-            outputs.append(
-                nn.functional.scaled_dot_product_attention(
-                    *own, mask, dropout_prob, is_causal=layout.causal and mask is None and last - first > 1
-                )
-            )
+        for *own, mask in zip(*inputs, masks, strict=True):
+            size = own[0].shape[1]
+            if layout.causal and mask is not None:  # a padded token looks at itself
+                mask = mask.tril() | torch.eye(size, dtype=torch.bool, device=mask.device)
+            is_causal = layout.causal and mask is None and size > 1
+            own = (x[None] for x in own)
+            outputs.append(nn.functional.scaled_dot_product_attention(*own, mask, dropout_prob, is_causal=is_causal))
         return torch.cat(outputs, dim=2).unflatten(2, (len(query), -1)).squeeze(0).transpose(0, 1)
 
 
@@ -279,7 +280,7 @@ def with_what_layers_share(layout, layers):
     """The layout with what is the same in all layers of a model, so that it is worked out once."""
     attention = layers[0].attention
     if attention.attention_type == "softmax" and may_wait_for(layout.document_ids):
-        layout = layout._replace(spans=spans_of_documents(layout.document_ids))
+        layout = layout._replace(document_sizes=sizes_of_documents(layout.document_ids))
     layout = layout._replace(output_scale=attention.output_scale(layout))
     code = attention.astrocyte_code
     if code is None:

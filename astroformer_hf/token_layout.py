@@ -299,7 +299,7 @@ class SequenceLayout(NamedTuple):
             are then those in the own document.
         geometry, output_scale: what layers share, as of `AstrocyteCode.geometry` and of
             `AstroformerAttention.output_scale`; None where each works it out.
-        spans: the documents as of `spans_of_documents`, for who needs them as numbers.
+        document_sizes: as of `sizes_of_documents`, for who needs them as numbers; else None.
     """
 
     causal: bool
@@ -315,7 +315,7 @@ class SequenceLayout(NamedTuple):
     document_ids: torch.Tensor | None
     geometry: torch.Tensor | tuple[torch.Tensor, ...] | None = None
     output_scale: torch.Tensor | float | None = None
-    spans: list[tuple[int, int, int]] | None = None
+    document_sizes: list[int] | None = None
 
     def coupling(self, scale, dtype):
         """r is never built here: None."""
@@ -585,13 +585,10 @@ def starts_of_documents(document_ids, padding_mask=None):
     return nn.functional.pad(changes, (1, 0), value=True)
 
 
-def spans_of_documents(document_ids):
-    """Row, first token and the one after the last of each document, in their order: a list of tuples of numbers."""
-    spans = []
-    for row, ids in enumerate(document_ids.tolist()):
-        bounds = [0, *(i for i in range(1, len(ids)) if ids[i] != ids[i - 1]), len(ids)]
-        spans += [(row, first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
-    return spans
+def sizes_of_documents(document_ids):
+    """Tokens of each document, padding included, row after row: a list of numbers."""
+    starts = starts_of_documents(document_ids).flatten().nonzero().flatten()
+    return starts.diff(append=starts.new_tensor([document_ids.numel()])).tolist()
 
 
 def last_real(padding_mask):
