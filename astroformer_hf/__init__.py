@@ -11,6 +11,12 @@ from .version import __version__  # first: it checks the releases of what the ot
 import transformers
 
 from .attention_backends import attention_backend
+from .attention_operation import (
+    NeuronAstrocyteState,
+    neuron_astrocyte_attention,
+    neuron_astrocyte_attention_weights,
+    neuron_astrocyte_network,
+)
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
 from .configuration_astroformer_vision import AstroformerVisionConfig
@@ -29,12 +35,6 @@ from .modeling_astroformer_vision import (
     AstroformerForImageClassification,
     AstroformerVisionModel,
     AstroformerVisionPreTrainedModel,
-)
-from .neuron_astrocyte_attention import (
-    NeuronAstrocyteState,
-    neuron_astrocyte_attention,
-    neuron_astrocyte_attention_weights,
-    neuron_astrocyte_network,
 )
 
 

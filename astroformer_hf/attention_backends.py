@@ -3,7 +3,7 @@
 
 | backend | what it is | what it takes |
 | --- | --- | --- |
-| "plain" | the form in `neuron_astrocyte_attention.py`, in PyTorch's own operations | everything |
+| "plain" | the form in `attention_operation.py`, in PyTorch's own operations | everything |
 | "cpp" | `neuron_astrocyte_cpu.py`, built by the machine's C++ compiler | float32, bfloat16 and float16 on a CPU |
 | "triton" | `neuron_astrocyte_triton.py`, built by Triton | the same on a GPU |
 
@@ -13,7 +13,7 @@ build it, and else the plain form. `with attention_backend(name):` names another
 `torch.export` and the transforms of `torch.func` trace is always the plain form, which they compile themselves; so is
 what carries a tangent of `torch.autograd.forward_ad`.
 
-A backend computes passes, each the twin of a plain function of `neuron_astrocyte_attention.py`: `write_mode`,
+A backend computes passes, each the twin of a plain function of `attention_operation.py`: `write_mode`,
 `read_mode` and `write_and_read_causally`; "cpp" also has `write_and_read_documents`, for rows of several documents, and
 three of them "with activity", which make the astrocyte code of that name as they go. Their backward passes keep no more
 than the inputs. Where a second derivative is asked for, the plain form is differentiated in their place.

@@ -5,8 +5,8 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .attention_operation import NeuronAstrocyteState
 from .forward_keywords import may_look_at, may_wait_for
-from .neuron_astrocyte_attention import NeuronAstrocyteState
 from .token_layout import NeighbourhoodState
 
 

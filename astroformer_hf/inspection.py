@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .astrocyte_code import upcast
-from .modeling_astroformer import AstroformerAttention, isinstance_by_name
-from .neuron_astrocyte_attention import (
+from .attention_operation import (
     _activity,
     _random_features,
     astrocyte_feedback,
@@ -19,6 +18,7 @@ from .neuron_astrocyte_attention import (
     neuron_astrocyte_attention_weights,
     phi,
 )
+from .modeling_astroformer import AstroformerAttention, isinstance_by_name
 from .token_layout import ActivityCode
 
 

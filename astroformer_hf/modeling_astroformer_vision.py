@@ -13,13 +13,12 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_astroformer_vision import AstroformerVisionConfig, pair
 from .forward_keywords import check_library_keywords, checks_keywords
 from .head_shards import refuse_sharded_sequence
+from .layers_astroformer import AstroformerLayer, with_what_layers_share
 from .modeling_astroformer import (
-    AstroformerLayer,
     AstroformerPreTrainedModel,
     classifier_dropout,
     pool,
     sequence_classification_loss,
-    with_what_layers_share,
 )
 from .token_layout import grid_layout, hold_shape, sinusoidal_features
 

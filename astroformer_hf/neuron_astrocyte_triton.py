@@ -1,7 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Neuron-astrocyte attention on a GPU: the write mode, the read mode and their gradients as four Triton kernels.
 
-The equations and their names are those of `neuron_astrocyte_attention.py`. A kernel keeps on the chip what lies between
+The equations and their names are those of `attention_operation.py`. A kernel keeps on the chip what lies between
 its inputs and its outputs: no activity phi(.) is ever stored, and the gradients compute it again. A program has one
 head and a run of its tokens:
 

@@ -8,9 +8,9 @@ import torch
 from conftest import tiny_config, tiny_vision_config
 
 from astroformer_hf.astrocyte_code import ASTROCYTE_CODES, coupling_row_sum, untrained_activity
+from astroformer_hf.attention_operation import FEATURE_MAPS
 from astroformer_hf.modeling_astroformer import AstroformerModel
 from astroformer_hf.modeling_astroformer_vision import AstroformerVisionModel
-from astroformer_hf.neuron_astrocyte_attention import FEATURE_MAPS
 from astroformer_hf.token_layout import (
     couple_to_near,
     coupling_to_others,

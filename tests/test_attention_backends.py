@@ -18,7 +18,7 @@ from astroformer_hf import (
     neuron_astrocyte_network,
 )
 from astroformer_hf.attention_backends import choose_backend
-from astroformer_hf.neuron_astrocyte_attention import attend
+from astroformer_hf.attention_operation import attend
 from astroformer_hf.token_layout import NeighbourhoodState, sequence_layout
 
 

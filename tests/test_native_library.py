@@ -453,7 +453,7 @@ def test_the_command_runs_as_a_module(cache):
 LITTLE_MEMORY = """
 import resource, sys, torch
 from astroformer_hf import attention_backend
-from astroformer_hf.neuron_astrocyte_attention import attend
+from astroformer_hf.attention_operation import attend
 from astroformer_hf.token_layout import sequence_layout
 torch.set_num_threads(int(sys.argv[1]))
 

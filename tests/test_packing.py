@@ -14,8 +14,8 @@ from astroformer_hf import (
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
 )
+from astroformer_hf.attention_operation import attend
 from astroformer_hf.library_compatibility import CACHE_NAME
-from astroformer_hf.neuron_astrocyte_attention import attend
 from astroformer_hf.token_layout import (
     NeighbourhoodState,
     decayed_sum,

@@ -25,7 +25,8 @@ CODE_FILES = {
     "forward_keywords.py",
     "library_compatibility.py",
     "modeling_astroformer.py",
-    "neuron_astrocyte_attention.py",
+    "attention_operation.py",
+    "layers_astroformer.py",
     "token_layout.py",
 }
 VISION_CODE_FILES = {"configuration_astroformer_vision.py", "modeling_astroformer_vision.py"}
