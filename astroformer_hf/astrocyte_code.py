@@ -26,28 +26,20 @@ small a b.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from .token_layout import NeighbourhoodState, without_shared_batch
+from .attention_contract import CodeRecipe, MaterializedCode
+from .feature_maps import FEATURE_MAPS
+from .head_shards import HeadShard
+from .token_layout import GridLayout, SequenceLayout, without_shared_batch
 
 
-def untrained_activity(feature_map, num_features):
-    """About the activity phi(x) of a freshly initialised neuron, whose x is near 0: a float, by feature map."""
-    return {"elu": 1.0, "exp": 1.0, "relu": 0.1, "favor": num_features**-0.5}[feature_map]
-
-
-def resting_level(feature_map, resting_activity):
-    """The b at which phi(b) is `resting_activity` times `untrained_activity`; 0 for "favor", which has no such b."""
-    if feature_map == "favor":
-        return 0.0
-    if feature_map == "relu":
-        return resting_activity * untrained_activity("relu", 1)
-    if feature_map == "elu" and resting_activity > 1:
-        return resting_activity - 1.0
-    return math.log(resting_activity)
+Layout = SequenceLayout | GridLayout
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -55,46 +47,91 @@ def resting_level(feature_map, resting_activity):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-class AstrocyteCode(nn.Module):
-    """What the three codes share: the resting level b, `(heads, 1, hidden_neurons)`, and their interface.
+ASTROCYTE_CODES: dict[str, type["AstrocyteCode"]] = {}
 
-    `forward(key, layout, state=None, shard=None, for_attention=False)` takes the keys, `(batch, heads, length,
-    hidden_neurons)`, where the tokens lie (a layout of `token_layout.py`), for a causal layout the state that the call
-    before returned, and a `HeadShard` where the keys are not of all heads. It returns R, `(heads, length,
-    hidden_neurons)` or the same with a leading batch, in float32 (float64 for float64); and the state, None for codes
-    that need none. `for_attention`, it returns what `attend` takes instead: R alone, or of "activity" on a line what it
-    is made of. A layer calls it as a module, so that hooks that bring its parameters from elsewhere run.
 
-    `geometry(layout)` is what the codes of all layers have in common; a model works it out once and puts it into the
-    layout. It may be None.
+def register_astrocyte_code(name: str) -> Callable[[type["AstrocyteCode"]], type["AstrocyteCode"]]:
+    """Decorator that makes an `AstrocyteCode` known as `config.astrocyte_code`. Registering a class again replaces it.
+
+    Args:
+        name (`str`): what configurations call it.
+
+    Raises:
+        ValueError: a class of another name has it.
     """
 
-    def __init__(self, config):
+    def register(code: type["AstrocyteCode"]) -> type["AstrocyteCode"]:
+        if ASTROCYTE_CODES.get(name, code).__name__ != code.__name__:
+            raise ValueError(f"there is an astrocyte code {name!r} already, {ASTROCYTE_CODES[name].__name__}")
+        ASTROCYTE_CODES[name] = code
+        return code
+
+    return register
+
+
+class AstrocyteCode(nn.Module):
+    """The base of every astrocyte code: the resting level b, `(heads, 1, hidden_neurons)`, and what a layer calls.
+
+    A code of its own implements `make`, and is registered by `register_astrocyte_code`; see `docs/extending.md`.
+
+    Attributes:
+        scale: the scale of the coupling.
+        has_state: whether `make` returns a state for causal layouts, from which the next call goes on: a tuple of
+            tensors, each with the batch first, of sizes that do not depend on the length. The cache keeps it.
+        has_table: whether there is a learned row for each position, so that inputs have a greatest length.
+    """
+
+    has_state: ClassVar[bool] = False
+    has_table: ClassVar[bool] = False
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.scale = float(config.astrocyte_scale)
         self.resting_bias = nn.Parameter(torch.empty(config.num_attention_heads, 1, config.num_hidden_neurons))
 
-    def initial_values(self, config):
+    def initial_values(self, config: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
         """Pairs of a parameter and its initial value, a tensor that broadcasts to it."""
-        return [(self.resting_bias, torch.tensor(resting_level(config.feature_map, config.astrocyte_resting_activity)))]
+        resting_level = FEATURE_MAPS[config.feature_map].resting_level
+        level = 0.0 if resting_level is None else resting_level(config.astrocyte_resting_activity)
+        return [(self.resting_bias, torch.tensor(level))]
+
+    def geometry(self, layout: Layout) -> Any:
+        """What the codes of all layers have in common, which a model works out once; None if nothing."""
+        return None
+
+    def forward(
+        self, key: torch.Tensor, layout: Layout, geometry: Any = None, state: Any = None, shard: HeadShard | None = None
+    ) -> CodeRecipe:
+        """What attention takes. A layer calls it as a module, so that hooks that bring its parameters run.
+
+        Args:
+            key (`torch.Tensor`): `(batch, heads, length, hidden_neurons)`, float32 (float64 for float64).
+            layout: where the tokens lie, see `token_layout.py`.
+            geometry (*optional*): the result of `geometry`; worked out here without it.
+            state (tuple of `torch.Tensor`, *optional*): causally, what the call before returned.
+            shard (`HeadShard`, *optional*): where the keys are not of all heads.
+        """
+        return MaterializedCode(*self.make(key, layout, geometry, state, shard))
+
+    def make(
+        self, key: torch.Tensor, layout: Layout, geometry: Any = None, state: Any = None, shard: HeadShard | None = None
+    ) -> tuple[torch.Tensor, Any]:
+        """R, `(heads, length, hidden_neurons)` or with a leading batch, and the state after the last token (None for
+        codes that have none). Arguments as of `forward`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `make`")
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         return upcast(self.resting_bias).dtype
 
 
-class PositionalAstrocyteCode(AstrocyteCode):
-    """A code that follows from positions and parameters alone."""
-
-    def forward(self, key, layout, state=None, shard=None, for_attention=False):
-        code = self.positional_code(layout, shard)
-        return code if for_attention else (code, None)
-
-
-class LearnedAstrocyteCode(PositionalAstrocyteCode):
+@register_astrocyte_code("learned")
+class LearnedAstrocyteCode(AstrocyteCode):
     """R = r W_rel + b with a learned row of W_rel per position, and no position past the last row."""
 
-    def __init__(self, config):
+    has_table = True
+
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         shape = (config.num_attention_heads, config.num_table_positions, config.num_hidden_neurons)
         self.relative_embedding = nn.Parameter(torch.empty(shape))  # W_rel
@@ -107,15 +144,16 @@ class LearnedAstrocyteCode(PositionalAstrocyteCode):
     def geometry(self, layout):
         return layout.coupling_of_table(self.scale, self.dtype)
 
-    def positional_code(self, layout, shard=None):
+    def make(self, key, layout, geometry=None, state=None, shard=None):
         table, bias = of_heads(shard, self.relative_embedding, self.resting_bias)
-        return layout.coupled_table(upcast(table), self.scale) + bias
+        return layout.coupled_table(upcast(table), self.scale, geometry) + bias, None
 
 
-class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
+@register_astrocyte_code("sinusoidal")
+class SinusoidalAstrocyteCode(AstrocyteCode):
     """R = r S W + b with the sines and cosines S of the positions: like "learned", without a table."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.num_frequencies = max(1, config.num_hidden_neurons // 2)
         num_waves = 2 * self.num_frequencies * config.num_position_dimensions
@@ -131,17 +169,23 @@ class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
     def geometry(self, layout):
         return layout.coupled_waves(self.num_frequencies, self.scale, self.dtype)  # r S, (1 or B, N, waves)
 
-    def positional_code(self, layout, shard=None):
-        waves = self.geometry(layout) if layout.geometry is None else layout.geometry
+    def make(self, key, layout, geometry=None, state=None, shard=None):
+        waves = self.geometry(layout) if geometry is None else geometry
         weight, bias = of_heads(shard, self.weight, self.resting_bias)
         weight = upcast(weight)
-        return without_shared_batch(waves[:, None].to(weight) @ weight + bias)  # (1 or B, H, N, m)
+        return without_shared_batch(waves[:, None].to(weight) @ weight + bias), None  # (1 or B, H, N, m)
 
 
+@register_astrocyte_code("activity")
 class ActivityAstrocyteCode(AstrocyteCode):
-    """R = r' K W + b: each process integrates the activity that its neighbours' neurons see."""
+    """R = r' K W + b: each process integrates the activity that its neighbours' neurons see.
 
-    def __init__(self, config):
+    On a line `forward` returns what R is made of, for passes that make it as they go.
+    """
+
+    has_state = True
+
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         shape = (config.num_attention_heads, config.num_hidden_neurons, config.num_hidden_neurons)
         self.weight = nn.Parameter(torch.empty(shape))  # W
@@ -152,22 +196,13 @@ class ActivityAstrocyteCode(AstrocyteCode):
     def geometry(self, layout):
         return layout.neighbour_weights(self.scale, self.dtype)
 
-    def forward(self, key, layout, state=None, shard=None, for_attention=False):
+    def forward(self, key, layout, geometry=None, state=None, shard=None):
         weight, bias = of_heads(shard, self.weight, self.resting_bias)
-        code = layout.activity(upcast(key), self.scale, upcast(weight), upcast(bias), state)
-        if for_attention:
-            return code
-        if torch.is_tensor(code):
-            return code, None
-        code, *sums = code.make(upcast(key), layout.padding_mask, layout.causal)
-        return code, NeighbourhoodState(*sums) if layout.causal else None
+        return layout.activity(upcast(key), self.scale, upcast(weight), upcast(bias), state, geometry)
 
-
-ASTROCYTE_CODES = {
-    "learned": LearnedAstrocyteCode,
-    "sinusoidal": SinusoidalAstrocyteCode,
-    "activity": ActivityAstrocyteCode,
-}
+    def make(self, key, layout, geometry=None, state=None, shard=None):
+        recipe = self(key, layout, geometry, state, shard)
+        return recipe.materialize(upcast(key), layout.padding_mask, layout.causal, layout.document_ids)
 
 
 @lru_cache

@@ -22,45 +22,30 @@ depend on the length.
 Two forms stand here side by side:
 
 - `neuron_astrocyte_network`: the biological network, token by token. Slow, to be read, and the oracle of the tests;
-- `neuron_astrocyte_attention`: the same in matrix products. This is the one to call. Bidirectionally it writes all and
-  then reads all (`write_mode`, `read_mode`); causally it goes in chunks (`write_and_read_causally`). These three passes
-  stand here in their plain form; on most machines `attention_backends.py` has them computed by faster ones.
+- `neuron_astrocyte_attention`: the same in matrix products. This is the one to call. What it is made of, write mode and
+  read mode or both at once, are the passes of `attention_passes.py`; `attention_backends.py` has them computed in their
+  plain form or by faster kernels.
 
 Letters in shape comments: B batch, H heads, N tokens, m hidden neurons (the size of a query), F features that phi
 makes of them (m, but the number of random features for "favor"), d head size (the size of a value).
 """
 
-from contextlib import nullcontext
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
-from .attention_backends import kernels_of, run_pass
-from .token_layout import (
-    ActivityCode,
-    activity_code,
-    documents_in_chunks,
-    in_chunks,
-    number_documents,
-    starts_of_documents,
+from .attention_backends import choose_backend, fused_pass, resolve_code, run_pass
+from .attention_contract import PASSES, CodeRecipe, MaterializedCode
+from .attention_passes import (
+    activities,
+    astrocyte_feedback,
+    calcium_response,
+    full_precision,
+    presynaptic_plasticity,
+    working_dtype,
 )
-
-
-# Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and
-# small enough to leave every real signal alone. Below it a synapse is silent: it neither adds to the response nor is
-# answered by the feedback, which would be infinite.
-CALCIUM_FLOOR = 1e-20
-
-# exp saturates here, so that products of two activities, summed over any length, stay inside float32.
-EXP_CEILING = 30.0
-
-# Tokens per block of the causal form: quadratic attention inside, the state of the synapses between.
-CHUNK_SIZE = 64
-
-# Number and seed of the random features that "favor" uses when it is given none.
-DEFAULT_RANDOM_FEATURES = 256
-DEFAULT_RANDOM_SEED = 0
+from .feature_maps import FEATURE_MAPS, default_random_projection, phi
+from .token_layout import number_documents, starts_of_documents
 
 
 class NeuronAstrocyteState(NamedTuple):
@@ -74,68 +59,6 @@ class NeuronAstrocyteState(NamedTuple):
 
     hebbian: torch.Tensor
     calcium: torch.Tensor
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Feature maps phi: from the input of the hidden neurons to their activity, which is never negative
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _elu(x, random_projection):
-    # elu(x) + 1, in a form that keeps exp(x) below the rounding of 1
-    return x.clamp(max=0).exp() + x.relu()
-
-
-def _relu(x, random_projection):
-    return x.relu()
-
-
-def _exp(x, random_projection):
-    return x.clamp(max=EXP_CEILING).exp()
-
-
-def _favor(x, random_projection):
-    num_features, num_hidden_neurons = random_projection.shape
-    x = x * num_hidden_neurons**-0.25  # phi(q) phi(k) then estimates exp(q k / sqrt(m))
-    exponent = x @ random_projection.to(x).T - x.square().sum(-1, keepdim=True) / 2
-    return exponent.clamp(max=EXP_CEILING).exp() * num_features**-0.5
-
-
-FEATURE_MAPS = {"elu": _elu, "relu": _relu, "exp": _exp, "favor": _favor}
-
-
-def draw_random_projection(
-    num_features: int, num_hidden_neurons: int, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Draws the matrix W of the "favor" feature map: Gaussian rows that are orthogonal in blocks of m.
-
-    Orthogonal rows estimate the softmax kernel with less variance than independent ones, without bias
-    (Choromanski et al., "Rethinking Attention with Performers", ICLR 2021, section 2.4).
-
-    Args:
-        num_features (`int`): number of random features, the rows of W.
-        num_hidden_neurons (`int`): size of a query, the columns of W.
-        generator (`torch.Generator`, *optional*): source of randomness on the CPU; the global one by default.
-
-    Returns:
-        `torch.Tensor` of shape `(num_features, num_hidden_neurons)`, float32, on the CPU.
-    """
-    # in this dtype also where a model is built in half precision, which has no such decomposition
-    options: dict[str, Any] = {"generator": generator, "device": "cpu", "dtype": torch.float32}
-    blocks = []
-    for _ in range(-(-num_features // num_hidden_neurons)):
-        gaussian = torch.randn(num_hidden_neurons, num_hidden_neurons, **options)
-        q, r = torch.linalg.qr(gaussian)
-        blocks.append((q * r.diagonal().sign()).T)  # with these signs, and only so, every direction is as likely
-    directions = torch.cat(blocks)[:num_features]
-    norms = torch.randn(num_features, num_hidden_neurons, **options).norm(dim=-1, keepdim=True)
-    return directions * norms
-
-
-@lru_cache(maxsize=16)
-def _default_random_projection(num_hidden_neurons):
-    generator = torch.Generator().manual_seed(DEFAULT_RANDOM_SEED)
-    return draw_random_projection(DEFAULT_RANDOM_FEATURES, num_hidden_neurons, generator)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -165,8 +88,9 @@ def neuron_astrocyte_network(
     """
     _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     documents = _documents(document_ids, query, key, padding_mask, causal, initial_state, output_final_state)
-    working = _working_dtype(query, key, value)
-    random_projection = _random_projection(feature_map, random_projection, query)
+    working = working_dtype(query, key, value)
+    if random_projection is None:
+        random_projection = default_random_projection(feature_map, query.shape[-1], query.device)
     num_hidden_neurons = query.shape[-1]
 
     def phi(x):
@@ -352,7 +276,11 @@ def neuron_astrocyte_attention(
     _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     documents = _documents(document_ids, query, key, padding_mask, causal, initial_state, output_final_state)
     output, state, _ = attend(
-        *(query, key, value, astrocyte_code, padding_mask),
+        query=query,
+        key=key,
+        value=value,
+        astrocyte_code=None if astrocyte_code is None else MaterializedCode(astrocyte_code),
+        padding_mask=padding_mask,
         alpha=alpha,
         feature_map=feature_map,
         feedback=feedback,
@@ -364,363 +292,114 @@ def neuron_astrocyte_attention(
     return (output, state) if output_final_state else output
 
 
+class Attended(NamedTuple):
+    """What `attend` returns.
+
+    Attributes:
+        output: `(batch, heads, length, head_dim)`.
+        state: the final `NeuronAstrocyteState`; None for several documents that are not causal.
+        code_state: that of the astrocyte code after the last token; None for a code that has none.
+    """
+
+    output: torch.Tensor
+    state: NeuronAstrocyteState | None
+    code_state: Any
+
+
 def attend(
-    query,
-    key,
-    value,
-    astrocyte_code,
-    padding_mask,
     *,
-    alpha,
-    feature_map,
-    feedback,
-    random_projection,
-    causal,
-    initial_state,
-    document_ids=None,
-    output_scale=1.0,
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: CodeRecipe | None,
+    padding_mask: torch.Tensor | None,
+    alpha: float,
+    feature_map: str,
+    feedback: bool,
+    random_projection: torch.Tensor | None,
+    causal: bool,
+    initial_state: NeuronAstrocyteState | None,
+    document_ids: torch.Tensor | None = None,
+    output_scale: float | torch.Tensor = 1.0,
+) -> Attended:
     """`neuron_astrocyte_attention` without its checks, as a layer calls it.
 
     Args:
+        astrocyte_code (`CodeRecipe`, *optional*): R, or what it is made of.
         document_ids (`torch.Tensor`, *optional*): as of `number_documents`.
-        astrocyte_code (`torch.Tensor` or `ActivityCode`, *optional*): R, or what it is made of.
         output_scale (`float` or `torch.Tensor`): factor of the output, `(batch, 1, length or 1, 1)`. If it is the same
             for all tokens of a sequence, it costs nothing: the Hebbian weights are scaled instead.
-
-    Returns:
-        The output; the final `NeuronAstrocyteState` (None for several documents that are not causal); and of a causal
-        `ActivityCode` the sums (total, count) after the last token, else (None, None).
     """
     num_hidden_neurons, output_dtype = query.shape[-1], value.dtype
-    if _working_dtype(query, key, value, *(initial_state or ())) == torch.float64:
+    if working_dtype(query, key, value, *(initial_state or ())) == torch.float64:
         query, key, value = query.double(), key.double(), value.double()
-        astrocyte_code = astrocyte_code.double() if torch.is_tensor(astrocyte_code) else astrocyte_code
-    sums = (None, None)
-    by_documents = document_ids is not None and not causal
-    writes_and_reads = by_documents or causal and query.shape[2] > 0 and key.shape[2] > 0
-    activity, coupling = (), {}
+        if isinstance(astrocyte_code, MaterializedCode):
+            astrocyte_code = astrocyte_code._replace(code=astrocyte_code.code.double())
+
+    # what is to be computed, and by which backend
+    inputs: dict[str, Any] = {"padding_mask": padding_mask}
+    passes = [PASSES["write_mode"], PASSES["read_mode"]]
+    if document_ids is not None or causal and query.shape[2] > 0 and key.shape[2] > 0:
+        passes = [PASSES["write_and_read_causally" if causal else "write_and_read_documents"]]
+        inputs["document_ids"] = document_ids
+    kernels_apply_phi = FEATURE_MAPS[feature_map].in_kernels
+    passes[0] = fused_pass(passes[0], astrocyte_code) if kernels_apply_phi else passes[0]
+    tensors = [query, key, value, *(initial_state or ()), *(x for x in astrocyte_code or () if torch.is_tensor(x))]
+    backend = choose_backend(passes, inputs, tensors)
+
     with full_precision(query):
-        if isinstance(astrocyte_code, ActivityCode):
-            recipe, astrocyte_code = astrocyte_code, None
-            fused = write_and_read_causally_with_activity if causal else write_mode_with_activity
-            if by_documents:
-                fused = write_and_read_documents_with_activity
-            packed = document_ids is not None
-            if feature_map != "favor" and kernels_of(fused, query, key, value, *recipe[:-1], packed=packed):
-                activity = recipe[:-1] if causal else recipe[:4]
-                coupling = {"coupling_scale": recipe.coupling_scale}
-            else:
-                astrocyte_code, *sums = recipe.make(key.to(_working_dtype(key)), padding_mask, causal, document_ids)
-        if feature_map == "favor":
-            query, key, astrocyte_code = _random_features(query, key, astrocyte_code, random_projection)
+        passes[0], of_code, code_state = resolve_code(
+            astrocyte_code, passes[0], backend, key=key.to(working_dtype(key)), causal=causal, **inputs
+        )
+        if not kernels_apply_phi:
+            query, key, of_code["astrocyte_code"] = _features(
+                (query, key, of_code["astrocyte_code"]), feature_map, random_projection
+            )
             feature_map = "identity"
         state = None if initial_state is None else _checked_state(initial_state, key, value)
-        code = () if activity else (astrocyte_code,)
-        if writes_and_reads:
+        inputs.update(of_code, key=key, value=value, feature_map=feature_map)
+        if len(passes) == 1:
             per_token = torch.is_tensor(output_scale)
-            options = {
-                "alpha": alpha,
-                "feature_map": feature_map,
-                "feedback": feedback,
-                "scale": (1.0 if per_token else output_scale) / num_hidden_neurons,
-                "output_dtype": output_dtype,
-                **coupling,
-            }
-            inputs = (query, key, value, *code, padding_mask, document_ids)
-            if by_documents:
-                fused = write_and_read_documents_with_activity if activity else write_and_read_documents
-                output, state = run_pass(fused, *inputs, *activity, **options), None
-            else:
-                fused = write_and_read_causally_with_activity if activity else write_and_read_causally
-                output, hebbian, calcium, *rest = run_pass(
-                    fused, *inputs, *(state or _empty_state(key, value)), *activity, **options
-                )
-                state, sums = NeuronAstrocyteState(hebbian, calcium), rest or sums
+            if causal:
+                hebbian, calcium = state or _empty_state(key, value)
+                inputs.update(hebbian=hebbian, calcium=calcium)
+            results = run_pass(
+                passes[0],
+                backend,
+                **inputs,
+                query=query,
+                alpha=alpha,
+                feedback=feedback,
+                scale=(1.0 if per_token else output_scale) / num_hidden_neurons,
+                output_dtype=output_dtype,
+            )
+            output = results["output"]
+            if causal:
+                state = NeuronAstrocyteState(results["hebbian"], results["calcium"])
             if per_token:
                 output = (output * output_scale).to(output_dtype)
-            return output, state, sums
-        written = run_pass(
-            write_mode_with_activity if activity else write_mode,
-            *(key, value, *code, padding_mask, *activity),
-            feature_map=feature_map,
-            **coupling,
-        )
-        state = NeuronAstrocyteState(*written if state is None else map(torch.add, state, written))
-        plasticity = presynaptic_plasticity(state.calcium, alpha) if feedback else None
-        output = run_pass(
-            read_mode,
-            *(query, state.hebbian * (output_scale / num_hidden_neurons), plasticity),
-            feature_map=feature_map,
-            output_dtype=output_dtype,
-        )
-    return output, state, sums
-
-
-def write_mode(key, value, astrocyte_code, padding_mask, *, feature_map):
-    """Keys and values imprint the synapses: what these tokens write, as `(hebbian, calcium)`.
-
-    Arguments of this and the next two as for `neuron_astrocyte_attention`, but that for "favor" query, key and code are
-    random features already, and `feature_map` is "identity".
-    """
-    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
-    hebbian = (presynaptic + process).transpose(-1, -2) @ _silenced(value, padding_mask).to(presynaptic.dtype)
-    return hebbian, presynaptic.sum(dim=-2)
-
-
-def write_mode_with_activity(key, value, padding_mask, order, rank, weight, bias, *, feature_map, coupling_scale):
-    """`write_mode` with the astrocyte code "activity"; its arguments as of `token_layout.activity_code`."""
-    code, *_ = activity_code(
-        *(key.to(_working_dtype(key)), padding_mask, None, order, rank, weight, bias, None, None),
-        coupling_scale=coupling_scale,
-        causal=False,
-    )
-    return write_mode(key, value, code, padding_mask, feature_map=feature_map)
-
-
-def read_mode(query, hebbian, plasticity, *, feature_map, output_dtype):
-    """Queries are answered from the synapses, `(batch, heads, length, head_dim)` in `output_dtype`.
-
-    Args:
-        hebbian (`torch.Tensor`): `(batch, heads, features, head_dim)`, H_neuron + H_astro.
-        plasticity (`torch.Tensor`, *optional*): g, `(batch, heads, features)`; without it there is no feedback.
-    """
-    activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
-    output = activity @ hebbian  # (B, H, N, d)
-    if plasticity is not None:
-        output = output * astrocyte_feedback(activity @ plasticity[..., None])
-    return output.to(output_dtype)
-
-
-def write_and_read_causally(
-    query,
-    key,
-    value,
-    astrocyte_code,
-    padding_mask,
-    document_ids,
-    hebbian,
-    calcium,
-    *,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    output_dtype,
-):
-    """The causal form in chunks: `(output, hebbian, calcium)`, each token reading what was written up to itself.
-
-    Inside a chunk a token reads its predecessors through a masked `CHUNK_SIZE` x `CHUNK_SIZE` attention map; what the
-    chunks before have written it reads from their Hebbian weights. Time and memory are linear in the length.
-
-    Args:
-        document_ids (`torch.Tensor`, *optional*): as of `number_documents`; a token then reads its own document only.
-        hebbian, calcium (`torch.Tensor`): the state before these tokens.
-        scale (`float`): factor of the output, 1/m.
-    """
-    length = query.shape[2]
-    if length == 1:  # a single token reads all that was written, its own key included
-        written = write_mode(key, value, astrocyte_code, padding_mask, feature_map=feature_map)
-        hebbian, calcium = hebbian + written[0], calcium + written[1]
-        plasticity = presynaptic_plasticity(calcium, alpha) if feedback else None
-        output = read_mode(query, hebbian * scale, plasticity, feature_map=feature_map, output_dtype=output_dtype)
-        return output, hebbian, calcium
-    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
-    activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
-    read, imprint, written = (  # (B, H, chunks, C, .)
-        in_chunks(x, CHUNK_SIZE)
-        for x in (activity, presynaptic + process, _silenced(value, padding_mask).to(activity.dtype))
-    )
-    scores = read @ imprint.transpose(-1, -2)
-    if document_ids is None:
-        calcium = calcium[:, :, None] + presynaptic.cumsum(-2)  # z_t, (B, H, N, F)
-        last_calcium = calcium[:, :, -1]
-        hebbian = hebbian[:, :, None]  # before the first chunk, and after each: (B, H, 1 + chunks, F, d)
-        hebbian = torch.cat((hebbian, (imprint.transpose(-1, -2) @ written).cumsum(2) + hebbian), dim=2)
-        output = scores.tril() @ written + read @ hebbian[:, :, :-1]
-    else:
-        chunks = _DocumentChunks(document_ids)
-        calcium, hebbian = calcium[:, :, None], hebbian[:, :, None]
-        own = in_chunks(presynaptic, CHUNK_SIZE)
-        visible = chunks.same.to(own.dtype).tril()  # (B, 1, chunks, C, C)
-        calciums = chunks.carried_forward(calcium, (own * chunks.in_last).sum(-2))  # (B, H, 1 + chunks, F)
-        hebbian = chunks.carried_forward(hebbian, (imprint * chunks.in_last).transpose(-1, -2) @ written)
-        calcium = (visible @ own + chunks.goes_on * calciums[:, :, :-1, None]).flatten(2, 3)[:, :, :length]
-        last_calcium = calciums[:, :, -1]
-        output = (scores * visible) @ written + (read * chunks.goes_on) @ hebbian[:, :, :-1]
-    output = output.flatten(2, 3)[:, :, :length] * scale  # (B, H, N, d)
-    if feedback:
-        output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
-    return output.to(output_dtype), hebbian[:, :, -1], last_calcium
-
-
-class _DocumentChunks:
-    """Which tokens of a row that is cut into chunks are in the same document. C tokens per chunk.
-
-    Attributes:
-        same: `(B, 1, chunks, C, C)`, whether two tokens of a chunk are.
-        in_last, in_first: `(B, 1, chunks, C, 1)`, whether a token is in the document of its chunk's last (first) token.
-        goes_on, went_on: `(B, 1, chunks, C, 1)`, whether a token is in the document that the chunk before ended with
-            (for the first chunk: the row's first), or that the chunk after begins with.
-    """
-
-    def __init__(self, document_ids):
-        documents = documents_in_chunks(document_ids, CHUNK_SIZE)[:, None]  # (B, 1, chunks, C)
-        last, first = documents[..., -1], documents[..., 0]
-        self._before = torch.cat((documents[..., :1, 0], last), dim=-1)  # (B, 1, 1 + chunks)
-        self._after = torch.cat((first, documents[..., -1:, -1]), dim=-1)
-        self.same = documents[..., :, None] == documents[..., None, :]
-        self.in_last, self.in_first = ((documents == x[..., None])[..., None] for x in (last, first))
-        self.goes_on = (documents == self._before[..., :-1, None])[..., None]
-        self.went_on = (documents == self._after[..., 1:, None])[..., None]
-
-    def carried_forward(self, initial, written):
-        """What has been written, up to the end of each chunk, for the document that is open there.
-
-        Args:
-            initial (`torch.Tensor`): `(B, H, 1, ...)`, before the first chunk.
-            written (`torch.Tensor`): `(B, H, chunks, ...)`, by the tokens that are `in_last`.
-
-        Returns:
-            `torch.Tensor` of shape `(B, H, 1 + chunks, ...)`, beginning with `initial`.
-        """
-        return self._carried(torch.cat((initial, written), dim=2), self._before, torch.tril)
-
-    def carried_back(self, written):
-        """The same from the end of the row, of the tokens that are `in_first`: `(B, H, chunks + 1, ...)`."""
-        nothing = torch.zeros_like(written[:, :, :1])
-        return self._carried(torch.cat((written, nothing), dim=2), self._after, torch.triu)
-
-    @staticmethod
-    def _carried(written, documents, side):
-        same = side((documents[..., :, None] == documents[..., None, :]).to(written.dtype))
-        return (same @ written.flatten(3)).view(written.shape)
-
-
-def write_and_read_causally_with_activity(
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    hebbian,
-    calcium,
-    order,
-    rank,
-    weight,
-    bias,
-    total,
-    count,
-    *,
-    coupling_scale,
-    **options,
-):
-    """`write_and_read_causally` with the astrocyte code "activity"; its arguments as of `token_layout.activity_code`,
-    its sums after the last token at the end of the results."""
-    code, total, count = activity_code(
-        *(key.to(_working_dtype(key)), padding_mask, document_ids, order, rank, weight, bias, total, count),
-        coupling_scale=coupling_scale,
-        causal=True,
-    )
-    results = write_and_read_causally(query, key, value, code, padding_mask, document_ids, hebbian, calcium, **options)
-    return *results, total, count
-
-
-def write_and_read_documents(
-    query,
-    key,
-    value,
-    astrocyte_code,
-    padding_mask,
-    document_ids,
-    *,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    output_dtype,
-):
-    """Write mode and read mode of each document in a row: `(batch, heads, length, head_dim)`.
-
-    In the chunks of `write_and_read_causally`, with what was written before a chunk and what is written after it.
-    """
-    length = query.shape[2]
-    presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
-    activity = phi(query.to(presynaptic.dtype), feature_map)  # (B, H, N, F)
-    read, own, imprint, written = (  # (B, H, chunks, C, .)
-        in_chunks(x, CHUNK_SIZE)
-        for x in (activity, presynaptic, presynaptic + process, _silenced(value, padding_mask).to(activity.dtype))
-    )
-    chunks = _DocumentChunks(document_ids)
-    visible = chunks.same.to(own.dtype)
-
-    def from_other_chunks(left, right):
-        """Pairs of whether a token reads what a neighbouring chunk hands on, and that."""
-        nothing = torch.zeros_like(left[:, :, :1])
-        yield chunks.goes_on, chunks.carried_forward(nothing, left)[:, :, :-1]
-        yield chunks.went_on, chunks.carried_back(right)[:, :, 1:]
-
-    before, after = (
-        (imprint * inside).transpose(-1, -2) @ written for inside in (chunks.in_last, chunks.in_first)
-    )  # (B, H, chunks, F, d)
-    output = ((read @ imprint.transpose(-1, -2)) * visible) @ written
-    for reads, hebbian in from_other_chunks(before, after):
-        output = output + (read * reads) @ hebbian
-    output = output.flatten(2, 3)[:, :, :length] * scale
-    if feedback:
-        before, after = ((own * inside).sum(-2) for inside in (chunks.in_last, chunks.in_first))
-        calcium = visible @ own  # of the whole document, at each of its tokens
-        for reads, of_others in from_other_chunks(before, after):
-            calcium = calcium + reads * of_others[:, :, :, None]
-        calcium = calcium.flatten(2, 3)[:, :, :length]
-        output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
-    return output.to(output_dtype)
-
-
-def write_and_read_documents_with_activity(
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    order,
-    rank,
-    weight,
-    bias,
-    *,
-    coupling_scale,
-    **options,
-):
-    """`write_and_read_documents` with the astrocyte code "activity"; arguments as of `token_layout.activity_code`."""
-    code, *_ = activity_code(
-        *(key.to(_working_dtype(key)), padding_mask, document_ids, order, rank, weight, bias, None, None),
-        coupling_scale=coupling_scale,
-        causal=False,
-    )
-    return write_and_read_documents(query, key, value, code, padding_mask, document_ids, **options)
-
-
-def calcium_response(activity, calcium, alpha):
-    """C = phi(Q) g with g = calcium^alpha: `(batch, heads, length, 1)`, from the activity phi(Q) of shape
-    `(batch, heads, length, features)` and the calcium, `(batch, heads, features)`, or causally one for each token."""
-    g = presynaptic_plasticity(calcium, alpha)
-    return activity @ g[..., None] if g.dim() < activity.dim() else (activity * g).sum(-1, keepdim=True)
-
-
-def presynaptic_plasticity(calcium, alpha):
-    """g = calcium^alpha: the calcium of a process grows sub-linearly with the activity that it saw."""
-    return torch.where(calcium > CALCIUM_FLOOR, calcium.clamp(min=CALCIUM_FLOOR) ** alpha, 0)
-
-
-def astrocyte_feedback(response):
-    """P = 1 / C, and 0 where the process found no calcium at all."""
-    return torch.where(response > CALCIUM_FLOOR, 1 / response.clamp(min=CALCIUM_FLOOR), 0)
+        else:
+            results = run_pass(passes[0], backend, **inputs)
+            written = NeuronAstrocyteState(results["hebbian"], results["calcium"])
+            state = written if state is None else NeuronAstrocyteState(*map(torch.add, state, written))
+            output = run_pass(
+                passes[1],
+                backend,
+                query=query,
+                hebbian=state.hebbian * (output_scale / num_hidden_neurons),
+                plasticity=presynaptic_plasticity(state.calcium, alpha) if feedback else None,
+                feature_map=feature_map,
+                output_dtype=output_dtype,
+            )["output"]
+        if code_state is None and astrocyte_code is not None:
+            code_state = astrocyte_code.state_after(results)
+    return Attended(output, state, code_state)
 
 
 def neuron_astrocyte_attention_weights(
     query: torch.Tensor,
     key: torch.Tensor,
-    astrocyte_code: torch.Tensor | ActivityCode | None = None,
+    astrocyte_code: torch.Tensor | None = None,
     padding_mask: torch.Tensor | None = None,
     *,
     alpha: float = 1.0,
@@ -741,15 +420,13 @@ def neuron_astrocyte_attention_weights(
         `torch.Tensor` of shape `(batch, heads, length, length)` in the dtype of `query`. Memory is quadratic.
     """
     documents = _documents(document_ids, query, key, padding_mask, causal, initial_state, False)
-    if isinstance(astrocyte_code, ActivityCode):  # from a layer
-        astrocyte_code, *_ = astrocyte_code.make(key.to(_working_dtype(key)), padding_mask, causal, documents)
     _validate(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
     num_hidden_neurons = query.shape[-1]
     with full_precision(query):
-        if feature_map == "favor":
-            query, key, astrocyte_code = _random_features(query, key, astrocyte_code, random_projection)
+        if not FEATURE_MAPS[feature_map].in_kernels:
+            query, key, astrocyte_code = _features((query, key, astrocyte_code), feature_map, random_projection)
             feature_map = "identity"
-        presynaptic, process = _activity(key, astrocyte_code, padding_mask, feature_map)
+        presynaptic, process = activities(key, astrocyte_code, padding_mask, feature_map)
         activity = phi(query.to(presynaptic.dtype), feature_map)
         weights = activity @ (presynaptic + process).transpose(-1, -2) / num_hidden_neurons  # (B, H, N, N)
         visible = None
@@ -772,66 +449,23 @@ def neuron_astrocyte_attention_weights(
     return weights.to(query.dtype)
 
 
-def _silenced(value, padding_mask):
-    """The values with 0 at padded tokens: zero activity times a padded NaN would be NaN."""
-    return value if padding_mask is None else value.masked_fill(~padding_mask[:, None, :, None], 0)
-
-
-def phi(x, feature_map):
-    """The activity phi(x), of "identity" x itself."""
-    return x if feature_map == "identity" else FEATURE_MAPS[feature_map](x, None)
-
-
-def _activity(key, astrocyte_code, padding_mask, feature_map):
-    """phi(K) and phi(R) in the working dtype, 0 at padded tokens; a scalar 0 stands for phi(R) without a code."""
-    working = _working_dtype(key)
-    presynaptic = phi(key.to(working), feature_map)  # (B, H, N, F)
-    process = presynaptic.new_zeros(())
-    if astrocyte_code is not None:
-        process = phi(astrocyte_code.to(working), feature_map)  # (H, N, F) or (B, H, N, F)
-    if padding_mask is not None:
-        padded = ~padding_mask[:, None, :, None]  # (B, 1, N, 1)
-        presynaptic = presynaptic.masked_fill(padded, 0)
-        process = process.masked_fill(padded, 0)
-    return presynaptic, process
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Precision, defaults and validation
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _working_dtype(*tensors):
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
-def full_precision(tensor):
-    """A context in which autocast leaves matrix products alone."""
-    device_type = tensor.device.type
-    return torch.autocast(device_type, enabled=False) if _has_autocast(device_type) else nullcontext()
-
-
-@torch.compiler.assume_constant_result  # torch 2.8 does not trace what it calls
-def _has_autocast(device_type):
-    return torch.amp.is_autocast_available(device_type)
-
-
-def _random_projection(feature_map, random_projection, query):
-    if feature_map == "favor" and random_projection is None:
-        return _default_random_projection(query.shape[-1]).to(query.device)
-    return random_projection
-
-
-def _random_features(query, key, astrocyte_code, random_projection):
-    """Query, key and astrocyte code, before the feature map, as features of "favor" in the working dtype."""
-    projection, working = _random_projection("favor", random_projection, query), _working_dtype(query, key)
-    inputs = (query, key, astrocyte_code)
-    return (None if x is None else FEATURE_MAPS["favor"](x.to(working), projection) for x in inputs)
+def _features(inputs, feature_map, random_projection):
+    """Query, key and astrocyte code, some of which may be None, as their features phi(.) in the working dtype."""
+    given = [x for x in inputs if x is not None]
+    if random_projection is None:
+        random_projection = default_random_projection(feature_map, given[0].shape[-1], given[0].device)
+    working = working_dtype(*given[:2])
+    return tuple(None if x is None else phi(x.to(working), feature_map, random_projection) for x in inputs)
 
 
 def _empty_state(key, value):
     """The state of synapses to which nothing was written; the last dimension of `key` is the features'."""
-    shape, working = (*key.shape[:2], key.shape[3], value.shape[3]), _working_dtype(key, value)
+    shape, working = (*key.shape[:2], key.shape[3], value.shape[3]), working_dtype(key, value)
     return NeuronAstrocyteState(value.new_zeros(shape, dtype=working), value.new_zeros(shape[:3], dtype=working))
 
 
@@ -844,7 +478,7 @@ def _checked_state(state, key, value):
             f"initial_state must hold hebbian of shape {hebbian_shape} and calcium of shape {hebbian_shape[:3]}, "
             f"got {tuple(hebbian.shape)} and {tuple(calcium.shape)}"
         )
-    working = _working_dtype(key, value, hebbian)
+    working = working_dtype(key, value, hebbian)
     return NeuronAstrocyteState(hebbian.to(working), calcium.to(working))
 
 
@@ -914,8 +548,11 @@ def _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_ma
         if padding_mask.shape != (batch_size, length):
             raise ValueError(f"padding_mask must have shape {(batch_size, length)}, got {tuple(padding_mask.shape)}")
     if random_projection is not None:
-        if feature_map != "favor":
-            raise ValueError(f"random_projection belongs to feature_map 'favor', got feature_map {feature_map!r}")
+        if not FEATURE_MAPS[feature_map].has_random_projection:
+            raise ValueError(
+                "random_projection belongs to a feature_map of random features such as 'favor', got feature_map "
+                f"{feature_map!r}"
+            )
         if random_projection.dim() != 2 or random_projection.shape[1] != num_hidden_neurons:
             raise ValueError(
                 f"random_projection must have shape (random_features, {num_hidden_neurons}), "

@@ -1,13 +1,14 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The cache of a decoder whose attention has a state of constant size: nothing in it grows with the length."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attention_operation import NeuronAstrocyteState
 from .forward_keywords import may_look_at, may_wait_for
-from .token_layout import NeighbourhoodState
 
 
 class SynapseCacheLayer(CacheLayerMixin):
@@ -15,7 +16,7 @@ class SynapseCacheLayer(CacheLayerMixin):
 
     Attributes:
         synapses: the `NeuronAstrocyteState` of the attention, or None before the first token.
-        neighbourhood: the `NeighbourhoodState` of the "activity" astrocyte code, None for the others.
+        code_state: the state of the astrocyte code, a tuple of tensors with the batch first; None if it has none.
         counted: `(batch, 1)`, how many tokens so far are real, or None if all are.
         length: tokens so far, padding included.
         places: `(batch, 1)`, which of them are real, as a sum of numbers that stand for their places, or None if all
@@ -23,7 +24,7 @@ class SynapseCacheLayer(CacheLayerMixin):
     """
 
     synapses: NeuronAstrocyteState | None
-    neighbourhood: NeighbourhoodState | None
+    code_state: Any
     counted: torch.Tensor | None
     length: int
     places: torch.Tensor | None
@@ -32,9 +33,9 @@ class SynapseCacheLayer(CacheLayerMixin):
         super().__init__()
         self.reset()
 
-    def update(self, synapses, neighbourhood, counted, num_tokens):
+    def update(self, synapses, code_state, counted, num_tokens):
         """Takes over the states after `num_tokens` more tokens."""
-        self.synapses, self.neighbourhood, self.counted = synapses, neighbourhood, counted
+        self.synapses, self.code_state, self.counted = synapses, code_state, counted
         self.length += num_tokens
         self.is_initialized = True
 
@@ -58,7 +59,7 @@ class SynapseCacheLayer(CacheLayerMixin):
         return sum(x.numel() * x.element_size() for state in self._states() for x in state)
 
     def reset(self):
-        self.synapses = self.neighbourhood = self.counted = self.places = None
+        self.synapses = self.code_state = self.counted = self.places = None
         self.length = 0
         self.is_initialized = False
 
@@ -95,13 +96,14 @@ class SynapseCacheLayer(CacheLayerMixin):
             self._apply(lambda x: x.to(self.device, non_blocking=True))
 
     def _states(self):
-        return [state for state in (self.synapses, self.neighbourhood) if state is not None]
+        return [state for state in (self.synapses, self.code_state) if state is not None]
 
     def _apply(self, function):
-        for name in ("synapses", "neighbourhood"):
+        for name in ("synapses", "code_state"):
             state = getattr(self, name)
             if state is not None:
-                setattr(self, name, type(state)(*map(function, state)))
+                # a named tuple takes its fields one by one
+                setattr(self, name, getattr(type(state), "_make", type(state))(map(function, state)))
         for name in ("counted", "places"):
             if getattr(self, name) is not None:
                 setattr(self, name, function(getattr(self, name)))

@@ -10,6 +10,7 @@ import math
 import numbers
 import re
 import sys
+from collections.abc import Collection
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -18,16 +19,20 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
+from .astrocyte_code import ASTROCYTE_CODES
+from .feature_maps import FEATURE_MAPS
+
 
 logger = logging.get_logger(__name__)
 
-CHOICES = {
+CHOICES: dict[str, Collection[str]] = {
     "attention_type": ("neuron_astrocyte", "linear", "softmax"),
-    "feature_map": ("elu", "relu", "exp", "favor"),
-    "astrocyte_code": ("learned", "sinusoidal", "activity"),
+    "feature_map": FEATURE_MAPS.keys(),  # and what is registered there later
+    "astrocyte_code": ASTROCYTE_CODES.keys(),
     "calcium_normalization": ("mean", "sum"),
     "pooling": ("mean", "cls", "last"),
 }
+REGISTRIES = {"feature_map": "register_feature_map", "astrocyte_code": "register_astrocyte_code"}
 POSITIVE = (
     "vocab_size",
     "hidden_size",
@@ -191,7 +196,12 @@ class AstroformerBaseConfig(PreTrainedConfig):
         """Checks every field and the fields against each other; the library calls it again before saving."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
+                hint = ""
+                if name in REGISTRIES:
+                    hint = f"; one of your own must be registered before, by {REGISTRIES[name]}"
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}{hint}"
+                )
         for name in POSITIVE:
             value = getattr(self, "_table_rows" if name == "max_position_embeddings" else name, None)
             if value is not None and not 0 < value < math.inf:
@@ -351,7 +361,8 @@ class AstroformerConfig(AstroformerBaseConfig):
         """Tokens that an input may have at most, generated ones included: the rows of the "learned" astrocyte code.
         None for all else, which takes any length."""
         has_code = self.attention_type == "neuron_astrocyte" and self.use_astrocyte_hebbian
-        return self.num_table_positions if has_code and self.astrocyte_code == "learned" else None
+        code = ASTROCYTE_CODES.get(self.astrocyte_code)
+        return self.num_table_positions if has_code and code is not None and code.has_table else None
 
     def to_dict(self):
         """Every field by its name, as the library saves them."""

@@ -9,17 +9,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .astrocyte_code import upcast
-from .attention_operation import (
-    _activity,
-    _random_features,
-    astrocyte_feedback,
-    calcium_response,
-    full_precision,
-    neuron_astrocyte_attention_weights,
-    phi,
-)
-from .modeling_astroformer import AstroformerAttention, isinstance_by_name
-from .token_layout import ActivityCode
+from .attention_operation import neuron_astrocyte_attention_weights
+from .attention_passes import activities, astrocyte_feedback, calcium_response, full_precision
+from .feature_maps import phi
+from .layers_astroformer import AstroformerAttention, materialized
+from .modeling_astroformer import isinstance_by_name
 
 
 class SynapseRecord(NamedTuple):
@@ -83,7 +77,8 @@ def look_inside(model: PreTrainedModel, **inputs: Any) -> tuple[ModelOutput, lis
     return output, [_record(layer, *heard[layer]) for layer in layers]
 
 
-def _record(layer, hidden_states, layout):
+def _record(layer, hidden_states, shared):
+    layout = shared.layout
     if layout.document_ids is not None:
         raise ValueError("look_inside takes one document per row, and these are packed; give each a row, padded")
     with full_precision(hidden_states):
@@ -93,18 +88,18 @@ def _record(layer, hidden_states, layout):
         query, key, value = map(upcast, projected)
         code, mask = None, layout.padding_mask
         if layer.astrocyte_code is not None:
-            code = layer.astrocyte_code(key, layout, for_attention=True)
-            if not torch.is_tensor(code):
-                code, *_ = ActivityCode(*code).make(key, mask, layout.causal)
+            code = materialized(layer.astrocyte_code(key, layout, shared.geometry), key, layout)
         operation = {**layer.operation, "random_projection": layer.random_projection, "causal": layout.causal}
-        attention = neuron_astrocyte_attention_weights(query, key, code, mask, **operation) * layer.output_scale(layout)
+        attention = neuron_astrocyte_attention_weights(query, key, code, mask, **operation) * shared.output_scale
 
         feature_map, num_hidden_neurons = layer.operation["feature_map"], layer.num_hidden_neurons
         process_input = code
-        if feature_map == "favor":
-            query, key, process_input = _random_features(query, key, code, layer.random_projection)
+        if layer.random_projection is not None:
+            query, key, process_input = (
+                None if x is None else phi(x, feature_map, layer.random_projection) for x in (query, key, code)
+            )
             feature_map = "identity"
-        presynaptic, process = _activity(key, process_input, mask, feature_map)
+        presynaptic, process = activities(key, process_input, mask, feature_map)
         if mask is None:
             mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
         written = value.masked_fill(~mask[:, None, :, None], 0) / num_hidden_neurons

@@ -4,23 +4,27 @@
 Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head size.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, untrained_activity, upcast
-from .attention_operation import attend, full_precision, neuron_astrocyte_attention_weights
+from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, Layout, upcast
+from .attention_operation import attend, neuron_astrocyte_attention_weights
+from .attention_passes import full_precision
+from .feature_maps import FEATURE_MAPS
 from .forward_keywords import may_wait_for
 from .head_shards import split_heads
 from .library_compatibility import takes_cache
-from .token_layout import NeighbourhoodState, sizes_of_documents
+from .token_layout import sizes_of_documents
 
 
 class AstroformerAttention(nn.Module):
     """Multi-head attention in one of three arms that differ in nothing else: "neuron_astrocyte", "linear", "softmax".
 
-    Whether it is causal, and which tokens are real, says the layout that comes with the hidden states.
+    The layout says whether attention is causal and which tokens are real.
 
     Scale. The operation keeps the paper's constants. With neurons of activity phi_0, F features and n written tokens,
     its output is an average of the values times
@@ -62,12 +66,14 @@ class AstroformerAttention(nn.Module):
         if has_astrocyte and config.use_astrocyte_hebbian:
             self.astrocyte_code = ASTROCYTE_CODES[config.astrocyte_code](config)
         random_projection = None
-        if config.feature_map == "favor" and config.attention_type != "softmax":
+        if FEATURE_MAPS[config.feature_map].has_random_projection and config.attention_type != "softmax":
             random_projection = torch.empty(config.num_random_features, config.num_hidden_neurons)
         self.register_buffer("random_projection", random_projection)
 
-    def forward(self, hidden_states, layout, output_attentions=False, cache=None):
+    def forward(self, hidden_states, shared, output_attentions=False, cache=None):
         """`(batch, length, hidden_size)` to the same; and the maps `(batch, heads, length, length)`, None unasked.
+
+        `shared` is the `SharedAcrossLayers` of the model.
 
         With a cache, causal attention continues from it and writes to it. The softmax arm's maps then cover the tokens
         in the cache as well; the others' cannot, because their states do not hold them one by one.
@@ -77,7 +83,7 @@ class AstroformerAttention(nn.Module):
             own_attention = self._softmax_attention
         else:
             own_attention = self._neuron_astrocyte_attention
-        output, attention_map = own_attention(query, key, value, layout, output_attentions, cache, shard)
+        output, attention_map = own_attention(query, key, value, shared, output_attentions, cache, shard)
         if shard is not None and attention_map is not None:
             attention_map = shard.gather(attention_map)
         return self.o_proj(output.transpose(1, 2).flatten(2)), attention_map
@@ -92,22 +98,21 @@ class AstroformerAttention(nn.Module):
         by_head, shard = split_heads(projected, sizes, self.num_heads, weights)
         return *by_head, shard
 
-    def _neuron_astrocyte_attention(self, query, key, value, layout, output_attentions, cache, shard):
-        written = value
+    def _neuron_astrocyte_attention(self, query, key, value, shared, output_attentions, cache, shard):
+        layout, written = shared.layout, value
         if self.training and self.dropout_prob > 0:
             release = nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), self.dropout_prob)  # (B, H, N, 1)
             written = value * release
         # at least in float32, so that neither a long sum nor its scale leaves the range of float16
         written = upcast(written)
-        scale = self.output_scale(layout) if layout.output_scale is None else layout.output_scale
-        memory = neighbourhood = initial_state = None
+        memory = initial_state = code_state = None
         if cache is not None:
             memory = cache.layers[self.layer_idx]
-            initial_state, neighbourhood = memory.synapses, memory.neighbourhood
+            initial_state, code_state = memory.synapses, memory.code_state
         code = None
         if self.astrocyte_code is not None:
             with full_precision(key):
-                code = self.astrocyte_code(upcast(key), layout, neighbourhood, shard, for_attention=True)
+                code = self.astrocyte_code(upcast(key), layout, shared.geometry, code_state, shard)
         operation = {
             **self.operation,
             "random_projection": self.random_projection,
@@ -115,19 +120,28 @@ class AstroformerAttention(nn.Module):
             "initial_state": initial_state,
             "document_ids": layout.document_ids,
         }
-        output, synapses, sums = attend(query, key, written, code, layout.padding_mask, **operation, output_scale=scale)
+        output = attention_map = None
+        if output_attentions:
+            r = materialized(code, key, layout)
+            weights = neuron_astrocyte_attention_weights(upcast(query), key, r, layout.padding_mask, **operation)
+            attention_map = (weights * shared.output_scale).to(value.dtype)
+            if initial_state is None:  # so that `attentions` stay in the autograd graph
+                output = attention_map @ written.to(value.dtype)
+                if memory is None:
+                    return output, attention_map
+        attended = attend(
+            query=query,
+            key=key,
+            value=written,
+            astrocyte_code=code,
+            padding_mask=layout.padding_mask,
+            **operation,
+            output_scale=shared.output_scale,
+        )
         if memory is not None:
             counted = None if layout.counted is None else layout.counted[:, -1:]
-            neighbourhood = None if sums[0] is None else NeighbourhoodState(*sums)
-            memory.update(synapses, neighbourhood, counted, key.shape[2])
-
-        attention_map = None
-        if output_attentions:
-            weights = neuron_astrocyte_attention_weights(upcast(query), key, code, layout.padding_mask, **operation)
-            attention_map = (weights * scale).to(value.dtype)
-            if initial_state is None:  # so that gradients reach the map, for who wants to see them
-                return attention_map @ written.to(value.dtype), attention_map
-        return output.to(value.dtype), attention_map
+            memory.update(attended.state, attended.code_state, counted, key.shape[2])
+        return attended.output.to(value.dtype) if output is None else output, attention_map
 
     def output_scale(self, layout):
         """The factor on the operation's output: a float, or `(batch or 1, 1, length or 1, 1)`."""
@@ -137,13 +151,14 @@ class AstroformerAttention(nn.Module):
     def _scale(config, alpha, feature_map, feedback):
         """The layer's factor on the operation's output, as (constant, exponent of the number of tokens)."""
         m, is_mean = config.num_hidden_neurons, config.calcium_normalization == "mean"
-        num_features = config.num_random_features if feature_map == "favor" else m
-        activity = untrained_activity(feature_map, num_features)
+        num_features = FEATURE_MAPS[feature_map].num_features(m, config.num_random_features)
+        activity = FEATURE_MAPS[feature_map].activity_before_training(num_features)
         if feedback:
             return m * activity ** (alpha - 1), alpha - 1 if is_mean else 0
         return m / (num_features * activity**2), -1 if is_mean else 0
 
-    def _softmax_attention(self, query, key, value, layout, output_attentions, cache, shard):
+    def _softmax_attention(self, query, key, value, shared, output_attentions, cache, shard):
+        layout = shared.layout
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         length, past_length = query.shape[2], key.shape[2] - query.shape[2]
@@ -151,8 +166,8 @@ class AstroformerAttention(nn.Module):
         if layout.full_mask is not None:
             mask = layout.full_mask[:, None, None, :]
         if layout.document_ids is not None:
-            if layout.document_sizes is not None and not output_attentions:
-                return self._softmax_attention_by_documents(query, key, value, layout), None
+            if shared.document_sizes is not None and not output_attentions:
+                return self._softmax_attention_by_documents(query, key, value, shared), None
             same = layout.document_ids[:, None, :, None] == layout.document_ids[:, None, None, :]
             mask = same if mask is None else same & mask
         only_causal = layout.causal and mask is None and past_length == 0
@@ -177,9 +192,9 @@ class AstroformerAttention(nn.Module):
             attention_map = attention_map.masked_fill(~mask, 0)  # a sequence of nothing but padding attends to nothing
         return nn.functional.dropout(attention_map, dropout_prob) @ value, attention_map
 
-    def _softmax_attention_by_documents(self, query, key, value, layout):
+    def _softmax_attention_by_documents(self, query, key, value, shared):
         dropout_prob = self.dropout_prob if self.training else 0.0
-        sizes = layout.document_sizes
+        layout, sizes = shared.layout, shared.document_sizes
         # split, not sliced one by one: the gradient of each slice would be of the size of the whole
         inputs = [x.transpose(0, 1).flatten(1, 2).split(sizes, dim=1) for x in (query, key, value)]  # (H, size, .) each
         masks = [None] * len(sizes)
@@ -196,18 +211,41 @@ class AstroformerAttention(nn.Module):
         return torch.cat(outputs, dim=2).unflatten(2, (len(query), -1)).squeeze(0).transpose(0, 1)
 
 
-def with_what_layers_share(layout, layers):
-    """The layout with what is the same in all layers of a model, so that it is worked out once."""
-    attention = layers[0].attention
-    if attention.attention_type == "softmax" and may_wait_for(layout.document_ids):
-        layout = layout._replace(document_sizes=sizes_of_documents(layout.document_ids))
-    layout = layout._replace(output_scale=attention.output_scale(layout))
-    code = attention.astrocyte_code
+def materialized(code, key, layout):
+    """R of a `CodeRecipe` or None, for keys `(batch, heads, length, hidden_neurons)`."""
     if code is None:
-        return layout
-    if not isinstance(code, AstrocyteCode):  # an adapter around it
-        code = next(module for module in code.modules() if isinstance(module, AstrocyteCode))
-    return layout._replace(geometry=code.geometry(layout))
+        return None
+    return code.materialize(upcast(key), layout.padding_mask, layout.causal, layout.document_ids)[0]
+
+
+class SharedAcrossLayers(NamedTuple):
+    """What is the same in all layers of a model, worked out once per forward pass by `precompute_shared`.
+
+    Attributes:
+        layout: where the tokens lie, which are real, and whether attention is causal.
+        geometry: what the codes share, as of `AstrocyteCode.geometry`.
+        output_scale: as of `AstroformerAttention.output_scale`.
+        document_sizes: as of `sizes_of_documents`, where the softmax arm needs them as numbers; else None.
+    """
+
+    layout: Layout
+    geometry: Any = None
+    output_scale: torch.Tensor | float | None = None
+    document_sizes: list[int] | None = None
+
+
+def precompute_shared(layout, layers):
+    """The `SharedAcrossLayers` of the layers of a model."""
+    attention = layers[0].attention
+    document_sizes = geometry = None
+    if attention.attention_type == "softmax" and may_wait_for(layout.document_ids):
+        document_sizes = sizes_of_documents(layout.document_ids)
+    code = attention.astrocyte_code
+    if code is not None:
+        if not isinstance(code, AstrocyteCode):  # an adapter around it
+            code = next(module for module in code.modules() if isinstance(module, AstrocyteCode))
+        geometry = code.geometry(layout)
+    return SharedAcrossLayers(layout, geometry, attention.output_scale(layout), document_sizes)
 
 
 class AstroformerMLP(nn.Module):
@@ -235,7 +273,7 @@ class AstroformerLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     @takes_cache
-    def forward(self, hidden_states, layout, output_attentions=False, cache=None):
-        attention_output, _ = self.attention(self.attention_norm(hidden_states), layout, output_attentions, cache)
+    def forward(self, hidden_states, shared, output_attentions=False, cache=None):
+        attention_output, _ = self.attention(self.attention_norm(hidden_states), shared, output_attentions, cache)
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))

@@ -35,10 +35,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, can_return_tuple, loggin
 from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.output_capturing import capture_outputs
 
-from .astrocyte_code import AstrocyteCode, upcast
-from .attention_operation import draw_random_projection
+from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
+from .feature_maps import FEATURE_MAPS, draw_random_projection
 from .forward_keywords import (
     NO_CONTINUOUS_BATCHING,
     PACKING_KEYWORDS,
@@ -48,7 +48,7 @@ from .forward_keywords import (
     may_wait_for,
 )
 from .head_shards import refuse_pipeline, refuse_sharded_sequence
-from .layers_astroformer import AstroformerAttention, AstroformerLayer, with_what_layers_share
+from .layers_astroformer import AstroformerAttention, AstroformerLayer, precompute_shared
 from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, takes_cache
 from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
 from .token_layout import (
@@ -309,13 +309,13 @@ class AstroformerModel(AstroformerPreTrainedModel):
         )
         if self.config.longest_input is not None:
             self._check_positions(layout, position_ids, past_length + inputs.shape[1])
-        layout = with_what_layers_share(layout, self.layers)
+        shared = precompute_shared(layout, self.layers)
         output_attentions = kwargs.get("output_attentions")
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         hidden_states = self.embeddings(input_ids, token_type_ids, layout.position_ids, inputs_embeds)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, layout, output_attentions, **{CACHE_NAME: cache})
+            hidden_states = layer(hidden_states, shared, output_attentions, **{CACHE_NAME: cache})
         hidden_states = self.norm(hidden_states)
         if not self.config.is_decoder:
             return BaseModelOutput(last_hidden_state=hidden_states)
@@ -378,12 +378,11 @@ class AstroformerModel(AstroformerPreTrainedModel):
             batch_in_cache = memory.keys.shape[0]
             found, expected = (memory.keys.shape[-1], memory.values.shape[-1]), (num_neurons, head_size)
         else:
-            batch_in_cache, num_features = memory.synapses.calcium.shape[0], num_neurons
-            if config.feature_map == "favor":
-                num_features = config.num_random_features
-            code = self.layers[0].attention.astrocyte_code
-            found = (*memory.synapses.hebbian.shape[-2:], memory.neighbourhood is not None)
-            expected = (num_features, head_size, code is not None and config.astrocyte_code == "activity")
+            batch_in_cache = memory.synapses.calcium.shape[0]
+            num_features = FEATURE_MAPS[config.feature_map].num_features(num_neurons, config.num_random_features)
+            has_code = self.layers[0].attention.astrocyte_code is not None
+            found = (*memory.synapses.hebbian.shape[-2:], memory.code_state is not None)
+            expected = (num_features, head_size, has_code and ASTROCYTE_CODES[config.astrocyte_code].has_state)
         if found != expected:
             raise ValueError(f"{CACHE_NAME} was written by another model, whose attention has other sizes or codes")
         if batch_in_cache != batch_size:

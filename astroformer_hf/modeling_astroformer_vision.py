@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_astroformer_vision import AstroformerVisionConfig, pair
 from .forward_keywords import check_library_keywords, checks_keywords
 from .head_shards import refuse_sharded_sequence
-from .layers_astroformer import AstroformerLayer, with_what_layers_share
+from .layers_astroformer import AstroformerLayer, precompute_shared
 from .modeling_astroformer import (
     AstroformerPreTrainedModel,
     classifier_dropout,
@@ -129,9 +129,9 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         hidden_states, layout = self.embeddings(pixel_values, interpolate_pos_encoding)
-        layout = with_what_layers_share(layout, self.layers)
+        shared = precompute_shared(layout, self.layers)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, layout, output_attentions)
+            hidden_states = layer(hidden_states, shared, output_attentions)
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
 

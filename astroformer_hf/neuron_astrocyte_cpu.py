@@ -27,6 +27,7 @@ import math
 
 import torch
 
+from .attention_contract import Backend, Kernel
 from .native_library import UnsupportedPlatform, build_library, load_library
 from .neuron_astrocyte_cpu_source import SOURCE
 
@@ -128,144 +129,110 @@ def _library():
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The functions of a backend. Those "with activity" make the astrocyte code "activity" as they go and never store it.
+# The kernels. A pass "with activity" has W, b and the coupling's scale instead of a code, which is made on the way.
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def write_forward(key, value, astrocyte_code, padding_mask, *, feature_map):
+def write_forward(
+    *, key, value, padding_mask, feature_map, astrocyte_code=None, weight=None, bias=None, coupling_scale=None
+):
     """`(hebbian, calcium)`, `(B, H, F, d)` and `(B, H, F)`: the sums of (phi(k) + phi(r)) v^T and of phi(k)."""
-    return _write(_Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code))
-
-
-def write_with_activity_forward(key, value, padding_mask, order, rank, weight, bias, *, feature_map, coupling_scale):
-    """The same with R = r' K W + b."""
-    call = _Call(feature_map, padding_mask, key=key, value=value)
-    return _write(call, weight=weight, bias=bias, decay=math.exp(-coupling_scale))
-
-
-def _write(call, **states):
-    splits = 1 if states else call.split()  # the neighbourhoods of a sequence are made from its one end to the other
+    call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
+    # the neighbourhoods of a sequence are made from its one end to the other
+    splits = call.split() if weight is None else 1
     hebbian, calcium = call.new(splits, *call.state_shape), call.new(splits, *call.state_shape[:3])
-    call.run("write_forward", hebbian=hebbian, calcium=calcium, **states)
+    call.run("write_forward", coupling_scale, hebbian=hebbian, calcium=calcium, weight=weight, bias=bias)
     return _total(hebbian), _total(calcium)
 
 
-def write_backward(key, value, astrocyte_code, padding_mask, *, feature_map, d_hebbian, d_calcium):
-    """Gradients of key, value and astrocyte code from those of `write_forward`'s results."""
-    call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
-    call.split(1 if astrocyte_code is None or astrocyte_code.dim() == 4 else key.shape[0])
-    gradients = call.gradients("key", "value", "code")
-    call.run("write_backward", d_hebbian=d_hebbian, d_calcium=d_calcium)
-    return _like(gradients, (key, value, astrocyte_code))
-
-
-def write_with_activity_backward(
-    key, value, padding_mask, order, rank, weight, bias, *, feature_map, coupling_scale, d_hebbian, d_calcium
+def write_backward(
+    *,
+    key,
+    value,
+    padding_mask,
+    feature_map,
+    d_hebbian,
+    d_calcium,
+    astrocyte_code=None,
+    weight=None,
+    bias=None,
+    coupling_scale=None,
 ):
-    """Gradients of all tensors of `write_with_activity_forward` but the padding mask, in their order."""
-    call = _Call(feature_map, padding_mask, key=key, value=value)
-    gradients = call.gradients("key", "value")
-    d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
-    states = {
-        "weight": weight,
-        "bias": bias,
-        "d_weight": d_weight,
-        "d_bias": d_bias,
-        "decay": math.exp(-coupling_scale),
-    }
-    call.run("write_backward", d_hebbian=d_hebbian, d_calcium=d_calcium, **states)
-    d_key, d_value = _like(gradients[:2], (key, value))
-    return d_key, d_value, None, None, *_like((d_weight.sum(0), d_bias.sum(0)), (weight, bias))
+    """Gradients from those of `write_forward`'s results."""
+    call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
+    if weight is None:
+        call.split(1 if astrocyte_code is None or astrocyte_code.dim() == 4 else call.batch_size)
+    gradients = call.gradients("key", "value", "code", weight=weight, bias=bias)
+    states = {"weight": weight, "bias": bias, "d_hebbian": d_hebbian, "d_calcium": d_calcium}
+    call.run("write_backward", coupling_scale, **states, **gradients.of_parameters)
+    return gradients.found(key=key, value=value, astrocyte_code=astrocyte_code, weight=weight, bias=bias)
 
 
-def read_forward(query, hebbian, plasticity, *, feature_map, output_dtype):
-    """`(B, H, N, d)`: phi(Q) H, divided by C = phi(Q) g unless there is no plasticity g."""
+def read_forward(*, query, hebbian, plasticity, feature_map, output_dtype):
+    """`(output,)`, `(B, H, N, d)`: phi(Q) H, divided by C = phi(Q) g unless there is no plasticity g."""
     call = _Call(feature_map, None, hebbian, query=query)
     call.split()
     output = call.output(query, hebbian.shape[-1])
     call.run("read_forward", hebbian=hebbian, plasticity=plasticity)
-    return output.to(output_dtype)
+    return (output.to(output_dtype),)
 
 
-def read_backward(query, hebbian, plasticity, *, feature_map, d_output):
-    """Gradients of query, hebbian and plasticity from that of `read_forward`'s result."""
+def read_backward(*, query, hebbian, plasticity, feature_map, d_output):
+    """Gradients from that of `read_forward`'s result."""
     call = _Call(feature_map, None, hebbian, query=query, d_output=d_output)
     splits = call.split()
-    d_hebbian = call.new(splits, *hebbian.shape)
-    d_plasticity = None if plasticity is None else call.new(splits, *plasticity.shape)
+    of_states = {"d_hebbian": call.new(splits, *hebbian.shape)}
+    if plasticity is not None:
+        of_states["d_plasticity"] = call.new(splits, *plasticity.shape)
     gradients = call.gradients("query")
-    call.run("read_backward", hebbian=hebbian, plasticity=plasticity, d_hebbian=d_hebbian, d_plasticity=d_plasticity)
-    return *_like(gradients, (query,)), _total(d_hebbian), None if plasticity is None else _total(d_plasticity)
+    call.run("read_backward", hebbian=hebbian, plasticity=plasticity, **of_states)
+    return {
+        **gradients.found(query=query),
+        **{name.removeprefix("d_"): _total(gradient) for name, gradient in of_states.items()},
+    }
 
 
 def causal_forward(
+    *,
     query,
     key,
     value,
-    astrocyte_code,
     padding_mask,
     document_ids,
     hebbian,
     calcium,
-    *,
     alpha,
     feature_map,
     feedback,
     scale,
     output_dtype,
+    astrocyte_code=None,
+    weight=None,
+    bias=None,
+    total=None,
+    count=None,
+    coupling_scale=None,
 ):
-    """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state."""
+    """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state. With
+    "activity" also the code's own state, `(total, count)`."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
     call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
-    return _write_and_read(call, output_dtype, hebbian=hebbian, calcium=calcium)
-
-
-def causal_with_activity_forward(
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    hebbian,
-    calcium,
-    order,
-    rank,
-    weight,
-    bias,
-    total,
-    count,
-    *,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    output_dtype,
-    coupling_scale,
-):
-    """The same with R = r' K W + b, whose sums of the tokens before, total and count, come last in the results too."""
-    call = _Call(feature_map, padding_mask, query=query, key=key, value=value)
-    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
-    states = {"weight": weight, "bias": bias, "total": total, "count": count, "decay": math.exp(-coupling_scale)}
-    return _write_and_read(call, output_dtype, hebbian=hebbian, calcium=calcium, **states)
-
-
-def _write_and_read(call, output_dtype, **states):
+    states = {"hebbian": hebbian, "calcium": calcium, "total": total, "count": count}
     output = call.output(call.tensors["value"], call.state_shape[-1])
-    ends = {f"end_{name}": call.new(*x.shape) for name, x in states.items() if name not in ("weight", "bias", "decay")}
-    call.run("causal_forward", causal=True, **states, **ends)
+    ends = {f"end_{name}": call.new(*x.shape) for name, x in states.items() if x is not None}
+    call.run("causal_forward", coupling_scale, causal=True, weight=weight, bias=bias, **states, **ends)
     return output.to(output_dtype), *ends.values()
 
 
 def causal_backward(
+    *,
     query,
     key,
     value,
-    astrocyte_code,
     padding_mask,
     document_ids,
     hebbian,
     calcium,
-    *,
     alpha,
     feature_map,
     feedback,
@@ -273,165 +240,106 @@ def causal_backward(
     d_output,
     d_hebbian,
     d_calcium,
+    astrocyte_code=None,
+    weight=None,
+    bias=None,
+    total=None,
+    count=None,
+    coupling_scale=None,
+    d_total=None,
+    d_count=None,
 ):
-    """Gradients of query, key, value, astrocyte code and initial state from those of `causal_forward`'s results."""
+    """Gradients from those of `causal_forward`'s results."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
     call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
-    gradients = call.gradients("query", "key", "value")
-    d_code = call.gradient_of_code(astrocyte_code)
-    d_hebbian, d_calcium = _copies(d_hebbian, d_calcium)
-    call.run("causal_backward", hebbian=hebbian, calcium=calcium, d_hebbian=d_hebbian, d_calcium=d_calcium)
-    if astrocyte_code is not None and astrocyte_code.dim() == 3:
-        d_code = d_code.sum(0)
-    return *_like((*gradients, d_code), (query, key, value, astrocyte_code)), d_hebbian, d_calcium
-
-
-def causal_with_activity_backward(
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    hebbian,
-    calcium,
-    order,
-    rank,
-    weight,
-    bias,
-    total,
-    count,
-    *,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    coupling_scale,
-    d_output,
-    d_hebbian,
-    d_calcium,
-    d_total,
-    d_count,
-):
-    """Gradients of all tensors of `causal_with_activity_forward` but the padding mask, in their order."""
-    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, d_output=d_output)
-    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
-    gradients = call.gradients("query", "key", "value")
-    d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
-    d_hebbian, d_calcium, d_total = _copies(d_hebbian, d_calcium, d_total)
-    call.run(
-        "causal_backward",
-        causal=True,
-        **{"hebbian": hebbian, "calcium": calcium, "d_hebbian": d_hebbian, "d_calcium": d_calcium},
-        **{"weight": weight, "bias": bias, "d_weight": d_weight, "d_bias": d_bias},
-        **{"total": total, "count": count, "d_total": d_total, "decay": math.exp(-coupling_scale)},
-    )
-    of_parameters = _like((d_weight.sum(0), d_bias.sum(0)), (weight, bias))
-    of_inputs = _like(gradients, (query, key, value))
-    return *of_inputs, d_hebbian, d_calcium, None, None, *of_parameters, d_total, None
+    gradients = call.gradients("query", "key", "value", weight=weight, bias=bias)
+    call.gradient_of_code(gradients, astrocyte_code)
+    # overwritten: the gradients of the last state become those of the first
+    of_states = {"d_hebbian": d_hebbian, "d_calcium": d_calcium, "d_total": d_total if weight is not None else None}
+    of_states = {name: x.clone(memory_format=torch.contiguous_format) for name, x in of_states.items() if x is not None}
+    states = {"hebbian": hebbian, "calcium": calcium, "weight": weight, "bias": bias, "total": total, "count": count}
+    call.run("causal_backward", coupling_scale, causal=True, **states, **of_states, **gradients.of_parameters)
+    inputs = {"query": query, "key": key, "value": value, "astrocyte_code": astrocyte_code}
+    return {
+        **gradients.found(**inputs, weight=weight, bias=bias),
+        **{name.removeprefix("d_"): gradient for name, gradient in of_states.items()},
+    }
 
 
 def documents_forward(
+    *,
     query,
     key,
     value,
-    astrocyte_code,
     padding_mask,
     document_ids,
-    *,
     alpha,
     feature_map,
     feedback,
     scale,
     output_dtype,
+    astrocyte_code=None,
+    weight=None,
+    bias=None,
+    coupling_scale=None,
 ):
-    """`(B, H, N, d)`: each token's scale P phi(q) H, with what is written in its own document."""
+    """`(output,)`, `(B, H, N, d)`: each token's scale P phi(q) H, with what is written in its own document."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
-    return _documents_forward(call, document_ids, alpha, feedback, scale, output_dtype)
-
-
-def documents_with_activity_forward(
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    order,
-    rank,
-    weight,
-    bias,
-    *,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    output_dtype,
-    coupling_scale,
-):
-    """The same with R = r' K W + b."""
-    call = _Call(feature_map, padding_mask, query=query, key=key, value=value)
-    recipe = {"weight": weight, "bias": bias, "decay": math.exp(-coupling_scale)}
-    return _documents_forward(call, document_ids, alpha, feedback, scale, output_dtype, **recipe)
-
-
-def _documents_forward(call, document_ids, alpha, feedback, scale, output_dtype, **recipe):
     call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     output = call.output(call.tensors["value"], call.state_shape[-1])
-    call.run("documents_forward", **recipe)
-    return output.to(output_dtype)
+    call.run("documents_forward", coupling_scale, weight=weight, bias=bias)
+    return (output.to(output_dtype),)
 
 
 def documents_backward(
+    *,
     query,
     key,
     value,
-    astrocyte_code,
     padding_mask,
     document_ids,
-    *,
     alpha,
     feature_map,
     feedback,
     scale,
     d_output,
+    astrocyte_code=None,
+    weight=None,
+    bias=None,
+    coupling_scale=None,
 ):
-    """Gradients of query, key, value and astrocyte code from that of `documents_forward`'s result."""
+    """Gradients from that of `documents_forward`'s result."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
     call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
-    gradients = call.gradients("query", "key", "value")
-    d_code = call.gradient_of_code(astrocyte_code)
-    call.run("documents_backward")
-    if astrocyte_code is not None and astrocyte_code.dim() == 3:
-        d_code = d_code.sum(0)
-    return _like((*gradients, d_code), (query, key, value, astrocyte_code))
+    gradients = call.gradients("query", "key", "value", weight=weight, bias=bias)
+    call.gradient_of_code(gradients, astrocyte_code)
+    call.run("documents_backward", coupling_scale, weight=weight, bias=bias, **gradients.of_parameters)
+    inputs = {"query": query, "key": key, "value": value, "astrocyte_code": astrocyte_code}
+    return gradients.found(**inputs, weight=weight, bias=bias)
 
 
-def documents_with_activity_backward(
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    order,
-    rank,
-    weight,
-    bias,
-    *,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    coupling_scale,
-    d_output,
-):
-    """Gradients of all tensors of `documents_with_activity_forward` but mask and documents, in their order."""
-    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, d_output=d_output)
-    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
-    gradients = call.gradients("query", "key", "value")
-    d_weight, d_bias = (call.new(len(key), *x.shape) for x in (weight, bias))
-    recipe = {"weight": weight, "bias": bias, "decay": math.exp(-coupling_scale)}
-    call.run("documents_backward", **recipe, d_weight=d_weight, d_bias=d_bias)
-    of_parameters = _like((d_weight.sum(0), d_bias.sum(0)), (weight, bias))
-    return *_like(gradients, (query, key, value)), None, None, *of_parameters
+class _Gradients:
+    """Gradients that a function of the source writes, `(B, H, N, .)` of tensors and `(B, H, .)` of parameters.
+
+    Attributes:
+        tensors: those of tensors, by name; that of the code as "code".
+        of_parameters: those of W and b, as "d_weight" and "d_bias", one for each sequence of the batch.
+    """
+
+    def __init__(self, tensors, of_parameters):
+        self.tensors, self.of_parameters = tensors, of_parameters
+
+    def found(self, **inputs):
+        """The gradients of those inputs that there are, by name, in their dtypes and shapes."""
+        gradients = {
+            **self.tensors,
+            **{name.removeprefix("d_"): x.sum(0) for name, x in self.of_parameters.items()},
+        }
+        if "code" in gradients:
+            gradients["astrocyte_code"] = code = gradients.pop("code")
+            if code.dim() > inputs["astrocyte_code"].dim():
+                gradients["astrocyte_code"] = code.sum(0)
+        return {name: gradients[name].to(x.dtype) for name, x in inputs.items() if x is not None}
 
 
 class _Call:
@@ -504,22 +412,22 @@ class _Call:
         self.set_views(output=output)
         return output
 
-    def gradients(self, *names):
-        """Uninitialised gradients of those tensors that there are, None for the others."""
-        gradients = {name: torch.empty_like(self.tensors[name]) for name in names if name in self.tensors}
-        self.set_views(**{f"d_{name}": x for name, x in gradients.items()})
-        return tuple(gradients.get(name) for name in names)
+    def gradients(self, *names, **parameters):
+        """Uninitialised `_Gradients` of those tensors and parameters that there are."""
+        tensors = {name: torch.empty_like(self.tensors[name]) for name in names if name in self.tensors}
+        self.set_views(**{f"d_{name}": x for name, x in tensors.items()})
+        given = {name: x for name, x in parameters.items() if x is not None}
+        return _Gradients(tensors, {f"d_{name}": self.new(self.batch_size, *x.shape) for name, x in given.items()})
 
-    def gradient_of_code(self, astrocyte_code):
-        """The same of the code, with a batch of its own where the batch shares it: heads run side by side."""
-        if astrocyte_code is None:
-            return None
-        d_code = torch.empty_like(self.tensors["key"])
-        self.set_views(d_code=d_code)
-        return d_code
+    def gradient_of_code(self, gradients, astrocyte_code):
+        """Adds that of the code, with a batch of its own where the batch shares it: heads run side by side."""
+        if astrocyte_code is not None:
+            gradients.tensors["code"] = torch.empty_like(self.tensors["key"])
+            self.set_views(d_code=gradients.tensors["code"])
 
-    def run(self, function, causal=False, decay=0.0, **states):
+    def run(self, function, coupling_scale=None, causal=False, **states):
         """Calls a function of the source. `states` are made float32 and contiguous; results are so already."""
+        decay = 0.0 if coupling_scale is None else math.exp(-coupling_scale)
         states = {name: x.float().contiguous() for name, x in states.items() if x is not None}
         self.set(causal=causal, decay=decay, **{name: x.data_ptr() for name, x in states.items()})
         if "plasticity" in states:
@@ -529,11 +437,6 @@ class _Call:
                 f"the machine has too little memory for neuron-astrocyte attention ({function} on "
                 f"{self.batch_size} sequences of {self.length} tokens in {self.arguments.threads} threads)"
             )
-
-
-def _copies(*tensors):
-    """Of gradients that a function of the source overwrites."""
-    return tuple(x.clone(memory_format=torch.contiguous_format) for x in tensors)
 
 
 def _rows(x):
@@ -546,18 +449,27 @@ def _total(parts):
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
-def _like(gradients, tensors):
-    """The gradients in the dtypes of their tensors."""
-    return tuple(None if x is None else gradient.to(x.dtype) for gradient, x in zip(gradients, tensors, strict=True))
+def _unavailable(device):
+    """Why the kernels cannot compute on a device, or None if they can."""
+    if device.type != "cpu":
+        return f"the tensors are on {device}"
+    return obstacle() and f"it could not be built here: {obstacle()}"
 
 
-# Each pass forward and backward, under the name of its plain form.
-KERNELS = {
-    "write_mode": (write_forward, write_backward),
-    "read_mode": (read_forward, read_backward),
-    "write_and_read_causally": (causal_forward, causal_backward),
-    "write_and_read_documents": (documents_forward, documents_backward),
-    "write_and_read_documents_with_activity": (documents_with_activity_forward, documents_with_activity_backward),
-    "write_mode_with_activity": (write_with_activity_forward, write_with_activity_backward),
-    "write_and_read_causally_with_activity": (causal_with_activity_forward, causal_with_activity_backward),
-}
+_WRITE, _CAUSAL = Kernel(write_forward, write_backward), Kernel(causal_forward, causal_backward)
+_DOCUMENTS = Kernel(documents_forward, documents_backward)
+
+BACKEND = Backend(
+    name="cpp",
+    device_type="cpu",
+    unavailable=_unavailable,
+    kernels={
+        "write_mode": _WRITE,
+        "write_mode_with_activity": _WRITE,
+        "read_mode": Kernel(read_forward, read_backward),
+        "write_and_read_causally": _CAUSAL,
+        "write_and_read_causally_with_activity": _CAUSAL,
+        "write_and_read_documents": _DOCUMENTS,
+        "write_and_read_documents_with_activity": _DOCUMENTS,
+    },
+)

@@ -38,6 +38,10 @@ from functools import cache
 
 import torch
 
+from .attention_contract import Backend, CodeFirst, Kernel
+from .attention_passes import CALCIUM_FLOOR as PLAIN_CALCIUM_FLOOR
+from .feature_maps import EXP_CEILING as PLAIN_EXP_CEILING
+
 
 try:
     import triton
@@ -60,11 +64,12 @@ NUM_WARPS = 8
 WRITE_PROGRAMS = 512
 
 
-def is_available(tensor):
-    """Whether the functions below take tensors on the device of this one."""
-    if triton is None:
-        return False
-    return INTERPRETED or (tensor.is_cuda and torch.version.hip is None and _is_supported(tensor.device))
+def unavailable(device):
+    """Why the functions below cannot compute on a device, or None if they can."""
+    if triton is not None and INTERPRETED:
+        return None
+    is_here = triton is not None and device.type == "cuda" and torch.version.hip is None and _is_supported(device)
+    return None if is_here else f"Triton cannot compute on {device} here"
 
 
 @cache
@@ -78,8 +83,8 @@ def _is_supported(device):
 
 if triton is not None:
     # The constants of the plain form.
-    CALCIUM_FLOOR = tl.constexpr(1e-20)
-    EXP_CEILING = tl.constexpr(30.0)
+    CALCIUM_FLOOR = tl.constexpr(PLAIN_CALCIUM_FLOOR)
+    EXP_CEILING = tl.constexpr(PLAIN_EXP_CEILING)
     BLOCK_N = tl.constexpr(BLOCK_LENGTH)
 
     # Lengths change from call to call and must not make new kernels. Strides are left alone: whether 16 divides them
@@ -588,7 +593,7 @@ if triton is not None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def write_forward(key, value, astrocyte_code, padding_mask, feature_map):
+def write_forward(*, key, value, astrocyte_code, padding_mask, feature_map):
     """The write mode: sum_t (phi(k_t) + phi(r_t)) v_t^T, `(B, H, F, d)`, and sum_t phi(k_t), `(B, H, F)`, in float32.
 
     Args:
@@ -598,17 +603,19 @@ def write_forward(key, value, astrocyte_code, padding_mask, feature_map):
         padding_mask (`torch.Tensor` or `None`): bool, `(B, N)`, True where a token is real.
         feature_map (`str`): "elu", "relu", "exp", or "identity" for a key and a code that are activities already.
     """
-    return _write_in_splits(key, value, astrocyte_code, padding_mask, feature_map)
+    written = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
+    return _write_in_splits(**written, feature_map=feature_map)
 
 
-def write_backward(key, value, astrocyte_code, padding_mask, feature_map, d_hebbian, d_calcium):
-    """Gradients of `write_forward`: those of the key, the value and the code (None without one), in their dtypes."""
-    d_states = d_hebbian[:, :, None], d_calcium[:, :, None]
-    return _write_backward(key, value, astrocyte_code, padding_mask, feature_map, *d_states)
+def write_backward(*, key, value, astrocyte_code, padding_mask, feature_map, d_hebbian, d_calcium):
+    """Gradients of `write_forward`: those of the key, the value and the code, in their dtypes."""
+    d_states = {"d_hebbian": d_hebbian[:, :, None], "d_calcium": d_calcium[:, :, None]}
+    written = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
+    return _write_backward(**written, feature_map=feature_map, **d_states)
 
 
-def read_forward(query, hebbian, plasticity, feature_map, output_dtype):
-    """The read mode, `(B, H, N, d)`: phi(Q) H, divided by the response C = phi(Q) g.
+def read_forward(*, query, hebbian, plasticity, feature_map, output_dtype):
+    """The read mode, `(output,)` with `(B, H, N, d)`: phi(Q) H, divided by the response C = phi(Q) g.
 
     Args:
         query (`torch.Tensor`): `(B, H, N, F)`.
@@ -617,17 +624,26 @@ def read_forward(query, hebbian, plasticity, feature_map, output_dtype):
         feature_map (`str`): as in `write_forward`.
         output_dtype (`torch.dtype`): that of the result.
     """
-    feedback = plasticity is not None
-    return _read(query, (), hebbian[:, :, None], plasticity, 1.0, feature_map, feedback, 1.0, output_dtype)
+    state = {"hebbian": hebbian[:, :, None], "calcium": plasticity}
+    return (
+        _read(
+            query=query, **state, feature_map=feature_map, feedback=plasticity is not None, output_dtype=output_dtype
+        ),
+    )
 
 
-def read_backward(query, hebbian, plasticity, feature_map, d_output):
-    """Gradients of `read_forward`: those of the query, the Hebbian weights and the plasticity (None without one)."""
+def read_backward(*, query, hebbian, plasticity, feature_map, d_output):
+    """Gradients of `read_forward`: those of the query, the Hebbian weights and the plasticity."""
     feedback = plasticity is not None
-    reading = hebbian[:, :, None], plasticity, 1.0, feature_map, feedback, 1.0
-    d_query, p, d_response = _read_backward(query, (), *reading, d_output)
-    d_hebbian, d_plasticity = _write_in_splits(query, d_output, None, None, feature_map, p, d_response)
-    return d_query, d_hebbian, d_plasticity if feedback else None
+    state = {"hebbian": hebbian[:, :, None], "calcium": plasticity}
+    d_query, p, d_response = _read_backward(
+        query=query, **state, feature_map=feature_map, feedback=feedback, d_output=d_output
+    )
+    d_hebbian, d_plasticity = _write_in_splits(
+        key=query, value=d_output, feature_map=feature_map, feedback=p, d_response=d_response
+    )
+    found = {"query": d_query, "hebbian": d_hebbian}
+    return {**found, "plasticity": d_plasticity} if feedback else found
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -636,6 +652,7 @@ def read_backward(query, hebbian, plasticity, feature_map, d_output):
 
 
 def causal_forward(
+    *,
     query,
     key,
     value,
@@ -654,18 +671,20 @@ def causal_forward(
 
     The arguments are those of `write_forward` and `read_forward`, but `hebbian` and `calcium`, `(B, H, F)`, are the
     state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without. `document_ids` are
-    None: `attention_backends.py` has the plain form take rows of several documents.
+    None: see `BACKEND`.
 
     Returns:
         The output, `(B, H, N, d)`, and the two parts of the state after the last token, in float32.
     """
-    written = key, value, astrocyte_code, padding_mask
-    states = _states_of_chunks(*written, feature_map, hebbian, calcium)
-    output = _read(query, written, *states, alpha, feature_map, feedback, scale, output_dtype)
+    written = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
+    states = _states_of_chunks(**written, feature_map=feature_map, hebbian=hebbian, calcium=calcium)
+    reading = {"alpha": alpha, "feature_map": feature_map, "feedback": feedback, "scale": scale}
+    output = _read(query=query, **written, hebbian=states[0], calcium=states[1], **reading, output_dtype=output_dtype)
     return output, *(state[:, :, -1].clone() for state in states)  # clones let go of the other chunks' memory
 
 
 def causal_backward(
+    *,
     query,
     key,
     value,
@@ -682,33 +701,52 @@ def causal_backward(
     d_hebbian,
     d_calcium,
 ):
-    """Gradients of `causal_forward`, given those of the output and of the state after the last token.
-
-    Returns:
-        The gradients of the query, the key, the value, the code (None without one) and the two parts of the state
-        before the first token.
-    """
-    written = key, value, astrocyte_code, padding_mask
-    hebbians, calciums = _states_of_chunks(*written, feature_map, hebbian, calcium)
+    """Gradients of `causal_forward`, given those of the output and of the state after the last token: of the query, the
+    key, the value, the code and the two parts of the state before the first token."""
+    written = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
+    hebbians, calciums = _states_of_chunks(**written, feature_map=feature_map, hebbian=hebbian, calcium=calcium)
     # Slot 0 has the gradient of the last state. Each chunk puts in a further one what its tokens read, the last chunk
     # first, so that running sums are the gradients of the states after the last chunk, the one before, and so on.
     last = calciums.shape[2] - 1
     d_hebbians, d_calciums = _slots(d_hebbian, last), _slots(d_calcium, last)
-    reading = alpha, feature_map, feedback, scale
-    d_query, p, d_response = _read_backward(query, written, hebbians, calciums, *reading, d_output, d_calciums)
+    d_query, p, d_response = _read_backward(
+        query=query,
+        **written,
+        hebbian=hebbians,
+        calcium=calciums,
+        alpha=alpha,
+        feature_map=feature_map,
+        feedback=feedback,
+        scale=scale,
+        d_output=d_output,
+        d_calcium=d_calciums,
+    )
     del hebbians
-    _write(query, d_output, None, None, feature_map, d_hebbians, None, last, -1, num_blocks=last, feedback=p)
-    d_states = d_hebbians.cumsum_(2), d_calciums.cumsum_(2)
-    read = query, d_output, p, d_response, calciums, alpha
-    gradients = _write_backward(*written, feature_map, *d_states, read)
-    return d_query, *gradients, *(state[:, :, -1].clone() for state in d_states)
+    _write(
+        key=query,
+        value=d_output,
+        feature_map=feature_map,
+        hebbian=d_hebbians,
+        calcium=None,
+        first_slot=last,
+        slot_step=-1,
+        num_blocks=last,
+        feedback=p,
+    )
+    d_states = {"d_hebbian": d_hebbians.cumsum_(2), "d_calcium": d_calciums.cumsum_(2)}
+    read = {"query": query, "d_output": d_output, "p": p, "d_response": d_response, "calcium": calciums, "alpha": alpha}
+    gradients = _write_backward(**written, feature_map=feature_map, **d_states, **read)
+    of_state = {name.removeprefix("d_"): x[:, :, -1].clone() for name, x in d_states.items()}
+    return {"query": d_query, **gradients, **of_state}
 
 
-def _states_of_chunks(key, value, code, padding_mask, feature_map, hebbian, calcium):
+def _states_of_chunks(*, key, value, code, padding_mask, feature_map, hebbian, calcium):
     """The states before each chunk and, last, after all: `(B, H, chunks + 1, F, d)` and `(B, H, chunks + 1, F)`."""
     num_chunks = triton.cdiv(key.shape[2], BLOCK_LENGTH)
     states = _slots(hebbian, num_chunks), _slots(calcium, num_chunks)
-    _write(key, value, code, padding_mask, feature_map, *states, first_slot=1, num_blocks=num_chunks)
+    written = {"key": key, "value": value, "code": code, "padding_mask": padding_mask}
+    slots = {"hebbian": states[0], "calcium": states[1], "first_slot": 1, "num_blocks": num_chunks}
+    _write(**written, feature_map=feature_map, **slots)
     return tuple(state.cumsum_(2) for state in states)
 
 
@@ -724,7 +762,7 @@ def _slots(state, num_chunks):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _write_in_splits(key, value, code, padding_mask, feature_map, feedback=None, d_response=None):
+def _write_in_splits(*, key, value, feature_map, code=None, padding_mask=None, feedback=None, d_response=None):
     """The write mode in as many programs as keep a GPU busy."""
     batch_size, num_heads, length, num_features = key.shape
     head_dim = value.shape[-1]
@@ -733,23 +771,24 @@ def _write_in_splits(key, value, code, padding_mask, feature_map, feedback=None,
     num_splits = max(1, triton.cdiv(length, split_length))
     hebbian = key.new_empty(batch_size, num_heads, num_splits, num_features, head_dim, dtype=torch.float32)
     calcium = key.new_empty(batch_size, num_heads, num_splits, num_features, dtype=torch.float32)
-    written = key, value, code, padding_mask, feature_map, hebbian, calcium
-    _write(*written, num_blocks=num_splits, block_length=split_length, feedback=feedback, d_response=d_response)
+    written = {"key": key, "value": value, "code": code, "padding_mask": padding_mask, "feature_map": feature_map}
+    slots = {"hebbian": hebbian, "calcium": calcium, "num_blocks": num_splits, "block_length": split_length}
+    _write(**written, **slots, feedback=feedback, d_response=d_response)
     return hebbian.sum(2), calcium.sum(2)
 
 
 def _write(
+    *,
     key,
     value,
-    code,
-    padding_mask,
     feature_map,
     hebbian,
     calcium,
+    num_blocks,
+    code=None,
+    padding_mask=None,
     first_slot=0,
     slot_step=1,
-    *,
-    num_blocks,
     block_length=BLOCK_LENGTH,
     feedback=None,
     d_response=None,
@@ -792,12 +831,26 @@ def _write(
         )
 
 
-def _read(query, written, hebbian, calcium, alpha, feature_map, feedback, scale, output_dtype):
-    """`written` has the key, the value, the code and the mask of the causal form, and nothing bidirectionally."""
+def _read(
+    *,
+    query,
+    hebbian,
+    calcium,
+    feature_map,
+    feedback,
+    output_dtype,
+    alpha=1.0,
+    scale=1.0,
+    key=None,
+    value=None,
+    code=None,
+    padding_mask=None,
+):
+    """Key, value, code and mask are those of the causal form; bidirectionally there are none."""
     batch_size, num_heads, length, num_features = query.shape
     head_dim = hebbian.shape[-1]
     query = _rows(query)
-    key, value, code, padding_mask = _written(written)
+    key, value, code, padding_mask = _rows(key), _rows(value), _rows(code), _contiguous(padding_mask)
     output = _by_token(query, head_dim, output_dtype)
     num_blocks = triton.cdiv(length, BLOCK_LENGTH)
     precision = _precision(query.dtype, output_dtype)
@@ -837,12 +890,27 @@ def _read(query, written, hebbian, calcium, alpha, feature_map, feedback, scale,
     return output.transpose(1, 2)
 
 
-def _read_backward(query, written, hebbian, calcium, alpha, feature_map, feedback, scale, d_output, d_calcium=None):
+def _read_backward(
+    *,
+    query,
+    hebbian,
+    calcium,
+    feature_map,
+    feedback,
+    d_output,
+    alpha=1.0,
+    scale=1.0,
+    d_calcium=None,
+    key=None,
+    value=None,
+    code=None,
+    padding_mask=None,
+):
     """The gradient of the query, and what `_write` makes those of H and g of: scale * P and dC, `(B, H, N)`."""
     batch_size, num_heads, length, num_features = query.shape
     head_dim = hebbian.shape[-1]
     query, d_output = _rows(query), _rows(d_output)
-    key, value, code, padding_mask = _written(written)
+    key, value, code, padding_mask = _rows(key), _rows(value), _rows(code), _contiguous(padding_mask)
     d_query = _by_token(query, num_features, query.dtype)
     p = query.new_empty(batch_size, num_heads, length, dtype=torch.float32)
     d_response = torch.empty_like(p) if feedback else None
@@ -888,12 +956,26 @@ def _read_backward(query, written, hebbian, calcium, alpha, feature_map, feedbac
     return d_query.transpose(1, 2), p, d_response
 
 
-def _write_backward(key, value, code, padding_mask, feature_map, d_hebbian, d_calcium, read=()):
-    """`read` has what was read causally, and by which feedback; nothing bidirectionally."""
+def _write_backward(
+    *,
+    key,
+    value,
+    code,
+    padding_mask,
+    feature_map,
+    d_hebbian,
+    d_calcium,
+    query=None,
+    d_output=None,
+    p=None,
+    d_response=None,
+    calcium=None,
+    alpha=1.0,
+):
+    """Query to alpha are what was read causally, and by which feedback; bidirectionally there is none."""
     batch_size, num_heads, length, num_features = key.shape
     head_dim = value.shape[-1]
     key, value, code = _rows(key), _rows(value), _rows(code)
-    query, d_output, p, d_response, calcium, alpha = read or (None, None, None, None, None, 1.0)
     query, d_output = _rows(query), _rows(d_output)
     d_key = _by_token(key, num_features, key.dtype)
     d_value = _by_token(value, head_dim, value.dtype)
@@ -946,7 +1028,8 @@ def _write_backward(key, value, code, padding_mask, feature_map, d_hebbian, d_ca
     if code is not None:
         d_code = d_code.transpose(1, 2)
         d_code = d_code[0] if shared else d_code
-    return d_key.transpose(1, 2), d_value.transpose(1, 2), d_code
+    found = {"key": d_key.transpose(1, 2), "value": d_value.transpose(1, 2)}
+    return found if d_code is None else {**found, "astrocyte_code": d_code}
 
 
 def _block(size, precision, largest=64):
@@ -961,11 +1044,6 @@ def _rows(x):
 
 def _contiguous(x):
     return None if x is None else x.contiguous()
-
-
-def _written(written):
-    key, value, code, padding_mask = written or (None, None, None, None)
-    return _rows(key), _rows(value), _rows(code), _contiguous(padding_mask)
 
 
 def _strides(x):
@@ -994,9 +1072,17 @@ def _precision(*dtypes):
     return "tf32" if allowed else "tf32x3"
 
 
-# Forward and backward of each pass.
-KERNELS = {
-    "write_mode": (write_forward, write_backward),
-    "read_mode": (read_forward, read_backward),
-    "write_and_read_causally": (causal_forward, causal_backward),
-}
+_CAUSAL = Kernel(causal_forward, causal_backward, takes_no=("document_ids",))
+
+BACKEND = Backend(
+    name="triton",
+    device_type="cuda",
+    unavailable=unavailable,
+    kernels={
+        "write_mode": Kernel(write_forward, write_backward),
+        "write_mode_with_activity": CodeFirst("write_mode"),
+        "read_mode": Kernel(read_forward, read_backward),
+        "write_and_read_causally": _CAUSAL,
+        "write_and_read_causally_with_activity": CodeFirst("write_and_read_causally"),
+    },
+)

@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .attention_contract import MaterializedCode
+
 
 # Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
 CHUNK_SIZE = 64
@@ -297,9 +299,6 @@ class SequenceLayout(NamedTuple):
         document_ids: `(batch, length)` numbers of the documents that are packed into each row, from 0 in steps of at
             most 1, at padding that of the token before; None if each row is one document. Positions, counts and order
             are then those in the own document.
-        geometry, output_scale: what layers share, as of `AstrocyteCode.geometry` and of
-            `AstroformerAttention.output_scale`; None where each works it out.
-        document_sizes: as of `sizes_of_documents`, for who needs them as numbers; else None.
     """
 
     causal: bool
@@ -313,9 +312,6 @@ class SequenceLayout(NamedTuple):
     num_written: torch.Tensor | int
     full_mask: torch.Tensor | None
     document_ids: torch.Tensor | None
-    geometry: torch.Tensor | tuple[torch.Tensor, ...] | None = None
-    output_scale: torch.Tensor | float | None = None
-    document_sizes: list[int] | None = None
 
     def coupling(self, scale, dtype):
         """r is never built here: None."""
@@ -340,9 +336,12 @@ class SequenceLayout(NamedTuple):
     def neighbour_weights(self, scale, dtype):
         """Nor is r': None."""
 
-    def coupled_table(self, table, scale):
-        """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch."""
-        coupling = self.coupling_of_table(scale, table.dtype) if self.geometry is None else self.geometry
+    def coupled_table(self, table, scale, coupling=None):
+        """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch.
+
+        `coupling` is that of `coupling_of_table`, worked out here if it is None.
+        """
+        coupling = self.coupling_of_table(scale, table.dtype) if coupling is None else coupling
         if isinstance(coupling, tuple):
             rows, coupling = coupling
             coupled = (coupling[:, None].to(table) @ table[:, rows]).transpose(0, 1)  # (1 or B, H, 1, m)
@@ -378,7 +377,7 @@ class SequenceLayout(NamedTuple):
         sines, cosines = waves.chunk(2, dim=-1)
         return torch.cat((in_phase * sines - delayed * cosines, in_phase * cosines + delayed * sines), dim=-1)
 
-    def activity(self, key, scale, weight, bias, state=None):
+    def activity(self, key, scale, weight, bias, state=None, weights=None):
         """The code "activity": R = r' K W + b, where r' K is for each token the mean key of the others (causally, of
         those before it), weighted by their coupling.
 
@@ -389,35 +388,65 @@ class SequenceLayout(NamedTuple):
             state (`NeighbourhoodState`, *optional*): what came before, causally.
 
         Returns:
-            `ActivityCode`, of which R is yet to be made.
+            `ActivityRecipe`, of which R is yet to be made.
         """
         if self.causal and state is None:
             state = NeighbourhoodState(key.new_zeros(*key.shape[:2], key.shape[3]), key.new_zeros(key.shape[0], 1, 1))
-        return ActivityCode(self.order, self.rank, weight, bias, *(state or (None, None)), scale)
+        return ActivityRecipe(weight, bias, self.order, self.rank, *(state or (None, None)), scale)
 
 
-class ActivityCode(NamedTuple):
-    """The astrocyte code "activity" as what it is made of, for passes that make it as they go.
+class ActivityRecipe(NamedTuple):
+    """The astrocyte code "activity" as what it is made of: a `CodeRecipe`, see `attention_contract.py`.
 
     Attributes:
-        order, rank, weight, bias, total, count, coupling_scale: the arguments of `activity_code` of these names.
+        weight, bias, order, rank, total, count, coupling_scale: the arguments of `activity_code` of these names.
     """
 
-    order: torch.Tensor | None
-    rank: torch.Tensor | None
     weight: torch.Tensor
     bias: torch.Tensor
+    order: torch.Tensor | None
+    rank: torch.Tensor | None
     total: torch.Tensor | None
     count: torch.Tensor | None  # type: ignore[assignment]  # as in `NeighbourhoodState`
     coupling_scale: float
 
-    def make(self, key, padding_mask, causal, document_ids=None):
-        """The results of `activity_code`."""
-        *tensors, coupling_scale = self
-        return activity_code(key, padding_mask, document_ids, *tensors, coupling_scale=coupling_scale, causal=causal)
+    fused = {  # type: ignore[misc]  # a constant of the class, not a field
+        "write_mode": "write_mode_with_activity",
+        "write_and_read_causally": "write_and_read_causally_with_activity",
+        "write_and_read_documents": "write_and_read_documents_with_activity",
+    }
+
+    def materialize(self, key, padding_mask=None, causal=False, document_ids=None):
+        """R, `(batch, heads, length, m)`, and causally the `NeighbourhoodState` after the last real token."""
+        code, *sums = activity_code(
+            key, padding_mask=padding_mask, document_ids=document_ids, causal=causal, **self._asdict()
+        )
+        return code, NeighbourhoodState(*sums) if causal else None
+
+    def fused_inputs(self, causal):
+        """What the passes of `fused` take beside the others' inputs, by keyword."""
+        inputs = {"weight": self.weight, "bias": self.bias, "coupling_scale": self.coupling_scale}
+        return {**inputs, "total": self.total, "count": self.count} if causal else inputs
+
+    def state_after(self, outputs):
+        """The `NeighbourhoodState` from the results of a causal pass; None from those of another."""
+        return NeighbourhoodState(outputs["total"], outputs["count"]) if "total" in outputs else None
 
 
-def activity_code(key, padding_mask, document_ids, order, rank, weight, bias, total, count, *, coupling_scale, causal):
+def activity_code(
+    key,
+    weight,
+    bias,
+    *,
+    padding_mask=None,
+    document_ids=None,
+    order=None,
+    rank=None,
+    total=None,
+    count=None,
+    coupling_scale,
+    causal,
+):
     """R = r' K W + b from the mean r' K of the keys before and after each token (causally, before it), weighted by
     their coupling.
 
@@ -426,13 +455,15 @@ def activity_code(key, padding_mask, document_ids, order, rank, weight, bias, to
 
     Args:
         key (`torch.Tensor`): `(batch, heads, length, m)`.
-        padding_mask, document_ids, order, rank (`torch.Tensor`, *optional*): as of `SequenceLayout`.
         weight, bias (`torch.Tensor`): W, `(heads, m, m)`, and b, `(heads, 1, m)`.
-        total, count (`torch.Tensor`): the fields of the `NeighbourhoodState` to go on from; None if not causal.
+        padding_mask, document_ids, order, rank (`torch.Tensor`, *optional*): as of `SequenceLayout`.
+        total, count (`torch.Tensor`, *optional*): the fields of the `NeighbourhoodState` to go on from, causally.
         coupling_scale (`float`): scale of the coupling.
+        causal (`bool`): whether a token sees those before it only.
 
     Returns:
-        `(code, total, count)`: `(batch, heads, length, m)`, and the fields of the state after the last real token.
+        `(code, total, count)`: `(batch, heads, length, m)`, and causally the fields of the state after the last real
+        token.
     """
     if order is not None:
         key = reorder(key, order)
@@ -522,11 +553,7 @@ def sequence_layout(
             else:
                 tokens_first = known_value(lambda: (~own[:, :-1] & own[:, 1:]).any()) is False
     if not tokens_first:
-        real = padding_mask.long()
-        rank = real.cumsum(-1) - 1
-        place = torch.where(padding_mask, rank, real.sum(-1, keepdim=True) + (1 - real).cumsum(-1) - 1)  # in the order
-        order = torch.zeros_like(place).scatter(1, place, torch.arange(length, device=device).expand_as(place))
-        rank = rank.clamp(min=0)
+        order, rank = order_of_tokens(padding_mask)
     if padding_mask is not None or past_counted is not None:
         if padding_mask is None:
             counted = torch.arange(1, length + 1, device=device)[None]
@@ -558,6 +585,17 @@ def sequence_layout(
         *(causal, padding_mask, position_ids, end, is_contiguous, order, rank, counted, num_written, full_mask),
         document_ids,
     )
+
+
+def order_of_tokens(padding_mask):
+    """The index of each real token in turn, then of the padding, and the inverse of that on real tokens: two times
+    `(batch, length)`, the fields `order` and `rank` of `SequenceLayout`."""
+    real = padding_mask.long()
+    rank = real.cumsum(-1) - 1
+    place = torch.where(padding_mask, rank, real.sum(-1, keepdim=True) + (1 - real).cumsum(-1) - 1)  # in the order
+    index = torch.arange(padding_mask.shape[1], device=padding_mask.device)
+    order = torch.zeros_like(place).scatter(1, place, index.expand_as(place))
+    return order, rank.clamp(min=0)
 
 
 def number_documents(starts, padding_mask=None):
@@ -624,7 +662,6 @@ class GridLayout(NamedTuple):
         grid: rows and columns of the image.
         own_grid: rows and columns of the grid that the model was made for.
         has_class_token: whether a class token stands before the patches.
-        geometry, output_scale: as of `SequenceLayout`.
         causal, padding_mask, counted, full_mask, document_ids: likewise; an image is never causal, has no padding and
             is one document.
     """
@@ -633,8 +670,6 @@ class GridLayout(NamedTuple):
     grid: tuple[int, int]
     own_grid: tuple[int, int]
     has_class_token: bool
-    geometry: torch.Tensor | None = None
-    output_scale: torch.Tensor | float | None = None
 
     causal: bool = False
     padding_mask: None = None
@@ -660,14 +695,14 @@ class GridLayout(NamedTuple):
         """What `coupled_table` multiplies by: r."""
         return self.coupling(scale, dtype)
 
-    def coupled_table(self, table, scale):
-        """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this grid."""
+    def coupled_table(self, table, scale, coupling=None):
+        """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this grid; `coupling` is r."""
         if self.grid != self.own_grid:
             class_row, rows = table[:, : self.has_class_token], table[:, self.has_class_token :]
             rows = rows.unflatten(1, self.own_grid).permute(0, 3, 1, 2)  # (H, m, rows, columns)
             rows = nn.functional.interpolate(rows, size=self.grid, mode="bicubic", align_corners=False)
             table = torch.cat((class_row, self._area * rows.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
-        coupling = self.coupling(scale, table.dtype) if self.geometry is None else self.geometry
+        coupling = self.coupling(scale, table.dtype) if coupling is None else coupling
         return coupling.to(table) @ table  # FSDP in mixed precision casts what it finds among a layer's arguments
 
     def coupled_waves(self, num_frequencies, scale, dtype):
@@ -679,10 +714,10 @@ class GridLayout(NamedTuple):
             waves = nn.functional.pad(waves, (0, 0, 1, 0))
         return self.coupling(scale, dtype) @ waves
 
-    def activity(self, key, scale, weight, bias, state=None):
-        """R = r' K W + b, as of `SequenceLayout`, but made: `(batch, heads, length, m)`."""
-        weights = self.neighbour_weights(scale, key.dtype) if self.geometry is None else self.geometry
-        return weights.to(key) @ key @ weight + bias
+    def activity(self, key, scale, weight, bias, state=None, weights=None):
+        """R = r' K W + b, as of `SequenceLayout`, but made, `(batch, heads, length, m)`; `weights` are r'."""
+        weights = self.neighbour_weights(scale, key.dtype) if weights is None else weights
+        return MaterializedCode(weights.to(key) @ key @ weight + bias)
 
     def neighbour_weights(self, scale, dtype):
         """r', `(length, length)`."""

@@ -1,0 +1,255 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""What the layers, the passes of the operation and the backends that compute them agree on, as data.
+
+- A `Pass` is one step of the operation: a plain function of PyTorch, with the names of what it takes and gives. It is
+  declared where that function stands (`attention_passes.py`), by `declares_pass`.
+- A `Kernel` is a faster twin of a pass, forward and backward; a `Backend` is a table of kernels, with the devices and
+  dtypes that it is made for. `attention_backends.py` lists the backends and chooses.
+- A `CodeRecipe` is what attention takes of an astrocyte code: it can be turned into R, or handed to a pass that makes R
+  as it goes.
+
+All of them are called by keyword. A name means the same thing in every pass; `SHAPES` says what.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol, get_type_hints
+
+import torch
+
+
+# The tensors of the passes, as letters: b batch, h heads, n tokens, m hidden neurons, f features (phi of m; m itself
+# where a pass applies phi), d head size. Of the astrocyte code the batch may be missing, where all share it.
+SHAPES = {
+    "query": "bhnm",
+    "key": "bhnm",
+    "value": "bhnd",
+    "astrocyte_code": "bhnm",
+    "padding_mask": "bn",  # True where a token is real
+    "document_ids": "bn",  # as of `token_layout.number_documents`
+    "hebbian": "bhfd",  # sum of (phi(k) + phi(r)) v^T
+    "calcium": "bhf",  # sum of phi(k)
+    "plasticity": "bhf",  # g
+    "output": "bhnd",
+    # of the code "activity", see `token_layout.activity_code`
+    "weight": "hmm",
+    "bias": "h1m",
+    "total": "bhm",
+    "count": "b11",
+}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One step of the operation.
+
+    Attributes:
+        name: of its plain function.
+        plain: the plain function, whose arguments are all by keyword.
+        tensors: the inputs that are tensors, in order.
+        optional: those of them that may be None.
+        options: the other inputs, and their types.
+        outputs: the names of its results, in order. One result comes as it is, several as a tuple.
+        without_gradient: the inputs that are not differentiable.
+        forward_only: the options that the gradients do not depend on; a backward kernel does not take them.
+    """
+
+    name: str
+    plain: Callable[..., Any]
+    tensors: tuple[str, ...]
+    optional: frozenset[str]
+    options: Mapping[str, type] = field(compare=False)
+    outputs: tuple[str, ...]
+    without_gradient: frozenset[str]
+    forward_only: frozenset[str]
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The results by the plain function."""
+        return self.plain(**inputs)
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The inputs that have gradients, in order."""
+        return tuple(name for name in self.tensors if name not in self.without_gradient)
+
+    def as_tuple(self, results: Any) -> tuple[torch.Tensor, ...]:
+        """Results as a tuple, also if there is one only."""
+        return (results,) if len(self.outputs) == 1 else tuple(results)
+
+    def from_tuple(self, results: tuple[torch.Tensor, ...]) -> Any:
+        """Results as the plain function returns them."""
+        return results[0] if len(self.outputs) == 1 else results
+
+    def empty_outputs(self, inputs: Mapping[str, Any], device: Any = None) -> tuple[torch.Tensor, ...]:
+        """Uninitialised results in the shapes and strides that a custom operator promises, float32 or `output_dtype`.
+
+        An "output" lies in memory as (b, n, h, d), the order in which merging the heads is free.
+        """
+        sizes: dict[str, Any] = {"1": 1}
+        for name in self.tensors:
+            if inputs[name] is not None:
+                letters = SHAPES[name][-inputs[name].dim() :]
+                sizes.update(zip(letters, inputs[name].shape, strict=True))
+        sizes.setdefault("f", sizes.get("m"))  # as these passes see it, phi leaves the number of features
+        like = next(inputs[name] for name in self.tensors if inputs[name] is not None)
+        found = []
+        for name in self.outputs:
+            shape = [sizes[letter] for letter in SHAPES[name]]
+            if name == "output":
+                b, h, n, d = shape
+                output = like.new_empty(b, n, h, d, dtype=inputs["output_dtype"], device=device)
+                found.append(output.transpose(1, 2))
+            else:
+                found.append(like.new_empty(shape, dtype=torch.float32, device=device))
+        return tuple(found)
+
+
+PASSES: dict[str, Pass] = {}
+
+
+def declares_pass(
+    *outputs: str, without_gradient: tuple[str, ...] = (), forward_only: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Pass]:
+    """Declares the decorated function, whose arguments are keyword-only and annotated, as a `Pass`.
+
+    Args:
+        outputs (`str`): the names of its results.
+        without_gradient, forward_only (tuple of `str`): as of `Pass`.
+    """
+
+    def declare(plain: Callable[..., Any]) -> Pass:
+        hints = get_type_hints(plain)
+        inputs = {name: hints[name] for name in inspect.signature(plain).parameters}
+        tensors = tuple(name for name, hint in inputs.items() if hint in (torch.Tensor, torch.Tensor | None))
+        declared = Pass(
+            name=plain.__name__,
+            plain=plain,
+            tensors=tensors,
+            optional=frozenset(name for name in tensors if inputs[name] != torch.Tensor),
+            options={name: hint for name, hint in inputs.items() if name not in tensors},
+            outputs=outputs,
+            without_gradient=frozenset(without_gradient),
+            forward_only=frozenset(forward_only),
+        )
+        unknown = {*tensors, *outputs} - set(SHAPES) | {*without_gradient, *forward_only} - set(inputs)
+        if unknown:
+            raise ValueError(f"the pass {plain.__name__!r} names {', '.join(sorted(unknown))}, which nothing explains")
+        declared.__dict__["__doc__"] = plain.__doc__
+        PASSES[declared.name] = declared
+        return declared
+
+    return declare
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A faster twin of a pass.
+
+    Args:
+        forward (function): takes what the pass takes, by keyword; returns its results, always as a tuple.
+        backward (function): takes that without the options that are `forward_only`, and the gradient of each result
+            as `d_` and its name; returns a dict from the names of inputs to their gradients.
+        takes_no (tuple of `str`): optional inputs that must be None.
+    """
+
+    forward: Callable[..., tuple[torch.Tensor, ...]]
+    backward: Callable[..., dict[str, torch.Tensor]]
+    takes_no: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CodeFirst:
+    """Stands in a backend's table for a pass that makes R on the way: PyTorch makes R, and another pass takes it.
+
+    Args:
+        then (`str`): the name of that pass.
+    """
+
+    then: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute the passes.
+
+    Args:
+        name (`str`): as users call it.
+        device_type (`str`): of the tensors that "auto" takes it for.
+        kernels (mapping): from the names of passes to a `Kernel` or `CodeFirst`.
+        unavailable (function): from a device to why it cannot compute there on this machine, or None.
+        dtypes (set of `torch.dtype`): what it takes.
+    """
+
+    name: str
+    device_type: str
+    kernels: Mapping[str, Kernel | CodeFirst]
+    unavailable: Callable[[torch.device], str | None]
+    dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+    def obstacle(self, device: torch.device, dtypes: set[torch.dtype]) -> str | None:
+        """Why it does not take tensors of these dtypes on this device, or None if it does."""
+        for dtype in dtypes:
+            if dtype.is_floating_point and dtype not in self.dtypes:
+                return f"it does not compute in {str(dtype).removeprefix('torch.')}"
+        return self.unavailable(device)
+
+    def lacks(self, name: str, inputs: Mapping[str, Any]) -> str | None:
+        """Why it has no kernel for a pass with these inputs, or None if it has."""
+        kernel = self.kernels.get(name)
+        if kernel is None:
+            return f"it has no kernel for {name}"
+        if isinstance(kernel, CodeFirst):
+            return self.lacks(kernel.then, inputs)
+        refused = [x for x in kernel.takes_no if inputs.get(x) is not None]
+        return f"its kernel for {name} does not take {', '.join(refused)} yet" if refused else None
+
+
+class CodeRecipe(Protocol):
+    """What attention takes of an astrocyte code. A tuple of tensors and numbers, so that hooks find its tensors.
+
+    Attributes:
+        fused: from the names of passes that take R to those that make it as they go; empty if there are none.
+    """
+
+    fused: ClassVar[Mapping[str, str]]
+
+    def materialize(
+        self,
+        key: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        causal: bool,
+        document_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Any]:
+        """R, `(heads, length, m)` or with a leading batch, and the code's state after the last token (None: it has
+        none), for keys `(batch, heads, length, m)`."""
+
+    def fused_inputs(self, causal: bool) -> dict[str, Any]:
+        """What the passes of `fused` take beside the others' inputs, by keyword."""
+
+    def state_after(self, outputs: Mapping[str, torch.Tensor]) -> Any:
+        """The code's state from the results of a pass of `fused`, by name."""
+
+
+class MaterializedCode(NamedTuple):
+    """The `CodeRecipe` of an R that is there already."""
+
+    code: torch.Tensor
+    state: Any = None
+
+    fused = {}  # type: ignore[misc]  # a constant of the class, not a field
+
+    def materialize(
+        self,
+        key: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        causal: bool = False,
+        document_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Any]:
+        return self.code, self.state
+
+    def fused_inputs(self, causal: bool) -> dict[str, Any]:
+        return {}
+
+    def state_after(self, outputs: Mapping[str, torch.Tensor]) -> Any:
+        return self.state
