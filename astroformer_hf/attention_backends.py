@@ -93,15 +93,14 @@ def choose_backend(passes: list[Pass], inputs: Mapping[str, Any], tensors: list[
     device = tensors[0].device
     candidates = [x for x in BACKENDS.values() if x.device_type == device.type] if name == "auto" else [BACKENDS[name]]
     for backend in candidates:
-        obstacle = _obstacle(backend, device, tensors)
-        missing = None if obstacle else _missing(backend, passes, inputs)
+        obstacle, missing = _obstacle(backend, device, tensors), _missing(backend, passes, inputs)
         if not obstacle and not missing:
             return backend
         if name != "auto":
             raise RuntimeError(
-                f"attention backend {name!r} was asked for, but {obstacle or missing}; 'auto' would take another"
+                f"attention backend {name!r} was asked for, but {missing or obstacle}; 'auto' would take another"
             )
-        if missing:
+        if not obstacle:
             logger.warning_once(f"Neuron-astrocyte attention runs in its plain form: {backend.name!r}: {missing}")
     return None
 

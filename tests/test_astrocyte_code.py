@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_vision_config
 
-from astroformer_hf.astrocyte_code import ASTROCYTE_CODES, coupling_row_sum, untrained_activity
-from astroformer_hf.attention_operation import FEATURE_MAPS
+from astroformer_hf.astrocyte_code import ASTROCYTE_CODES, coupling_row_sum
+from astroformer_hf.feature_maps import FEATURE_MAPS
 from astroformer_hf.modeling_astroformer import AstroformerModel
 from astroformer_hf.modeling_astroformer_vision import AstroformerVisionModel
 from astroformer_hf.token_layout import (
@@ -73,10 +73,10 @@ def test_learned_code_is_r_times_the_table(scale):
     expected = coupling_matrix(160, scale) @ code.relative_embedding + code.resting_bias
     for length in (1, 64, 100, 160):
         key = torch.zeros(2, 4, length, 8, dtype=torch.float64)
-        output, _ = code(key, sequence_layout(length, key.device))
+        output, _ = code.make(key, sequence_layout(length, key.device))
         torch.testing.assert_close(output, expected[:, :length])
     position_ids = torch.tensor([[5, 0, 159], [1, 1, 30]])
-    output, _ = code(torch.zeros(2, 4, 3, 8), sequence_layout(3, key.device, position_ids=position_ids))
+    output, _ = code.make(torch.zeros(2, 4, 3, 8), sequence_layout(3, key.device, position_ids=position_ids))
     torch.testing.assert_close(output, expected[:, position_ids].transpose(0, 1))
 
 
@@ -86,7 +86,7 @@ def test_sinusoidal_code_is_r_times_the_waves_of_the_whole_line(scale):
     far = 1000  # exp(-0.05 * 1000) is below the rounding of float64
     waves = sinusoidal_features(torch.arange(-far, far + 21)[None], code.num_frequencies, torch.float64)[0]
     expected = (coupling_matrix(2 * far + 21, scale) @ waves)[far:-far] @ code.weight + code.resting_bias
-    output, _ = code(torch.zeros(1, 4, 21, 8, dtype=torch.float64), sequence_layout(21, waves.device))
+    output, _ = code.make(torch.zeros(1, 4, 21, 8, dtype=torch.float64), sequence_layout(21, waves.device))
     torch.testing.assert_close(output, expected)
 
 
@@ -98,7 +98,7 @@ def test_activity_code_is_the_neighbourhood_of_the_keys(length, scale):
     key = torch.randn(2, 4, length, 8, dtype=torch.float64)
     mask = torch.rand(2, length) > 0.3
     mask[0] = True
-    output, _ = code(key, sequence_layout(length, key.device, mask))
+    output, _ = code.make(key, sequence_layout(length, key.device, mask))
     for b in range(2):
         keys = key[b][:, mask[b]]  # the real tokens, as if the others were not there
         position = torch.arange(keys.shape[1], dtype=torch.float64)
@@ -111,7 +111,7 @@ def test_activity_code_passes_gradients_of_the_plain_form():
     config, code = initialised("activity")
     key = torch.randn(1, 4, 5, 8, dtype=torch.float64, requires_grad=True)
     layout = sequence_layout(5, key.device, torch.tensor([[0, 1, 1, 0, 1]]))
-    assert torch.autograd.gradcheck(lambda key: code(key, layout)[0][:, :, [1, 2, 4]], key)
+    assert torch.autograd.gradcheck(lambda key: code.make(key, layout)[0][:, :, [1, 2, 4]], key)
 
 
 def test_layouts():
@@ -134,8 +134,8 @@ def test_layouts():
 def test_an_untrained_code_is_as_loud_as_it_should_be_and_can_grow(kind, feature_map, scale, resting):
     changes = {"astrocyte_scale": scale, "initializer_range": 0.02, "astrocyte_resting_activity": resting}
     config, code = initialised(kind, feature_map=feature_map, **changes)
-    loudness = FEATURE_MAPS[feature_map](code(torch.zeros(1, 4, 80, 8), sequence_layout(80, None))[0], None)
-    relative = loudness.mean() / untrained_activity(feature_map, 8)
+    loudness = FEATURE_MAPS[feature_map](code.make(torch.zeros(1, 4, 80, 8), sequence_layout(80, None))[0])
+    relative = loudness.mean() / FEATURE_MAPS[feature_map].activity_before_training(8)
     assert 0.5 * resting < relative < 2.5 * resting
     gradients = torch.autograd.grad(loudness.sum(), list(code.parameters()))
     assert all(gradient.abs().max() > 0 for gradient in gradients)
@@ -155,9 +155,9 @@ def test_causal_learned_code_is_the_recurrence(scale):
     expected = coupling_matrix(160, scale).tril() @ code.relative_embedding + code.resting_bias
     for length in (1, 64, 160):
         key = torch.zeros(2, 4, length, 8, dtype=torch.float64)
-        output, _ = code(key, sequence_layout(length, key.device, causal=True))
+        output, _ = code.make(key, sequence_layout(length, key.device, causal=True))
         torch.testing.assert_close(output, expected[:, :length])
-    output, _ = code(key[:, :, :7], sequence_layout(7, key.device, causal=True, past_length=90))
+    output, _ = code.make(key[:, :, :7], sequence_layout(7, key.device, causal=True, past_length=90))
     torch.testing.assert_close(output, expected[:, 90:97])
 
 
@@ -167,7 +167,7 @@ def test_causal_sinusoidal_code_is_the_recurrence_on_the_line(scale):
     far = 1000
     waves = sinusoidal_features(torch.arange(-far, 21)[None], code.num_frequencies, torch.float64)[0]
     expected = (coupling_matrix(far + 21, scale).tril() @ waves)[far:] @ code.weight + code.resting_bias
-    output, _ = code(torch.zeros(1, 4, 21, 8, dtype=torch.float64), sequence_layout(21, waves.device, causal=True))
+    output, _ = code.make(torch.zeros(1, 4, 21, 8, dtype=torch.float64), sequence_layout(21, waves.device, causal=True))
     torch.testing.assert_close(output, expected)
 
 
@@ -183,7 +183,7 @@ def test_causal_activity_code_is_the_mean_of_what_came_before(scale, pieces):
     outputs, state, start = [], None, 0
     for size in pieces:
         layout = sequence_layout(size, key.device, mask[:, : start + size], causal=True, past_length=start)
-        output, state = code(key[:, :, start : start + size], layout, state)
+        output, state = code.make(key[:, :, start : start + size], layout, None, state)
         outputs.append(output)
         start += size
     output = torch.cat(outputs, dim=2)
@@ -228,7 +228,7 @@ def test_codes_on_a_grid_are_the_coupling_at_euclidean_distance(kind, scale, cla
     config, code = grid_code(kind, astrocyte_scale=scale, **size)
     key = torch.randn(2, 4, 15 + class_token, 8, dtype=torch.float64)
     r = euclidean_coupling(3, 5, scale)
-    output, _ = code(key, grid_layout((3, 5), config.grid, class_token, key.device))
+    output, _ = code.make(key, grid_layout((3, 5), config.grid, class_token, key.device))
     output = (output - code.resting_bias)[..., class_token:, :]
     if kind == "learned":
         expected = r @ code.relative_embedding[:, class_token:]
@@ -246,7 +246,7 @@ def test_the_class_token_lies_off_the_grid():
     for kind in ASTROCYTE_CODES:
         config, code = grid_code(kind, pooling="cls")
         key = torch.randn(2, 4, 17, 8, dtype=torch.float64)
-        output, _ = code(key, grid_layout((4, 4), (4, 4), True, key.device))
+        output, _ = code.make(key, grid_layout((4, 4), (4, 4), True, key.device))
         own = code.relative_embedding[:, 0] if kind == "learned" else 0
         expected = (own + code.resting_bias[:, 0]).expand_as(output[..., 0, :])
         torch.testing.assert_close(output[..., 0, :], expected)
@@ -261,8 +261,8 @@ def test_a_finer_grid_sees_the_same_astrocyte(kind):
         code.relative_embedding.data = smooth.expand_as(code.relative_embedding).contiguous()
     coarse = torch.randn(1, 4, 1, 8, dtype=torch.float64).expand(-1, -1, 256, -1)  # one key for all patches
     fine = coarse[:, :, :1].expand(-1, -1, 32 * 32, -1)
-    near, _ = code(coarse, grid_layout((16, 16), config.grid, False, None))
-    far, _ = code(fine, grid_layout((32, 32), config.grid, False, None))
+    near, _ = code.make(coarse, grid_layout((16, 16), config.grid, False, None))
+    far, _ = code.make(fine, grid_layout((32, 32), config.grid, False, None))
     near, far = (x.expand(1, -1, -1, -1) if x.dim() == 3 else x for x in (near, far))
     pooled = torch.nn.functional.avg_pool2d(far[0].unflatten(1, (32, 32)).permute(0, 3, 1, 2), 2)
     inner = slice(4, 12)  # away from the border, whose patches reach to another place
@@ -278,8 +278,8 @@ def test_row_sum_of_the_grid():
 def test_every_code_of_the_configuration_exists():
     from astroformer_hf.configuration_astroformer import CHOICES
 
-    assert tuple(ASTROCYTE_CODES) == CHOICES["astrocyte_code"]
-    assert tuple(FEATURE_MAPS) == CHOICES["feature_map"]
+    assert tuple(ASTROCYTE_CODES) == tuple(CHOICES["astrocyte_code"])
+    assert tuple(FEATURE_MAPS) == tuple(CHOICES["feature_map"])
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -322,11 +322,11 @@ def test_what_the_layers_share_is_worked_out_once(monkeypatch):
 @pytest.mark.parametrize("scale", [0.05, 1.0])
 def test_a_step_of_decoding_reads_only_the_rows_that_it_feels(scale):
     config, code = initialised("learned", astrocyte_scale=scale, is_decoder=True)
-    whole = code(None, sequence_layout(100, "cpu", causal=True))[0]
+    whole = code.make(None, sequence_layout(100, "cpu", causal=True))[0]
     mask = torch.ones(2, 100)
     mask[1, :30] = 0
     for t in (0, 1, 50, 99):
-        step = code(None, sequence_layout(1, "cpu", mask[:, : t + 1], causal=True, past_length=t))[0]
+        step = code.make(None, sequence_layout(1, "cpu", mask[:, : t + 1], causal=True, past_length=t))[0]
         step = step.expand(2, *step.shape[-3:])
         torch.testing.assert_close(step[0, :, 0], whole[:, t])
         if t >= 30:

@@ -1,7 +1,11 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Every backend that the machine has, against the network token by token: values, gradients, choice and failure."""
 
+import collections
+import dataclasses
+import inspect
 import itertools
+import logging
 import threading
 
 import pytest
@@ -13,13 +17,15 @@ from astroformer_hf import (
     AstroformerModel,
     NeuronAstrocyteState,
     attention_backend,
+    attention_backends,
     neuron_astrocyte_attention,
     neuron_astrocyte_cpu,
     neuron_astrocyte_network,
 )
 from astroformer_hf.attention_backends import choose_backend
+from astroformer_hf.attention_contract import PASSES, Kernel
 from astroformer_hf.attention_operation import attend
-from astroformer_hf.token_layout import NeighbourhoodState, sequence_layout
+from astroformer_hf.token_layout import sequence_layout
 
 
 BACKENDS = ["plain"]
@@ -298,24 +304,24 @@ def test_the_activity_code_made_on_the_way(scale, padding, causal):
 
     def outputs(backend, dtype, ends):
         given = {name: x.to(dtype).requires_grad_() for name, x in sources.items()}
-        parts, state, sums, start = [], None, (None, None), 0
+        parts, state, sums, start = [], None, None, 0
         for end in ends:
             layout = sequence_layout(
                 end - start, "cpu", None if mask is None else mask[:, :end], causal=causal, past_length=start
             )
             query, key, value = (given[name][:, :, start:end] for name in ("query", "key", "value"))
-            before = None if sums[0] is None else NeighbourhoodState(*sums)
-            code = layout.activity(key, scale, given["weight"], given["bias"], before)
+            code = layout.activity(key, scale, given["weight"], given["bias"], sums)
             with attention_backend(backend):
                 options = {"alpha": 0.5, "feature_map": "elu", "feedback": True, "random_projection": None}
+                tensors = {"query": query, "key": key, "value": value, "padding_mask": layout.padding_mask}
                 part, state, sums = attend(
-                    query, key, value, code, layout.padding_mask, **options, causal=causal, initial_state=state
+                    **tensors, astrocyte_code=code, **options, causal=causal, initial_state=state
                 )
             parts.append(part)
             start = end
         found = {"output": torch.cat(parts, dim=2) * real, "hebbian": state.hebbian, "calcium": state.calcium}
         if causal:
-            found.update(total=sums[0], count=sums[1])
+            found.update(sums._asdict())
         loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=dtype).view(x.shape)).sum() for x in found.values())
         gradients = torch.autograd.grad(loss, list(given.values()))
         found.update({f"gradient of {name}": x for name, x in zip(given, gradients, strict=True)})
@@ -346,17 +352,23 @@ def test_a_model_is_the_same_in_every_backend(code, is_decoder):
     assert_close(found["cpp"], found["plain"], 1e-3)
 
 
+def chosen(*tensors):
+    """The name of the backend that is chosen for a call of no pass in particular."""
+    backend = choose_backend([], {}, [x for x in tensors if x is not None])
+    return "plain" if backend is None else backend.name
+
+
 def test_the_choice_is_by_device_and_dtype():
     x = torch.zeros(1, 1, 2, 2)
     expected = "cpp" if "cpp" in BACKENDS else "plain"
-    assert choose_backend(x) == choose_backend(x.half(), None) == choose_backend(torch.nn.Parameter(x)) == expected
-    assert choose_backend(x.double()) == choose_backend(x, x.double()) == "plain"
-    assert choose_backend(x.to("meta")) == "plain"
+    assert chosen(x) == chosen(x.half(), None) == chosen(torch.nn.Parameter(x)) == expected
+    assert chosen(x.double()) == chosen(x, x.double()) == "plain"
+    assert chosen(x.to("meta")) == "plain"
     with attention_backend("plain"):
-        assert choose_backend(x) == "plain"
+        assert chosen(x) == "plain"
         with attention_backend("auto"):
-            assert choose_backend(x) == expected
-    assert choose_backend(x) == expected
+            assert chosen(x) == expected
+    assert chosen(x) == expected
 
     with pytest.raises(ValueError, match="'cuda'.*|attention_backend must be one of 'auto'"):
         with attention_backend("cuda"):
@@ -381,15 +393,98 @@ def test_transforms_and_fake_tensors_take_the_plain_form():
 
 def test_the_environment_names_the_default(monkeypatch):
     x = torch.zeros(1, 1, 2, 2)
+    expected = "cpp" if "cpp" in BACKENDS else "plain"
     monkeypatch.setenv("ASTROFORMER_BACKEND", "plain")
-    assert choose_backend(x) == "plain"
+    assert chosen(x) == "plain"
     with attention_backend("auto"):
-        assert choose_backend(x) == BACKENDS[-1] or BACKENDS[-1] == "triton"
+        assert chosen(x) == expected
     monkeypatch.setenv("ASTROFORMER_BACKEND", "fast")
     with pytest.raises(
         ValueError, match="ASTROFORMER_BACKEND must be one of 'auto', 'plain', 'cpp', 'triton', got 'fast'"
     ):
-        choose_backend(x)
+        chosen(x)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts the calls of the kernels of "cpp", by the name of the pass."""
+    calls = collections.Counter()
+    backend = attention_backends.BACKENDS["cpp"]
+
+    def counting(name, direction, function):
+        def call(**inputs):
+            calls[name, direction] += 1
+            return function(**inputs)
+
+        return call
+
+    kernels = {
+        name: Kernel(counting(name, "forward", kernel.forward), counting(name, "backward", kernel.backward))
+        for name, kernel in backend.kernels.items()
+    }
+    monkeypatch.setitem(attention_backends.BACKENDS, "cpp", dataclasses.replace(backend, kernels=kernels))
+    return calls
+
+
+@needs_cpp
+@pytest.mark.parametrize("is_decoder", [False, True])
+@pytest.mark.parametrize("code", ["learned", "activity"])
+def test_every_layer_runs_its_kernels_once(counted, code, is_decoder):
+    model = AstroformerModel(tiny_config(astrocyte_code=code, is_decoder=is_decoder, use_cache=False))
+    model(torch.randint(1, 50, (2, 9))).last_hidden_state.sum().backward()
+    suffix = "_with_activity" if code == "activity" else ""
+    names = [f"write_and_read_causally{suffix}"] if is_decoder else [f"write_mode{suffix}", "read_mode"]
+    expected = {(name, direction): 2 for name in names for direction in ("forward", "backward")}
+    assert dict(counted) == expected  # two layers; and nothing else
+
+
+@needs_cpp
+def test_a_named_backend_without_a_kernel_raises_and_auto_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("astroformer_hf"), "propagate", True)
+    backend, x = attention_backends.BACKENDS["cpp"], torch.randn(1, 2, 5, 3)
+    expected = {causal: neuron_astrocyte_attention(x, x, x, causal=causal) for causal in (False, True)}
+    for missing, causal in (("read_mode", False), ("write_mode", False), ("write_and_read_causally", True)):
+        kernels = {name: kernel for name, kernel in backend.kernels.items() if name != missing}
+        monkeypatch.setitem(attention_backends.BACKENDS, "cpp", dataclasses.replace(backend, kernels=kernels))
+        with (
+            attention_backend("cpp"),
+            pytest.raises(RuntimeError, match=f"'cpp' .*no kernel for {missing}"),
+        ):
+            neuron_astrocyte_attention(x, x, x, causal=causal)
+        attention_backends.logger.warning_once.cache_clear()
+        caplog.clear()
+        for _ in range(2):
+            found = neuron_astrocyte_attention(x, x, x, causal=causal)
+            torch.testing.assert_close(found, expected[causal])
+        assert [missing in record.getMessage() for record in caplog.records] == [True]
+
+
+@needs_cpp
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_a_named_backend_without_the_kernel_of_the_default_code_raises(monkeypatch, is_decoder):
+    backend = attention_backends.BACKENDS["cpp"]
+    missing = "write_and_read_causally_with_activity" if is_decoder else "write_mode_with_activity"
+    kernels = {name: kernel for name, kernel in backend.kernels.items() if name != missing}
+    monkeypatch.setitem(attention_backends.BACKENDS, "cpp", dataclasses.replace(backend, kernels=kernels))
+    model = AstroformerModel(tiny_config(is_decoder=is_decoder))
+    with attention_backend("cpp"), pytest.raises(RuntimeError, match=missing):
+        model(torch.ones(1, 4, dtype=torch.long))
+
+
+def test_every_backend_says_what_it_does_with_every_pass():
+    """A pass that is declared and forgotten in a table would be found by a user; and the tables name no others."""
+    known = {"triton": {"write_and_read_documents", "write_and_read_documents_with_activity"}, "cpp": set()}
+    for name, backend in attention_backends.BACKENDS.items():
+        assert set(PASSES) - set(backend.kernels) == known[name]
+        for kernel in backend.kernels.values():
+            assert isinstance(kernel, Kernel) or isinstance(backend.kernels[kernel.then], Kernel)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_declares_what_its_function_takes(name):
+    pass_ = PASSES[name]
+    assert {*pass_.tensors, *pass_.options} == set(inspect.signature(pass_.plain).parameters)
+    assert pass_.without_gradient <= set(pass_.tensors) and pass_.forward_only <= set(pass_.options)
 
 
 def test_a_model_decodes_alike_in_every_backend():

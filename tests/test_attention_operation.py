@@ -12,7 +12,7 @@ from astroformer_hf import (
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
 )
-from astroformer_hf.attention_operation import FEATURE_MAPS, draw_random_projection
+from astroformer_hf.feature_maps import FEATURE_MAPS, draw_random_projection
 
 
 OPTIONS = [

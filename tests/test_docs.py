@@ -26,7 +26,7 @@ from test_training import write_reviews
 
 import astroformer_hf
 from astroformer_hf.astrocyte_code import ASTROCYTE_CODES
-from astroformer_hf.configuration_astroformer import CHOICES
+from astroformer_hf.feature_maps import FEATURE_MAPS
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -146,7 +146,7 @@ def scratch(workplace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    registries = [(registry, dict(registry)) for registry in (ASTROCYTE_CODES, CHOICES)]
+    registries = [(registry, dict(registry)) for registry in (ASTROCYTE_CODES, FEATURE_MAPS)]
     yield
     for registry, before in registries:  # what a page adds to them is not for other tests
         registry.clear()

@@ -10,7 +10,7 @@ from conftest import HEADS, make_model, tiny_config
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
-from astroformer_hf.attention_operation import FEATURE_MAPS
+from astroformer_hf.feature_maps import FEATURE_MAPS
 from astroformer_hf.modeling_astroformer import pool
 from astroformer_hf.token_layout import sequence_layout
 

@@ -2,6 +2,7 @@
 """The Triton kernels against the equations, in float64: on a GPU if there is one, else in Triton's interpreter."""
 
 import importlib.util
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def load_kernels():
     def names():  # a compiled module cannot be loaded twice
         return [name for name in sys.modules if name.split(".")[0] == "triton" and not name.startswith("triton._C.")]
 
-    spec = importlib.util.spec_from_file_location("neuron_astrocyte_triton_under_test", SOURCE)
+    spec = importlib.util.spec_from_file_location("astroformer_hf.neuron_astrocyte_triton_under_test", SOURCE)
     module = importlib.util.module_from_spec(spec)
     if DEVICE == "cuda":
         spec.loader.exec_module(module)
@@ -44,6 +45,17 @@ def load_kernels():
 
 
 kernels = load_kernels()
+
+
+def run(name, *values):
+    """A function of the module with its arguments in order; of a backward one, the gradients of the inputs in order."""
+    function = getattr(kernels, name)
+    names = list(inspect.signature(function).parameters)
+    found = function(**dict(zip(names, values, strict=True)))
+    if isinstance(found, dict):
+        tensors = ("query", "key", "value", "astrocyte_code", "hebbian", "calcium", "plasticity")
+        return [found.get(name) for name in names if name in tensors]
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -177,12 +189,12 @@ def assert_close(names, found, expected, tolerance=TOLERANCE):
 def check_bidirectional(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE):
     written = double(*inputs.written)
     expected = reference_write(*written, feature_map)
-    found = kernels.write_forward(*inputs.written, feature_map)
+    found = run("write_forward", *inputs.written, feature_map)
     assert_close("hebbian calcium", found, expected, tolerance)
     assert {x.dtype for x in found} == {torch.float32}
 
     d_states = inputs.d_hebbian, inputs.d_calcium
-    d_written = kernels.write_backward(*inputs.written, feature_map, *d_states)
+    d_written = run("write_backward", *inputs.written, feature_map, *d_states)
     d_key, d_value, d_code, _ = gradients(expected, d_states, written)
     assert_close("d_key d_value d_code", d_written, (d_key, d_value, d_code), tolerance)
     assert all(x is None or x.dtype == inputs.key.dtype for x in d_written)
@@ -191,10 +203,10 @@ def check_bidirectional(inputs, alpha=0.5, feature_map="elu", feedback=True, tol
     read = double(inputs.query, inputs.hebbian, plasticity)
     expected = reference_read(*read, feature_map)
     read_inputs = inputs.query, inputs.hebbian, plasticity, feature_map
-    output = kernels.read_forward(*read_inputs, inputs.value.dtype)
+    (output,) = run("read_forward", *read_inputs, inputs.value.dtype)
     assert_close("output", [output], [expected], tolerance)
     assert output.dtype == inputs.value.dtype
-    found = kernels.read_backward(*read_inputs, inputs.d_output)
+    found = run("read_backward", *read_inputs, inputs.d_output)
     assert_close("d_query d_hebbian d_plasticity", found, gradients([expected], [inputs.d_output], read), tolerance)
     assert found[0].dtype == inputs.query.dtype and found[1].dtype == torch.float32
 
@@ -205,12 +217,12 @@ def check_causal(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=
     doubles = double(*arguments)
     expected = reference_causal(*doubles, *options)
     packed = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium  # no documents
-    found = kernels.causal_forward(*packed, *options, inputs.value.dtype)
+    found = run("causal_forward", *packed, *options, inputs.value.dtype)
     assert_close("output hebbian calcium", found, expected, tolerance)
     assert [x.dtype for x in found] == [inputs.value.dtype, torch.float32, torch.float32]
 
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
-    found = kernels.causal_backward(*packed, *options, *d_outputs)
+    found = run("causal_backward", *packed, *options, *d_outputs)
     expected = gradients(expected, d_outputs, doubles)
     del expected[4]  # of the mask
     assert_close("d_query d_key d_value d_code d_hebbian d_calcium", found, expected, tolerance)
@@ -273,7 +285,7 @@ def test_nothing_but_padding(feature_map, check):
     inputs.hebbian.zero_(), inputs.calcium.zero_()
     check(inputs, feature_map=feature_map)
     arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
-    assert kernels.causal_forward(*arguments, 0.5, feature_map, True, 1.0, torch.float32)[0][-1].eq(0).all()
+    assert run("causal_forward", *arguments, 0.5, feature_map, True, 1.0, torch.float32)[0][-1].eq(0).all()
 
 
 @pytest.mark.parametrize("check", [check_bidirectional, check_causal])
@@ -321,14 +333,14 @@ def test_any_strides():
 
 def test_nothing_to_write_and_nothing_to_read():
     inputs = Inputs(0, mask="none")
-    hebbian, calcium = kernels.write_forward(*inputs.written, "elu")
+    hebbian, calcium = run("write_forward", *inputs.written, "elu")
     assert hebbian.eq(0).all() and calcium.eq(0).all()
     arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
-    output, hebbian, calcium = kernels.causal_forward(*arguments, 0.5, "elu", True, 1.0, torch.float32)
+    output, hebbian, calcium = run("causal_forward", *arguments, 0.5, "elu", True, 1.0, torch.float32)
     assert output.shape == inputs.value.shape
     assert hebbian.equal(inputs.hebbian) and calcium.equal(inputs.calcium)
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
-    d_states = kernels.causal_backward(*arguments, 0.5, "elu", True, 1.0, *d_outputs)[-2:]
+    d_states = run("causal_backward", *arguments, 0.5, "elu", True, 1.0, *d_outputs)[-2:]
     assert d_states[0].equal(inputs.d_hebbian) and d_states[1].equal(inputs.d_calcium)
 
 
@@ -337,9 +349,9 @@ def test_not_a_number_is_not_hidden():
     nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32, device=DEVICE).view(torch.float32)  # the one that GPUs make
     inputs.key[0, 0, 3, 2] = inputs.query[1, 1, 4, 5] = nan
     for feature_map, dtype in (("elu", torch.float32), ("exp", torch.bfloat16), ("identity", torch.bfloat16)):
-        hebbian, calcium = kernels.write_forward(inputs.key, inputs.value.to(dtype), None, None, feature_map)
+        hebbian, calcium = run("write_forward", inputs.key, inputs.value.to(dtype), None, None, feature_map)
         assert hebbian[0, 0, 2].isnan().all() and calcium[0, 0, 2].isnan() and hebbian.isnan().sum() == 20
-        output = kernels.read_forward(inputs.query, inputs.hebbian, None, feature_map, dtype)
+        (output,) = run("read_forward", inputs.query, inputs.hebbian, None, feature_map, dtype)
         assert output[1, 1, 4].isnan().all() and output.isnan().sum() == 20
 
 
@@ -347,24 +359,24 @@ def test_the_gradients_of_a_long_sequence_are_the_same_each_time():
     inputs = Inputs(130, features=16, head_dim=16)
     arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium, 0.5, "elu", True, 1.0
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
-    first, second = (kernels.causal_backward(*arguments, *d_outputs) for _ in range(2))
+    first, second = (run("causal_backward", *arguments, *d_outputs) for _ in range(2))
     assert all(x.equal(y) for x, y in zip(first, second, strict=True))
 
 
 def test_where_it_is_available(monkeypatch):
-    assert kernels.is_available(torch.zeros(1, device=DEVICE))
+    assert kernels.unavailable(torch.device(DEVICE)) is None
     monkeypatch.setattr(kernels, "INTERPRETED", False)
-    assert not kernels.is_available(torch.zeros(1))
+    assert "cannot compute on cpu" in kernels.unavailable(torch.device("cpu"))
     monkeypatch.setattr(kernels, "triton", None)
-    assert not kernels.is_available(torch.zeros(1, device=DEVICE))
+    assert f"cannot compute on {DEVICE}" in kernels.unavailable(torch.device(DEVICE))
 
 
 def test_imports_without_triton():
-    spec = importlib.util.spec_from_file_location("neuron_astrocyte_triton_alone", SOURCE)
+    spec = importlib.util.spec_from_file_location("astroformer_hf.neuron_astrocyte_triton_alone", SOURCE)
     module = importlib.util.module_from_spec(spec)
     with mock.patch.dict(sys.modules, {"triton": None}):
         spec.loader.exec_module(module)
-    assert not module.is_available(torch.zeros(1, device=DEVICE))
+    assert f"cannot compute on {DEVICE}" in module.unavailable(torch.device(DEVICE))
 
 
 def test_precision_follows_pytorch(monkeypatch):
