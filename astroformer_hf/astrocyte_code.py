@@ -67,7 +67,11 @@ class AstrocyteCode(nn.Module):
 
     `geometry(layout)` is what the codes of all layers have in common; a model works it out once and puts it into the
     layout. It may be None.
+
+    `has_state` says whether it keeps a state in a decoder's cache.
     """
+
+    has_state = False
 
     def __init__(self, config):
         super().__init__()
@@ -140,6 +144,8 @@ class SinusoidalAstrocyteCode(PositionalAstrocyteCode):
 
 class ActivityAstrocyteCode(AstrocyteCode):
     """R = r' K W + b: each process integrates the activity that its neighbours' neurons see."""
+
+    has_state = True
 
     def __init__(self, config):
         super().__init__(config)

@@ -18,7 +18,8 @@ from .attention_operation import (
     neuron_astrocyte_attention_weights,
     phi,
 )
-from .modeling_astroformer import AstroformerAttention, isinstance_by_name
+from .input_checks import isinstance_by_name
+from .layers_astroformer import AstroformerAttention
 from .token_layout import ActivityCode
 
 
