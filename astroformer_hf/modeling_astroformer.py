@@ -333,7 +333,11 @@ def head_forward(*keywords: str) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 class AstroformerTextHead(AstroformerPreTrainedModel):
-    """A head on a text model. Its forward encodes, computes logits, then a loss if there are labels."""
+    """A head on a text model. Its forward encodes, computes logits, then a loss if there are labels.
+
+    Heads whose loss is the library's say which with `loss_type`: it would go by the name of the class, which a subclass
+    need not keep.
+    """
 
     def __init__(self, config: AstroformerConfig) -> None:
         super().__init__(config)
@@ -372,6 +376,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
             config = copy.deepcopy(config)
             config.is_decoder = True
         super().__init__(config)
+        self.loss_type = "ForCausalLM"
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -491,6 +496,7 @@ class AstroformerForMaskedLM(AstroformerTextHead):
 
     def __init__(self, config: AstroformerConfig) -> None:
         super().__init__(config)
+        self.loss_type = "ForMaskedLM"
         if config.is_decoder:
             raise ValueError("AstroformerForMaskedLM needs a model that sees both sides, got is_decoder=True")
         self.transform = AstroformerTransform(config)
@@ -553,7 +559,7 @@ class AstroformerForSequenceClassification(AstroformerTextHead):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: see `AstroformerModel.forward`.
             labels (`torch.Tensor`, *optional*): `(batch,)` class indices (-100 is ignored), `(batch, num_labels)` from
                 0 to 1 (multi-label), or `(batch,)` or `(batch, num_labels)` targets (regression), of any dtype that
-                holds them. Which it is says `config.problem_type`; unset, one label means regression, whole numbers
+                holds them. `config.problem_type` says which; unset, one label means regression, whole numbers
                 classes, others multi-label, and that is written into the configuration.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): number of label entries that the loss is a mean
                 over, where a batch is accumulated in parts; `Trainer` gives it. By default those of this call.
@@ -581,6 +587,7 @@ class AstroformerForTokenClassification(AstroformerTextHead):
 
     def __init__(self, config: AstroformerConfig) -> None:
         super().__init__(config)
+        self.loss_type = "ForTokenClassification"
         self.num_labels = cast(int, config.num_labels)
         self.dropout = classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
@@ -621,6 +628,7 @@ class AstroformerForQuestionAnswering(AstroformerTextHead):
 
     def __init__(self, config: AstroformerConfig) -> None:
         super().__init__(config)
+        self.loss_type = "ForQuestionAnswering"
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
