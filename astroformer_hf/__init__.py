@@ -38,7 +38,7 @@ from .modeling_astroformer_vision import (
 )
 
 
-def _register():
+def _register() -> None:
     """Makes the Auto classes find ours, and a saved folder carry the code that defines them."""
     for config_class in (AstroformerConfig, AstroformerVisionConfig):
         for auto_name, reference in config_class.auto_map_of_class.items():

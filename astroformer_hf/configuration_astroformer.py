@@ -11,7 +11,7 @@ import numbers
 import re
 import sys
 from collections.abc import Collection
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from packaging.version import InvalidVersion, Version
@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from .astrocyte_code import ASTROCYTE_CODES
 from .feature_maps import FEATURE_MAPS
+from .model_classes import TEXT_MODELS, auto_map
 
 
 logger = logging.get_logger(__name__)
@@ -49,8 +50,8 @@ POSITIVE = (
     "initializer_range",
     "layer_norm_eps",
 )
-# The most that is believed: a larger value is damage or an attack, and building the model would take all memory.
-LARGEST = {
+# Larger values mean a damaged or hostile file; building such a model would take all memory.
+MAX_VALUES = {
     "vocab_size": 10**8,
     "hidden_size": 10**6,
     "num_hidden_layers": 2000,
@@ -82,7 +83,7 @@ LIBRARY_KEYWORDS = {
 } | set(GenerationConfig().to_dict())
 
 
-def tell_peft(model_type):
+def tell_peft(model_type: str) -> None:
     """Registers which modules the adapters of peft adapt by default, if it has been imported.
 
     Projections are called as Llama's, and what peft adapts there it adapts here. The normalisations are not.
@@ -106,14 +107,14 @@ class TableRows:
 
     default = 512
 
-    def __get__(self, config, owner=None):
+    def __get__(self, config: Any, owner: type | None = None) -> int:
         if config is None:  # how a dataclass asks for the default
             return self.default
         if config.longest_input is None:
             raise AttributeError("max_position_embeddings bounds nothing: this model takes any length")
         return config.num_table_positions
 
-    def __set__(self, config, value):
+    def __set__(self, config: Any, value: int) -> None:
         config._table_rows = value  # under another name, since the library reads what it finds in `vars(config)`
 
 
@@ -165,9 +166,9 @@ class AstroformerBaseConfig(PreTrainedConfig):
 
     astroformer_version: str | None = __version__
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self._reject_misspelt(kwargs)
-        self._check_what_comes_with_a_file(kwargs)
+        self._check_serialized_fields(kwargs)
         self.validate_architecture()
         if self.num_hidden_neurons is None:
             self.num_hidden_neurons = self.hidden_size // self.num_attention_heads
@@ -181,18 +182,18 @@ class AstroformerBaseConfig(PreTrainedConfig):
         return None
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As of every library configuration, but fields among the keywords are checked together with the others."""
         own_fields = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
         changes = {name: kwargs.pop(name) for name in own_fields & kwargs.keys()}
         return super().from_dict({**config_dict, **changes}, **kwargs)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """As of every library configuration."""
         tell_peft(self.model_type)  # which asks a model here for its type, before it looks up what to adapt
         return super().to_dict()
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Checks every field and the fields against each other; the library calls it again before saving."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -206,8 +207,8 @@ class AstroformerBaseConfig(PreTrainedConfig):
             value = getattr(self, "_table_rows" if name == "max_position_embeddings" else name, None)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value!r}")
-            if value is not None and value > LARGEST.get(name, math.inf):
-                raise ValueError(f"{name} must be at most {LARGEST[name]:,}, got {value:,}")
+            if value is not None and value > MAX_VALUES.get(name, math.inf):
+                raise ValueError(f"{name} must be at most {MAX_VALUES[name]:,}, got {value:,}")
         for name in PROBABILITIES:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -222,12 +223,12 @@ class AstroformerBaseConfig(PreTrainedConfig):
                 f"num_attention_heads {self.num_attention_heads}"
             )
 
-    def _check_what_comes_with_a_file(self, keywords):
-        """Checks what a file may say beside the fields, before the library acts on it."""
+    def _check_serialized_fields(self, keywords: dict[str, Any]) -> None:
+        """Checks what a checkpoint's file may hold beside the fields, before the library acts on it."""
         num_labels = keywords.get("num_labels", 1)
         is_number = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)
-        if num_labels is not None and not (is_number and 0 < num_labels <= LARGEST["num_labels"]):
-            raise ValueError(f"num_labels must be a number from 1 to {LARGEST['num_labels']:,}, got {num_labels!r}")
+        if num_labels is not None and not (is_number and 0 < num_labels <= MAX_VALUES["num_labels"]):
+            raise ValueError(f"num_labels must be a number from 1 to {MAX_VALUES['num_labels']:,}, got {num_labels!r}")
         for dtype in (self.dtype, keywords.get("torch_dtype")):
             if isinstance(dtype, str) and dtype not in DTYPES:
                 raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
@@ -259,7 +260,7 @@ class AstroformerBaseConfig(PreTrainedConfig):
             )
 
     @classmethod
-    def _reject_misspelt(cls, keywords):
+    def _reject_misspelt(cls, keywords: dict[str, Any]) -> None:
         fields = list(cls.__dataclass_fields__)
         for keyword in keywords:
             if keyword in LIBRARY_KEYWORDS or keyword.startswith("_"):
@@ -332,16 +333,7 @@ class AstroformerConfig(AstroformerBaseConfig):
 
     model_type = "astroformer"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # one from transformers 5.24 on, the other before it
-    auto_map_of_class = {
-        "AutoConfig": "configuration_astroformer.AstroformerConfig",
-        "AutoModel": "modeling_astroformer.AstroformerModel",
-        "AutoModelForCausalLM": "modeling_astroformer.AstroformerForCausalLM",
-        "AutoModelForMaskedLM": "modeling_astroformer.AstroformerForMaskedLM",
-        "AutoModelForMultipleChoice": "modeling_astroformer.AstroformerForMultipleChoice",
-        "AutoModelForQuestionAnswering": "modeling_astroformer.AstroformerForQuestionAnswering",
-        "AutoModelForSequenceClassification": "modeling_astroformer.AstroformerForSequenceClassification",
-        "AutoModelForTokenClassification": "modeling_astroformer.AstroformerForTokenClassification",
-    }
+    auto_map_of_class = auto_map("astroformer", "AstroformerConfig", TEXT_MODELS)
     num_position_dimensions = 1
 
     vocab_size: int = 30522
@@ -364,13 +356,13 @@ class AstroformerConfig(AstroformerBaseConfig):
         code = ASTROCYTE_CODES.get(self.astrocyte_code)
         return self.num_table_positions if has_code and code is not None and code.has_table else None
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Every field by its name, as the library saves them."""
         fields = super().to_dict()
         fields["max_position_embeddings"] = fields.pop("_table_rows")
         return fields
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Checks every field and the fields against each other; the library calls it again before saving."""
         super().validate_architecture()
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:

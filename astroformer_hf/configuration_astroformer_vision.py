@@ -1,9 +1,12 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the Astroformer image models."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_astroformer import AstroformerBaseConfig
+from .model_classes import IMAGE_MODELS, auto_map
 
 
 MOST_PIXELS = 10**5  # in height or width
@@ -34,11 +37,7 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     """
 
     model_type = "astroformer_vision"
-    auto_map_of_class = {
-        "AutoConfig": "configuration_astroformer_vision.AstroformerVisionConfig",
-        "AutoModel": "modeling_astroformer_vision.AstroformerVisionModel",
-        "AutoModelForImageClassification": "modeling_astroformer_vision.AstroformerForImageClassification",
-    }
+    auto_map_of_class = auto_map("astroformer_vision", "AstroformerVisionConfig", IMAGE_MODELS)
     num_position_dimensions = 2
 
     hidden_dropout_prob: float | int = 0.0
@@ -63,7 +62,7 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
         rows, columns = self.grid
         return rows * columns + self.has_class_token
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Checks every field and the fields against each other; the library calls it again before saving."""
         if self.pooling not in ("mean", "cls"):
             raise ValueError(f"pooling must be one of 'mean', 'cls', got {self.pooling!r}")
@@ -81,7 +80,7 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             raise ValueError("is_decoder must be False for images, got True")
 
 
-def pair(size):
+def pair(size: Any) -> tuple[int, int]:
     """Height and width from a number that stands for both, or from the two."""
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
 

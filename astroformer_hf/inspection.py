@@ -12,8 +12,8 @@ from .astrocyte_code import upcast
 from .attention_operation import neuron_astrocyte_attention_weights
 from .attention_passes import activities, astrocyte_feedback, calcium_response, full_precision
 from .feature_maps import phi
+from .input_checks import isinstance_by_name
 from .layers_astroformer import AstroformerAttention, materialized
-from .modeling_astroformer import isinstance_by_name
 
 
 class SynapseRecord(NamedTuple):

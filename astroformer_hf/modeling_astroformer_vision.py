@@ -1,7 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Astroformer image models: the blocks of the text models over the patches of an image."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,14 +13,9 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_astroformer_vision import AstroformerVisionConfig, pair
 from .forward_keywords import check_library_keywords, checks_keywords
 from .head_shards import refuse_sharded_sequence
-from .layers_astroformer import AstroformerLayer, precompute_shared
-from .modeling_astroformer import (
-    AstroformerPreTrainedModel,
-    classifier_dropout,
-    pool,
-    sequence_classification_loss,
-)
-from .token_layout import grid_layout, hold_shape, sinusoidal_features
+from .losses import pool, sequence_classification_loss
+from .modeling_astroformer import AstroformerEncoder, AstroformerPreTrainedModel, classifier_dropout, recorded
+from .token_layout import GridLayout, grid_layout, hold_shape, sinusoidal_features
 
 
 class AstroformerVisionEmbeddings(nn.Module):
@@ -30,7 +25,7 @@ class AstroformerVisionEmbeddings(nn.Module):
     an untrained patch has, up to the contrast of the image.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: AstroformerVisionConfig) -> None:
         super().__init__()
         self.patch_size = pair(config.patch_size)
         self.image_size = pair(config.image_size)
@@ -43,7 +38,9 @@ class AstroformerVisionEmbeddings(nn.Module):
         # a wave's mean square is 1/2; a sum over the values of a patch, each of about unit variance
         self.position_scale = config.initializer_range * (2 * patch_values) ** 0.5
 
-    def forward(self, pixel_values, interpolate_pos_encoding=False):
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> tuple[torch.Tensor, GridLayout]:
         """The embeddings, and the `GridLayout` of the patches; arguments as of `AstroformerVisionModel.forward`."""
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.projection.in_channels:
             raise ValueError(
@@ -64,8 +61,8 @@ class AstroformerVisionEmbeddings(nn.Module):
         embeddings = patches.flatten(2).transpose(1, 2)
         hidden_size = embeddings.shape[-1]
         num_frequencies = -(-hidden_size // 4)
-        waves = [sinusoidal_features(axis[None], num_frequencies, torch.float32) for axis in layout.coordinates.T]
-        waves = torch.cat(waves, dim=-1)[..., :hidden_size]
+        axes = [sinusoidal_features(axis[None], num_frequencies, torch.float32) for axis in layout.coordinates.T]
+        waves = torch.cat(axes, dim=-1)[..., :hidden_size]
         embeddings = embeddings + (self.position_scale * waves).to(embeddings.dtype)
         if self.cls_token is not None:
             embeddings = torch.cat((self.cls_token.expand(embeddings.shape[0], -1, -1), embeddings), dim=1)
@@ -82,23 +79,22 @@ class AstroformerVisionPreTrainedModel(AstroformerPreTrainedModel):
     _no_split_modules = ["AstroformerVisionEmbeddings", "AstroformerLayer"]
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, AstroformerVisionEmbeddings) and module.cls_token is not None:
             init.normal_(module.cls_token, std=self.config.initializer_range)
 
 
-class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
+class AstroformerVisionModel(AstroformerVisionPreTrainedModel, AstroformerEncoder):
     """The bare encoder: from images to the hidden states of their patches."""
 
-    def __init__(self, config):
+    def __init__(self, config: AstroformerVisionConfig) -> None:
         super().__init__(config)
         self.embeddings = AstroformerVisionEmbeddings(config)
-        self.layers = nn.ModuleList([AstroformerLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.build_layers(config)
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
 
     @checks_keywords()
@@ -125,25 +121,20 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel):
             raise ValueError("give pixel_values")
         refuse_sharded_sequence(pixel_values=pixel_values)
         check_library_keywords(kwargs, self.config)
-        output_attentions = kwargs.get("output_attentions")
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
         hidden_states, layout = self.embeddings(pixel_values, interpolate_pos_encoding)
-        shared = precompute_shared(layout, self.layers)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, shared, output_attentions)
-        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+        hidden_states = self.encode(hidden_states, layout, kwargs.get("output_attentions"))
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
     """Encoder, pooling and a linear classifier, for single-label and multi-label classification and for regression."""
 
-    def __init__(self, config):
+    def __init__(self, config: AstroformerVisionConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.astroformer_vision = AstroformerVisionModel(config)
         self.dropout = classifier_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @checks_keywords(beside=AstroformerVisionModel.forward)
@@ -173,9 +164,4 @@ class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
         loss = None
         if labels is not None:
             loss = sequence_classification_loss(logits, labels, self.config, num_items_in_batch)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-
-__all__ = ["AstroformerVisionPreTrainedModel", "AstroformerVisionModel", "AstroformerForImageClassification"]
+        return ImageClassifierOutput(loss=loss, logits=logits, **recorded(outputs))

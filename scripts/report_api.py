@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from training_common import ROOT, write_whole
 
 import astroformer_hf
+from astroformer_hf.model_classes import IMAGE_MODELS, TEXT_MODELS
 
 
 PAGE = ROOT / "docs/api.md"
@@ -30,21 +31,8 @@ inherit (`from_pretrained`, `save_pretrained`, `generate`, `push_to_hub`, ...) i
 # In this order; every exported name must be in one of them.
 GROUPS = {
     "Configurations": ("AstroformerConfig", "AstroformerVisionConfig"),
-    "Text models": (
-        "AstroformerModel",
-        "AstroformerForSequenceClassification",
-        "AstroformerForTokenClassification",
-        "AstroformerForQuestionAnswering",
-        "AstroformerForMultipleChoice",
-        "AstroformerForMaskedLM",
-        "AstroformerForCausalLM",
-        "AstroformerPreTrainedModel",
-    ),
-    "Image models": (
-        "AstroformerVisionModel",
-        "AstroformerForImageClassification",
-        "AstroformerVisionPreTrainedModel",
-    ),
+    "Text models": (*TEXT_MODELS.values(), "AstroformerPreTrainedModel"),
+    "Image models": (*IMAGE_MODELS.values(), "AstroformerVisionPreTrainedModel"),
     "The operation": (
         "neuron_astrocyte_attention",
         "NeuronAstrocyteState",

@@ -12,6 +12,7 @@ import torch
 
 import astroformer_hf
 from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
+from astroformer_hf.model_classes import IMAGE_MODELS, TEXT_MODELS
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,42 +92,28 @@ def _choices():
 
 CLASSES = torch.tensor([0, 1, 1, 0])
 
-# Every class with its Auto class, fields of its configuration, and inputs with labels.
-HEADS = {
-    "AstroformerModel": ("AutoModel", {}, _text),
-    "AstroformerForCausalLM": (
-        "AutoModelForCausalLM",
-        {},
-        lambda: _text(labels=torch.randint(1, 50, (4, 9))),
-    ),
-    "AstroformerForMaskedLM": (
-        "AutoModelForMaskedLM",
-        {},
-        lambda: _text(labels=torch.randint(1, 50, (4, 9))),
-    ),
-    "AstroformerForSequenceClassification": (
-        "AutoModelForSequenceClassification",
-        {},
-        lambda: _text(labels=CLASSES),
-    ),
-    "AstroformerForTokenClassification": (
-        "AutoModelForTokenClassification",
-        {"num_labels": 3},
-        lambda: _text(labels=torch.randint(0, 3, (4, 9))),
-    ),
+# Of every class, fields of its configuration, and inputs with labels.
+EXAMPLES = {
+    "AstroformerModel": ({}, _text),
+    "AstroformerForCausalLM": ({}, lambda: _text(labels=torch.randint(1, 50, (4, 9)))),
+    "AstroformerForMaskedLM": ({}, lambda: _text(labels=torch.randint(1, 50, (4, 9)))),
+    "AstroformerForSequenceClassification": ({}, lambda: _text(labels=CLASSES)),
+    "AstroformerForTokenClassification": ({"num_labels": 3}, lambda: _text(labels=torch.randint(0, 3, (4, 9)))),
     "AstroformerForQuestionAnswering": (
-        "AutoModelForQuestionAnswering",
         {},
         lambda: _text(start_positions=torch.tensor([0, 3, 2, 5]), end_positions=torch.tensor([1, 5, 2, 8])),
     ),
-    "AstroformerForMultipleChoice": ("AutoModelForMultipleChoice", {}, _choices),
-    "AstroformerVisionModel": ("AutoModel", {}, lambda: {"pixel_values": torch.randn(4, 3, 16, 16)}),
+    "AstroformerForMultipleChoice": ({}, _choices),
+    "AstroformerVisionModel": ({}, lambda: {"pixel_values": torch.randn(4, 3, 16, 16)}),
     "AstroformerForImageClassification": (
-        "AutoModelForImageClassification",
         {},
         lambda: {"pixel_values": torch.randn(4, 3, 16, 16), "labels": CLASSES},
     ),
 }
+# The same with the class's Auto class before them.
+AUTO_CLASSES = {name: auto_name for models in (TEXT_MODELS, IMAGE_MODELS) for auto_name, name in models.items()}
+HEADS = {name: (AUTO_CLASSES[name], *example) for name, example in EXAMPLES.items()}
+VISION = tuple(IMAGE_MODELS.values())
 LABELS = ("labels", "start_positions", "end_positions")
 
 
@@ -134,9 +121,6 @@ def make_model(name, **changes):
     """A small model of a class of `HEADS`, not in training mode."""
     config = (tiny_vision_config if name in VISION else tiny_config)(**HEADS[name][1], **changes)
     return getattr(astroformer_hf, name)(config).eval()
-
-
-VISION = ("AstroformerVisionModel", "AstroformerForImageClassification")
 
 
 @pytest.fixture(params=HEADS)

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from astroformer_hf import AstroformerForCausalLM, AstroformerModel
+from astroformer_hf.model_classes import IMAGE_MODELS, TEXT_MODELS
 
 
 TEXTS = ["a calm sea and a grey sky", "the ship sails over the calm sea", "who sails? the captain sails the ship"] * 10
@@ -236,7 +237,7 @@ def train_classifier(auto_class, folder, problem, features, processor):
     data = Dataset.from_list([{**x, "labels": y} for x, y in zip(features, labels, strict=True)])
     if dtype is not None:
         data = data.cast_column("labels", Value(dtype))
-    head = HEADS_OF[auto_class]
+    head = (TEXT_MODELS | IMAGE_MODELS)[auto_class]
     fields = {} if head in VISION else {"vocab_size": 200, "pad_token_id": 0}
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -262,12 +263,6 @@ def train_classifier(auto_class, folder, problem, features, processor):
     logits = trainer.predict(data.select(range(4))).predictions
     trainer.save_model(str(folder))
     return torch.as_tensor(logits)
-
-
-HEADS_OF = {
-    "AutoModelForSequenceClassification": "AstroformerForSequenceClassification",
-    "AutoModelForImageClassification": "AstroformerForImageClassification",
-}
 
 
 @pytest.mark.parametrize("problem", TARGETS)

@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The library's own common tests over every class, as it runs them over its own; README.md explains the skips."""
 
+import re
 import unittest
 
 import pytest
@@ -10,6 +11,7 @@ from library_suites import Unavailable, load
 from transformers.models.auto import modeling_auto
 
 import astroformer_hf as astroformer
+from astroformer_hf.model_classes import IMAGE_MODELS, TEXT_MODELS
 
 
 try:
@@ -20,25 +22,15 @@ except Unavailable as error:
     )
 
 # The suites choose labels by looking a class up in these lists, which hold the library's own models only.
-for task, name in {
-    "MULTIPLE_CHOICE": "AstroformerForMultipleChoice",
-    "MASKED_LM": "AstroformerForMaskedLM",
-    "QUESTION_ANSWERING": "AstroformerForQuestionAnswering",
-    "SEQUENCE_CLASSIFICATION": "AstroformerForSequenceClassification",
-    "TOKEN_CLASSIFICATION": "AstroformerForTokenClassification",
-}.items():
-    getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")["astroformer"] = name
-modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["astroformer_vision"] = "AstroformerForImageClassification"
-modeling_auto.MODEL_MAPPING_NAMES["astroformer"] = "AstroformerModel"
-modeling_auto.MODEL_MAPPING_NAMES["astroformer_vision"] = "AstroformerVisionModel"
+for model_type, models in (("astroformer", TEXT_MODELS), ("astroformer_vision", IMAGE_MODELS)):
+    for auto_name, name in models.items():
+        task = re.sub("(?<=[a-z])(?=[A-Z])", "_", auto_name.removeprefix("Auto")).upper()  # "MODEL_FOR_MASKED_LM"
+        getattr(modeling_auto, f"{task}_MAPPING_NAMES")[model_type] = name
 
+# The first is what the suite for training overfits.
 ENCODERS = (
     astroformer.AstroformerForMaskedLM,
-    astroformer.AstroformerModel,
-    astroformer.AstroformerForSequenceClassification,
-    astroformer.AstroformerForTokenClassification,
-    astroformer.AstroformerForQuestionAnswering,
-    astroformer.AstroformerForMultipleChoice,
+    *(getattr(astroformer, name) for auto, name in TEXT_MODELS.items() if not re.search("MaskedLM|CausalLM", auto)),
 )
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
 from astroformer_hf.feature_maps import FEATURE_MAPS
-from astroformer_hf.modeling_astroformer import pool
+from astroformer_hf.losses import pool
 from astroformer_hf.token_layout import sequence_layout
 
 

@@ -359,7 +359,7 @@ def test_what_users_may_say_is_taken():
 def test_models_larger_than_the_machine_may_be_built_without_memory(monkeypatch, tmp_path):
     tiny = AstroformerModel(tiny_config())
     tiny.save_pretrained(tmp_path)
-    monkeypatch.setattr("astroformer_hf.modeling_astroformer.memory_of_machine", lambda with_gpus=False: 1000)
+    monkeypatch.setattr("astroformer_hf.loading.memory_of_machine", lambda with_gpus=False: 1000)
     with torch.device("meta"):
         AstroformerModel(tiny_config())
     with pytest.raises(ValueError, match="describes a model"):
