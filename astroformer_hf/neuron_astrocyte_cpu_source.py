@@ -41,7 +41,7 @@ def _float_literal(value: float) -> str:
 
 
 def _c_type(field_type: type) -> str:
-    return C_TYPES[field_type] if field_type in C_TYPES else field_type.__name__.lstrip("_")
+    return field_type.__name__.lstrip("_") if issubclass(field_type, ctypes.Structure) else C_TYPES[field_type]
 
 
 TEMPLATE = r"""
@@ -218,8 +218,10 @@ static inline void tile_matmul(int64_t k, Matrix a, Matrix b, MutableMatrix c) {
         }
 }
 
+// The last tiles of a matrix may have fewer rows. Each number of rows has a kernel of its own, because only sums whose
+// number the compiler knows stay in registers.
 template <int C, Store STORE, Operand A>
-static inline void tile_matmul_of_rows(int64_t rows, int64_t k, Matrix a, Matrix b, MutableMatrix c) {
+static inline void tile_matmul_of(int64_t rows, int64_t k, Matrix a, Matrix b, MutableMatrix c) {
     switch (rows) {
         case 1: return tile_matmul<1, C, STORE, A>(k, a, b, c);
         case 2: return tile_matmul<2, C, STORE, A>(k, a, b, c);
@@ -242,10 +244,10 @@ static void matmul(int64_t m, int64_t k, int64_t n, Matrix a, Matrix b, MutableM
             const Matrix right = {b.data + first * b.stride + j, b.stride};
             const MutableMatrix tile = {c.data + i * c.stride + j, c.stride};
             switch (min((n - j) / LANES, TILE_VECTORS)) {
-                case 1: tile_matmul_of_rows<1, STORE, A>(rows, terms, left, right, tile); break;
-                case 2: tile_matmul_of_rows<2, STORE, A>(rows, terms, left, right, tile); break;
-                case 3: tile_matmul_of_rows<3, STORE, A>(rows, terms, left, right, tile); break;
-                default: tile_matmul_of_rows<TILE_VECTORS, STORE, A>(rows, terms, left, right, tile);
+                case 1: tile_matmul_of<1, STORE, A>(rows, terms, left, right, tile); break;
+                case 2: tile_matmul_of<2, STORE, A>(rows, terms, left, right, tile); break;
+                case 3: tile_matmul_of<3, STORE, A>(rows, terms, left, right, tile); break;
+                default: tile_matmul_of<TILE_VECTORS, STORE, A>(rows, terms, left, right, tile);
             }
         }
     }
@@ -514,7 +516,7 @@ struct Scratch {
 // Returns 0, or 1 if there was too little memory for the buffers of some thread; results are then incomplete.
 template <typename Worker, typename Run, typename... More>
 static int run_tasks(const Arguments& args, int64_t tasks, Run run, More... more) {
-    Scratch counter;
+    Scratch counter;  // without memory: it learns how much the buffers of a worker need
     Worker(args, counter, more...);
     int failed = 0;
 #pragma omp parallel num_threads(args.threads) reduction(| : failed)
@@ -548,7 +550,7 @@ enum Direction { FORWARDS, BACKWARDS };  // through a sequence
 //
 // Both sums, over the tokens before and over those after, are recurrences. The one after is run ahead for a whole
 // document (`key_sums`), the one before goes along with the blocks, which must be asked for in order (`running_sum`).
-// All but `rows_of` and `gradient_rows_of` do nothing if R is not "activity".
+// All but `code_of` and `gradient_of` do nothing if R is not "activity".
 struct AstrocyteCode : Sizes {
     const int64_t N;
     const float decay;
@@ -598,15 +600,15 @@ struct AstrocyteCode : Sizes {
         if (!args.makes_code()) return;
         b = batch, h = head;
         load_matrix(args.weight + h * F * F, F, F, {weight, Fp});
-        if (!args.documents.data) look_around(0, N);
+        if (!args.documents.data) prepare_document(0, N);
     }
 
     void begin_document(int64_t first, int64_t last) {
-        if (args.makes_code() && args.documents.data) look_around(first, last);
+        if (args.makes_code() && args.documents.data) prepare_document(first, last);
     }
 
     // Prepares R of the tokens first to last, which see no others but, causally, those before the row.
-    void look_around(int64_t first, int64_t last) {
+    void prepare_document(int64_t first, int64_t last) {
         const bool goes_on = args.causal && first == 0;
         float count = goes_on ? args.count[b] : 0;
         for (int64_t t = first; t < last; t++) {
@@ -626,7 +628,7 @@ struct AstrocyteCode : Sizes {
     }
 
     // R of a block; if it is made, the block must be the next one
-    View rows_of(const TokenBlock& block) {
+    View code_of(const TokenBlock& block) {
         if (!args.makes_code()) return args.code;
         for (int64_t t = 0; t < block.rows; t++)
             if (args.causal || !block.is_real(t)) set_zero(means + t * Fp, Fp);
@@ -641,7 +643,7 @@ struct AstrocyteCode : Sizes {
     }
 
     // where the gradient of R of a block goes
-    View gradient_rows_of(const TokenBlock& block) const {
+    View gradient_of(const TokenBlock& block) const {
         return args.makes_code() ? view(d_code, block.start) : args.d_code;
     }
 
@@ -699,7 +701,7 @@ struct WriteForward : Sizes {
         set_zero(hebbian, Fp * dp), set_zero(calcium, Fp);
         for (int64_t start = range.first; start < range.last; start += BLOCK) {
             const TokenBlock block(args, range, start);
-            const View r = code.rows_of(block);
+            const View r = code.code_of(block);
             float* imprint = presynaptic;  // phi(K), and when calcium has seen it, phi(K) + phi(R)
             block.load_activity(args.key, ZERO_PADDING, presynaptic);
             for (int64_t t = 0; t < block.rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
@@ -738,10 +740,10 @@ struct WriteBackward : WriteForward {
                     store(d_presynaptic + t * Fp + j, load(d_imprint + t * Fp + j) + load(d_calcium + j));
             block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_presynaptic, args.d_key);
             float* imprint = presynaptic;
-            const View r = code.rows_of(block);
+            const View r = code.code_of(block);
             if (r.data) {
                 block.load_activity(r, ZERO_PADDING, process);
-                block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_rows_of(block), how);
+                block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block), how);
                 code.accumulate_gradients(block);
                 for (int64_t t = 0; t < block.rows; t++) add_row(imprint + t * Fp, process + t * Fp, Fp);
             }
@@ -1027,7 +1029,7 @@ struct CausalForward : Sizes {
     void forward(const TokenBlock& block) {
         const int64_t rows = block.rows;
         block.load_activity(args.query, KEEP_PADDING, activity);
-        block.load_imprint(code.rows_of(block), imprint, presynaptic);
+        block.load_imprint(code.code_of(block), imprint, presynaptic);
         block.load_rows(args.value, ZERO_PADDING, value);
         matmul<OVERWRITE>(rows, F, dp, {activity, Fp}, {hebbian, dp}, {output, dp});
         transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
@@ -1109,7 +1111,7 @@ struct CausalBackward : Sizes {
                 blocks[count] = {b, h, start, min(start + BLOCK, last)};
                 copy(calcium_before + count * Fp, calcium, Fp);
                 if (args.makes_code()) copy(key_sum_before + count * Fp, code.running_sum, Fp);
-                backward_of_queries({args, blocks[count], start});
+                backward_read({args, blocks[count], start});
             }
         }
 
@@ -1122,7 +1124,7 @@ struct CausalBackward : Sizes {
                 set_zero(state, Fp * dp), set_zero(d_calcium, Fp), set_zero(d_key_sum, Fp);
             copy(calcium, calcium_before + i * Fp, Fp);
             code.resume(key_sum_before + i * Fp);
-            backward_of_what_is_written({args, blocks[i], blocks[i].first});
+            backward_write({args, blocks[i], blocks[i].first});
         }
         store_matrix({state, dp}, F, d, args.d_hebbian + head * F * d);
         copy(args.d_calcium + head * F, d_calcium, F);
@@ -1131,10 +1133,10 @@ struct CausalBackward : Sizes {
     }
 
     // d_query, feedback and d_response of a block; takes the state past it.
-    void backward_of_queries(const TokenBlock& block) {
+    void backward_read(const TokenBlock& block) {
         const int64_t rows = block.rows;
         block.load_activity(args.query, KEEP_PADDING, activity);
-        block.load_imprint(code.rows_of(block), imprint, presynaptic);
+        block.load_imprint(code.code_of(block), imprint, presynaptic);
         block.load_rows(args.value, ZERO_PADDING, value);
         block.load_rows(args.d_output, KEEP_PADDING, d_output);
 
@@ -1162,11 +1164,11 @@ struct CausalBackward : Sizes {
     }
 
     // d_key, d_value and d_code of a block; takes the gradient of the state to before it.
-    void backward_of_what_is_written(const TokenBlock& block) {
+    void backward_write(const TokenBlock& block) {
         const int64_t rows = block.rows;
         float *d_hebbian = state, *d_hebbian_transposed = state_transposed, *d_output_transposed = rows_transposed;
         block.load_activity(args.query, KEEP_PADDING, activity);
-        const View r = code.rows_of(block);
+        const View r = code.code_of(block);
         block.load_imprint(r, imprint, presynaptic);
         block.load_rows(args.value, ZERO_PADDING, value);
         block.load_rows(args.d_output, KEEP_PADDING, d_output);
@@ -1188,7 +1190,7 @@ struct CausalBackward : Sizes {
 
         if (r.data) {
             block.load_activity(r, ZERO_PADDING, process);
-            block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_rows_of(block));
+            block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block));
             code.accumulate_gradients(block);
         }
         if (args.feedback)
