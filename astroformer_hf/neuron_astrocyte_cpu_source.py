@@ -52,6 +52,8 @@ TEMPLATE = r"""
 #include <stdlib.h>
 #include <string.h>
 
+namespace {
+
 // ---- vectors -------------------------------------------------------------------------------------------------------
 
 // LANES floats are one vector register. A register tile of a matrix product has TILE_ROWS rows of TILE_VECTORS vectors,
@@ -73,20 +75,20 @@ typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef float UnalignedVector __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t IntegerVector __attribute__((vector_size(4 * LANES)));
 
-static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // n rounded up to whole vectors
-static inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-static inline void set_zero(float* x, int64_t n) { memset(x, 0, sizeof(float) * n); }
-static inline void copy(float* to, const float* from, int64_t n) { memcpy(to, from, sizeof(float) * n); }
+inline void set_zero(float* x, int64_t n) { memset(x, 0, sizeof(float) * n); }
+inline void copy(float* to, const float* from, int64_t n) { memcpy(to, from, sizeof(float) * n); }
 
-static inline Vector load(const float* p) { return *(const UnalignedVector*)p; }
-static inline void store(float* p, Vector x) { *(UnalignedVector*)p = x; }
-static inline Vector broadcast(float x) { return Vector{} + x; }
+inline Vector load(const float* p) { return *(const UnalignedVector*)p; }
+inline void store(float* p, Vector x) { *(UnalignedVector*)p = x; }
+inline Vector broadcast(float x) { return Vector{} + x; }
 
 // The first n lanes of x, and 0 in the others.
-static inline Vector mask_tail(Vector x, int64_t n) {
+inline Vector mask_tail(Vector x, int64_t n) {
     if (n >= LANES) return x;
     Vector masked = {};
     memcpy(&masked, &x, sizeof(float) * n);
@@ -94,20 +96,20 @@ static inline Vector mask_tail(Vector x, int64_t n) {
 }
 
 // The next values of a row of which n are left, and 0 in the other lanes: nothing is read beyond the row.
-static inline Vector load_partial(const float* p, int64_t n) {
+inline Vector load_partial(const float* p, int64_t n) {
     if (n >= LANES) return load(p);
     Vector x = {};
     memcpy(&x, p, sizeof(float) * n);
     return x;
 }
 
-static inline void store_partial(float* p, Vector x, int64_t n) {
+inline void store_partial(float* p, Vector x, int64_t n) {
     if (n >= LANES) store(p, x);
     else memcpy(p, &x, sizeof(float) * n);
 }
 
 // Fetches a row that will be needed soon. Rows that lie side by side need no help: the CPU's own prefetcher sees them.
-static inline void prefetch_row(const float* row, int64_t n) {
+inline void prefetch_row(const float* row, int64_t n) {
     for (int64_t j = 0; j < n; j += CACHE_LINE / sizeof(float)) __builtin_prefetch(row + j, 0, 2);
 }
 
@@ -118,7 +120,7 @@ struct Lanes {
 
 // Halves are added until two lanes are left.
 template <int N>
-static inline float sum_of_lanes(typename Lanes<N>::Type x) {
+inline float sum_of_lanes(typename Lanes<N>::Type x) {
     if constexpr (N == 2) {
         return x[0] + x[1];
     } else {
@@ -129,10 +131,10 @@ static inline float sum_of_lanes(typename Lanes<N>::Type x) {
     }
 }
 
-static inline float sum(Vector x) { return sum_of_lanes<LANES>(x); }
+inline float sum(Vector x) { return sum_of_lanes<LANES>(x); }
 
 // e^x for x <= 88, within 2 units in the last place; e^-87 below -87. NaN stays NaN.
-static inline Vector exponential(Vector x) {
+inline Vector exponential(Vector x) {
     x = x < -87.0f ? broadcast(-87.0f) : x;                // false for NaN
     const Vector shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 leaves round(x / log 2) in the low bits
     const Vector n = shifted - 12582912.0f;
@@ -145,7 +147,7 @@ static inline Vector exponential(Vector x) {
 }
 
 // Natural logarithm of a positive normal number.
-static inline Vector logarithm(Vector x) {
+inline Vector logarithm(Vector x) {
     // x = 2^n (1 + r) with 1 + r in [sqrt(1/2), sqrt(2)); 0x3f3504f3 is sqrt(1/2)
     const IntegerVector bits = (IntegerVector)x - 0x3f3504f3;
     const Vector n = __builtin_convertvector(bits >> 23, Vector);
@@ -164,15 +166,15 @@ static inline Vector logarithm(Vector x) {
 
 // ---- rows of whole vectors -----------------------------------------------------------------------------------------
 
-static inline void scale_row(float* row, int64_t n, float factor) {
+inline void scale_row(float* row, int64_t n, float factor) {
     for (int64_t j = 0; j < n; j += LANES) store(row + j, load(row + j) * factor);
 }
 
-static inline void add_row(float* sum, const float* row, int64_t n, float factor = 1) {
+inline void add_row(float* sum, const float* row, int64_t n, float factor = 1) {
     for (int64_t j = 0; j < n; j += LANES) store(sum + j, load(sum + j) + load(row + j) * factor);
 }
 
-static inline float dot(const float* a, const float* b, int64_t n) {
+inline float dot(const float* a, const float* b, int64_t n) {
     Vector total = {};
     for (int64_t j = 0; j < n; j += LANES) total += load(a + j) * load(b + j);
     return sum(total);
@@ -196,7 +198,7 @@ enum Triangle { FULL, LOWER, UPPER };  // where a, whose rows and columns are to
 
 // One register tile of c: R rows of C vectors.
 template <int R, int C, Store STORE, Operand A>
-static inline void tile_matmul(int64_t k, Matrix a, Matrix b, MutableMatrix c) {
+__attribute__((always_inline)) inline void tile_matmul(int64_t k, Matrix a, Matrix b, MutableMatrix c) {
     Vector sums[R][C] = {};
     for (int64_t i = 0; i < k; i++, b.data += b.stride) {
         Vector right[C];
@@ -221,7 +223,7 @@ static inline void tile_matmul(int64_t k, Matrix a, Matrix b, MutableMatrix c) {
 // The last tiles of a matrix may have fewer rows. Each number of rows has a kernel of its own, because only sums whose
 // number the compiler knows stay in registers.
 template <int C, Store STORE, Operand A>
-static inline void tile_matmul_of(int64_t rows, int64_t k, Matrix a, Matrix b, MutableMatrix c) {
+inline void tile_matmul_of(int64_t rows, int64_t k, Matrix a, Matrix b, MutableMatrix c) {
     switch (rows) {
         case 1: return tile_matmul<1, C, STORE, A>(k, a, b, c);
         case 2: return tile_matmul<2, C, STORE, A>(k, a, b, c);
@@ -235,7 +237,7 @@ static inline void tile_matmul_of(int64_t rows, int64_t k, Matrix a, Matrix b, M
 // c (m x n) from a (m x k) and b (k x n); n is a whole number of vectors. Of a triangular matrix, only tiles that meet
 // the triangle are read, each of them whole.
 template <Store STORE, Operand A = PLAIN, Triangle SHAPE = FULL>
-static void matmul(int64_t m, int64_t k, int64_t n, Matrix a, Matrix b, MutableMatrix c) {
+void matmul(int64_t m, int64_t k, int64_t n, Matrix a, Matrix b, MutableMatrix c) {
     for (int64_t i = 0; i < m; i += TILE_ROWS) {
         const int64_t rows = min(m - i, TILE_ROWS);
         const int64_t first = SHAPE == UPPER ? i : 0, terms = (SHAPE == LOWER ? min(i + rows, k) : k) - first;
@@ -254,7 +256,7 @@ static void matmul(int64_t m, int64_t k, int64_t n, Matrix a, Matrix b, MutableM
 }
 
 // Clears what a triangular matmul reads of a square matrix beside the triangle.
-static void clear_outside(Triangle shape, int64_t rows, MutableMatrix a) {
+void clear_outside(Triangle shape, int64_t rows, MutableMatrix a) {
     for (int64_t i = 0; i < rows; i++) {
         const int64_t tile = i / TILE_ROWS * TILE_ROWS;
         if (shape == LOWER)
@@ -265,7 +267,7 @@ static void clear_outside(Triangle shape, int64_t rows, MutableMatrix a) {
 }
 
 // y (n x m) = x (m x n)^T, in squares of a cache line, so that neither side strides through memory.
-static void transpose(int64_t m, int64_t n, Matrix x, MutableMatrix y) {
+void transpose(int64_t m, int64_t n, Matrix x, MutableMatrix y) {
     enum { SIDE = CACHE_LINE / sizeof(float) };
     for (int64_t i = 0; i < m; i += SIDE)
         for (int64_t j = 0; j < n; j += SIDE)
@@ -274,13 +276,13 @@ static void transpose(int64_t m, int64_t n, Matrix x, MutableMatrix y) {
 }
 
 // A contiguous (rows x columns) of a tensor to its padded form, and back.
-static void load_matrix(const float* x, int64_t rows, int64_t columns, MutableMatrix y) {
+void load_matrix(const float* x, int64_t rows, int64_t columns, MutableMatrix y) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j += LANES)
             store(y.data + i * y.stride + j, load_partial(x + i * columns + j, columns - j));
 }
 
-static void store_matrix(Matrix y, int64_t rows, int64_t columns, float* x) {
+void store_matrix(Matrix y, int64_t rows, int64_t columns, float* x) {
     for (int64_t i = 0; i < rows; i++) copy(x + i * columns, y.data + i * y.stride, columns);
 }
 
@@ -322,18 +324,15 @@ $fields
     int64_t all_heads() const { return batch * heads; }  // of all sequences
 };
 
-// Python compares it with the size of its own structure before it calls anything.
-extern "C" int64_t size_of_arguments() { return sizeof(Arguments); }
-
 // The equations are those of `attention_operation.py`.
 enum FeatureMap { $feature_maps };
-static const float CALCIUM_FLOOR = $calcium_floor, EXP_CEILING = $exp_ceiling;
+const float CALCIUM_FLOOR = $calcium_floor, EXP_CEILING = $exp_ceiling;
 
 // ---- the equations, element by element -----------------------------------------------------------------------------
 
 // phi(x). Comparisons are such that NaN stays NaN.
 template <FeatureMap MAP>
-static inline Vector phi(Vector x) {
+inline Vector phi(Vector x) {
     const Vector zero = {};
     if (MAP == ELU) return exponential(x > zero ? zero : x) + (x > zero ? x : zero);
     if (MAP == RELU) return x < zero ? zero : x;
@@ -343,13 +342,13 @@ static inline Vector phi(Vector x) {
 
 // phi of the last n values of a row, and 0 (not phi(0)) in the other lanes.
 template <FeatureMap MAP>
-static inline Vector phi_tail(const float* p, int64_t n) {
+inline Vector phi_tail(const float* p, int64_t n) {
     return mask_tail(phi<MAP>(load_partial(p, n)), n);
 }
 
 // d phi(x) / dx, given x and phi(x).
 template <FeatureMap MAP>
-static inline Vector phi_derivative(Vector x, Vector activity) {
+inline Vector phi_derivative(Vector x, Vector activity) {
     const Vector zero = {}, one = broadcast(1.0f);
     if (MAP == ELU) return x > zero ? one : activity;
     if (MAP == RELU) return x > zero ? one : zero;
@@ -358,7 +357,7 @@ static inline Vector phi_derivative(Vector x, Vector activity) {
 }
 
 // g = z^alpha of the calcium z and, unless `derivative` is null, dg / dz = alpha z^(alpha - 1).
-static inline void presynaptic_plasticity(const float* calcium, float alpha, int64_t n, float* plasticity,
+inline void presynaptic_plasticity(const float* calcium, float alpha, int64_t n, float* plasticity,
                                           float* derivative) {
     for (int64_t j = 0; j < n; j += LANES) {
         const Vector z = load(calcium + j), zero = {}, floored = z < CALCIUM_FLOOR ? broadcast(CALCIUM_FLOOR) : z;
@@ -369,7 +368,7 @@ static inline void presynaptic_plasticity(const float* calcium, float alpha, int
 }
 
 // P = 1 / C, 0 where the process found no calcium; NaN stays NaN.
-static inline float astrocyte_feedback(float response) {
+inline float astrocyte_feedback(float response) {
     return response > CALCIUM_FLOOR || response != response ? 1 / response : 0;
 }
 
@@ -515,7 +514,7 @@ struct Scratch {
 // from the arguments, scratch memory to take buffers from, and whatever `more` holds.
 // Returns 0, or 1 if there was too little memory for the buffers of some thread; results are then incomplete.
 template <typename Worker, typename Run, typename... More>
-static int run_tasks(const Arguments& args, int64_t tasks, Run run, More... more) {
+int run_tasks(const Arguments& args, int64_t tasks, Run run, More... more) {
     Scratch counter;  // without memory: it learns how much the buffers of a worker need
     Worker(args, counter, more...);
     int failed = 0;
@@ -533,7 +532,7 @@ static int run_tasks(const Arguments& args, int64_t tasks, Run run, More... more
 
 // A pass over sequences that are cut into `splits` parts of about equal numbers of whole blocks has a task for each
 // head of each part.
-static inline TokenRange range_of_task(const Arguments& args, int64_t task) {
+inline TokenRange range_of_task(const Arguments& args, int64_t task) {
     const int64_t head = task % args.all_heads(), part = task / args.all_heads();
     const int64_t blocks = (args.length + BLOCK - 1) / BLOCK;
     return {head / args.heads, head % args.heads, min(blocks * part / args.splits * BLOCK, args.length),
@@ -758,42 +757,6 @@ struct WriteBackward : WriteForward {
     }
 };
 
-// hebbian (splits, B, H, F, d) and calcium (splits, B, H, F), what each part of the sequence writes, from key, value
-// and code.
-extern "C" int write_forward(const Arguments* arguments) {
-    const Arguments& args = *arguments;
-    return run_tasks<WriteForward>(args, args.all_heads() * args.splits, [&](WriteForward& write, int64_t task) {
-        const TokenRange range = range_of_task(args, task);
-        write.code.begin_head(range.b, range.h);
-        write.forward(range);
-        store_matrix({write.hebbian, write.dp}, write.F, write.d, args.hebbian + task * write.F * write.d);
-        copy(args.calcium + task * write.F, write.calcium, write.F);
-    });
-}
-
-// d_key, d_value and d_code from d_hebbian and d_calcium. Where the batch shares one code, one task collects its
-// gradients of the whole batch.
-extern "C" int write_backward(const Arguments* arguments) {
-    const Arguments& args = *arguments;
-    const bool is_shared = args.d_code.data && args.d_code.batch == 0;
-    const int64_t heads = is_shared ? args.heads : args.all_heads();
-    return run_tasks<WriteBackward>(args, heads * args.splits, [&](WriteBackward& write, int64_t task) {
-        const int64_t F = write.F, d = write.d;
-        // the same head of the first sequence, of as many as the task has
-        const int64_t part = task / heads, of_part = task % heads;
-        TokenRange range = range_of_task(args, part * args.all_heads() + of_part);
-        for (int64_t sequence = 0; sequence < (is_shared ? args.batch : 1); sequence++, range.b++) {
-            const int64_t head = range.b * args.heads + range.h;
-            load_matrix(args.d_hebbian + head * F * d, F, d, {write.d_hebbian, write.dp});
-            copy(write.d_calcium, args.d_calcium + head * F, F);
-            write.code.begin_head(range.b, range.h);
-            write.code.clear_gradients();
-            write.backward(range, sequence > 0 ? ACCUMULATE : OVERWRITE);
-            write.code.store_gradients();
-        }
-    });
-}
-
 // ---- read mode -----------------------------------------------------------------------------------------------------
 //
 //     C = phi(Q) g      P = 1 / C      Y = scale P * (phi(Q) H)      without feedback P is 1
@@ -882,31 +845,6 @@ struct StateReader {  // reads a state that Python passes
     }
 };
 
-// output from query, hebbian and, with feedback, plasticity.
-extern "C" int read_forward(const Arguments* arguments) {
-    const Arguments& args = *arguments;
-    typedef StateReader<ReadForward> Reader;
-    return run_tasks<Reader>(args, args.all_heads() * args.splits, [&](Reader& reader, int64_t task) {
-        const TokenRange range = range_of_task(args, task);
-        reader.load_state(range);
-        reader.read.forward(range, reader.hebbian, 1);
-    });
-}
-
-// d_query and, for each part of the sequence, d_hebbian (splits, B, H, F, d) and d_plasticity (splits, B, H, F).
-extern "C" int read_backward(const Arguments* arguments) {
-    const Arguments& args = *arguments;
-    typedef StateReader<ReadBackward> Reader;
-    return run_tasks<Reader>(args, args.all_heads() * args.splits, [&](Reader& reader, int64_t task) {
-        ReadBackward& read = reader.read;
-        const TokenRange range = range_of_task(args, task);
-        reader.load_state(range);
-        read.backward(range, reader.hebbian, 1);
-        store_matrix({read.d_hebbian, read.dp}, read.F, read.d, args.d_hebbian + task * read.F * read.d);
-        if (args.feedback) copy(args.d_plasticity + task * read.F, read.d_plasticity, read.F);
-    });
-}
-
 // ---- several documents in a row: write mode and read mode of one after the other -----------------------------------
 
 // Each document is read right after it is written, while its synapses lie in the nearest cache.
@@ -925,52 +863,6 @@ struct DocumentsBackward {
     DocumentsBackward(const Arguments& args, Scratch& scratch)
         : write(args, scratch), read(args, scratch), plasticity_derivative(scratch.take(read.Fp)) {}
 };
-
-// output from query, key, value and code.
-extern "C" int documents_forward(const Arguments* arguments) {
-    const Arguments& args = *arguments;
-    return run_tasks<DocumentsForward>(args, args.all_heads(), [&](DocumentsForward& documents, int64_t task) {
-        WriteForward& write = documents.write;
-        ReadForward& read = documents.read;
-        TokenRange range = {task / args.heads, task % args.heads, 0, 0};
-        write.code.begin_head(range.b, range.h);
-        for (; range.first < args.length; range.first = range.last) {
-            range.last = args.documents.end(range.b, range.first, args.length);
-            write.code.begin_document(range.first, range.last);
-            write.forward(range);
-            if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, write.Fp, read.plasticity, nullptr);
-            read.forward(range, write.hebbian, args.scale);
-        }
-    });
-}
-
-// d_query, d_key, d_value and d_code from d_output. States were not kept: they are written again.
-extern "C" int documents_backward(const Arguments* arguments) {
-    const Arguments& args = *arguments;
-    return run_tasks<DocumentsBackward>(args, args.all_heads(), [&](DocumentsBackward& documents, int64_t task) {
-        WriteBackward& write = documents.write;
-        ReadBackward& read = documents.read;
-        const int64_t Fp = write.Fp, dp = write.dp;
-        float* derivative = documents.plasticity_derivative;
-        TokenRange range = {task / args.heads, task % args.heads, 0, 0};
-        write.code.begin_head(range.b, range.h);
-        write.code.clear_gradients();
-        for (; range.first < args.length; range.first = range.last) {
-            range.last = args.documents.end(range.b, range.first, args.length);
-            write.code.begin_document(range.first, range.last);
-            write.forward(range);
-            if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, Fp, read.plasticity, derivative);
-            read.backward(range, write.hebbian, args.scale);
-            copy(write.d_hebbian, read.d_hebbian, Fp * dp);
-            for (int64_t j = 0; j < Fp; j += LANES) {  // without feedback, nothing reads the calcium
-                const Vector zero = {}, d_calcium = load(read.d_plasticity + j) * load(derivative + j);
-                store(write.d_calcium + j, args.feedback ? d_calcium : zero);
-            }
-            write.backward(range, OVERWRITE);
-        }
-        write.code.store_gradients();
-    });
-}
 
 // ---- causal: write and read mode at once ---------------------------------------------------------------------------
 //
@@ -1216,15 +1108,8 @@ struct CausalBackward : Sizes {
     }
 };
 
-// output, and end_hebbian and end_calcium, which go on from hebbian and calcium.
-extern "C" int causal_forward(const Arguments* arguments) {
-    const Arguments& args = *arguments;
-    return run_tasks<CausalForward>(args, args.all_heads(),
-                                    [](CausalForward& causal, int64_t head) { causal.forward(head); });
-}
-
 // The most blocks that a row has: a block ends where its document does.
-static int64_t most_blocks_in_a_row(const Arguments& args) {
+int64_t most_blocks_in_a_row(const Arguments& args) {
     int64_t most = 0;
     for (int64_t b = 0; b < (args.documents.data ? args.batch : 1); b++) {
         int64_t blocks = 0;
@@ -1235,6 +1120,129 @@ static int64_t most_blocks_in_a_row(const Arguments& args) {
         most = most < blocks ? blocks : most;
     }
     return most;
+}
+
+}  // namespace
+
+// ---- what Python calls ---------------------------------------------------------------------------------------------
+//
+// Each function returns 0, or 1 if there was too little memory; results are then incomplete.
+
+// Python compares it with the size of its own structure before it calls anything.
+extern "C" int64_t size_of_arguments() { return sizeof(Arguments); }
+
+// hebbian (splits, B, H, F, d) and calcium (splits, B, H, F), what each part of the sequence writes, from key, value
+// and code.
+extern "C" int write_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<WriteForward>(args, args.all_heads() * args.splits, [&](WriteForward& write, int64_t task) {
+        const TokenRange range = range_of_task(args, task);
+        write.code.begin_head(range.b, range.h);
+        write.forward(range);
+        store_matrix({write.hebbian, write.dp}, write.F, write.d, args.hebbian + task * write.F * write.d);
+        copy(args.calcium + task * write.F, write.calcium, write.F);
+    });
+}
+
+// d_key, d_value and d_code from d_hebbian and d_calcium. Where the batch shares one code, one task collects its
+// gradients of the whole batch.
+extern "C" int write_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    const bool is_shared = args.d_code.data && args.d_code.batch == 0;
+    const int64_t heads = is_shared ? args.heads : args.all_heads();
+    return run_tasks<WriteBackward>(args, heads * args.splits, [&](WriteBackward& write, int64_t task) {
+        const int64_t F = write.F, d = write.d;
+        // the same head of the first sequence, of as many as the task has
+        const int64_t part = task / heads, of_part = task % heads;
+        TokenRange range = range_of_task(args, part * args.all_heads() + of_part);
+        for (int64_t sequence = 0; sequence < (is_shared ? args.batch : 1); sequence++, range.b++) {
+            const int64_t head = range.b * args.heads + range.h;
+            load_matrix(args.d_hebbian + head * F * d, F, d, {write.d_hebbian, write.dp});
+            copy(write.d_calcium, args.d_calcium + head * F, F);
+            write.code.begin_head(range.b, range.h);
+            write.code.clear_gradients();
+            write.backward(range, sequence > 0 ? ACCUMULATE : OVERWRITE);
+            write.code.store_gradients();
+        }
+    });
+}
+
+// output from query, hebbian and, with feedback, plasticity.
+extern "C" int read_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    typedef StateReader<ReadForward> Reader;
+    return run_tasks<Reader>(args, args.all_heads() * args.splits, [&](Reader& reader, int64_t task) {
+        const TokenRange range = range_of_task(args, task);
+        reader.load_state(range);
+        reader.read.forward(range, reader.hebbian, 1);
+    });
+}
+
+// d_query and, for each part of the sequence, d_hebbian (splits, B, H, F, d) and d_plasticity (splits, B, H, F).
+extern "C" int read_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    typedef StateReader<ReadBackward> Reader;
+    return run_tasks<Reader>(args, args.all_heads() * args.splits, [&](Reader& reader, int64_t task) {
+        ReadBackward& read = reader.read;
+        const TokenRange range = range_of_task(args, task);
+        reader.load_state(range);
+        read.backward(range, reader.hebbian, 1);
+        store_matrix({read.d_hebbian, read.dp}, read.F, read.d, args.d_hebbian + task * read.F * read.d);
+        if (args.feedback) copy(args.d_plasticity + task * read.F, read.d_plasticity, read.F);
+    });
+}
+
+// output from query, key, value and code.
+extern "C" int documents_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<DocumentsForward>(args, args.all_heads(), [&](DocumentsForward& documents, int64_t task) {
+        WriteForward& write = documents.write;
+        ReadForward& read = documents.read;
+        TokenRange range = {task / args.heads, task % args.heads, 0, 0};
+        write.code.begin_head(range.b, range.h);
+        for (; range.first < args.length; range.first = range.last) {
+            range.last = args.documents.end(range.b, range.first, args.length);
+            write.code.begin_document(range.first, range.last);
+            write.forward(range);
+            if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, write.Fp, read.plasticity, nullptr);
+            read.forward(range, write.hebbian, args.scale);
+        }
+    });
+}
+
+// d_query, d_key, d_value and d_code from d_output. States were not kept: they are written again.
+extern "C" int documents_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<DocumentsBackward>(args, args.all_heads(), [&](DocumentsBackward& documents, int64_t task) {
+        WriteBackward& write = documents.write;
+        ReadBackward& read = documents.read;
+        const int64_t Fp = write.Fp, dp = write.dp;
+        float* derivative = documents.plasticity_derivative;
+        TokenRange range = {task / args.heads, task % args.heads, 0, 0};
+        write.code.begin_head(range.b, range.h);
+        write.code.clear_gradients();
+        for (; range.first < args.length; range.first = range.last) {
+            range.last = args.documents.end(range.b, range.first, args.length);
+            write.code.begin_document(range.first, range.last);
+            write.forward(range);
+            if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, Fp, read.plasticity, derivative);
+            read.backward(range, write.hebbian, args.scale);
+            copy(write.d_hebbian, read.d_hebbian, Fp * dp);
+            for (int64_t j = 0; j < Fp; j += LANES) {  // without feedback, nothing reads the calcium
+                const Vector zero = {}, d_calcium = load(read.d_plasticity + j) * load(derivative + j);
+                store(write.d_calcium + j, args.feedback ? d_calcium : zero);
+            }
+            write.backward(range, OVERWRITE);
+        }
+        write.code.store_gradients();
+    });
+}
+
+// output, and end_hebbian and end_calcium, which go on from hebbian and calcium.
+extern "C" int causal_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<CausalForward>(args, args.all_heads(),
+                                    [](CausalForward& causal, int64_t head) { causal.forward(head); });
 }
 
 // d_query, d_key, d_value and d_code. d_hebbian and d_calcium hold the gradient of the state at the end when it is
