@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,11 +69,11 @@ class Recipe(NamedTuple):
     runtime: str
 
     @property
-    def library(self):
+    def library(self) -> str:
         return f"{self.name}.so"
 
     @property
-    def record(self):
+    def record(self) -> str:
         return f"{self.name}.json"
 
 
@@ -123,7 +124,7 @@ def build_library(name: str, source: str, rebuild: bool = False) -> Path:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _recipe(name, source):
+def _recipe(name: str, source: str) -> Recipe:
     if sys.platform != "linux":
         raise UnsupportedPlatform(f"C++ is built on Linux only, and this is {sys.platform}")
     native = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
@@ -133,7 +134,7 @@ def _recipe(name, source):
     return Recipe(f"{name}_{digest}", source, flags, runtime)
 
 
-def _openmp_runtime():
+def _openmp_runtime() -> str:
     """Path of the OpenMP runtime that PyTorch itself computes with; others may be in the process, too."""
     mapped = []  # (first address, one past the last, path)
     for line in Path("/proc/self/maps").read_bytes().splitlines():
@@ -150,7 +151,7 @@ def _openmp_runtime():
     raise RuntimeError("PyTorch has loaded no OpenMP runtime")
 
 
-def _instruction_set():
+def _instruction_set() -> str:
     """What tells CPUs apart that a library built for one might not run on: a home may be shared between machines."""
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
@@ -161,7 +162,7 @@ def _instruction_set():
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _from_cache(recipe, rebuild=False):
+def _from_cache(recipe: Recipe, rebuild: bool = False) -> tuple[Path, bytes]:
     """Path and content of the library in the cache, where it is put if it is not there."""
     folder = _cache_folder()
     content = None if rebuild else _kept(folder, recipe)
@@ -177,7 +178,7 @@ def _from_cache(recipe, rebuild=False):
     return folder / recipe.library, content
 
 
-def _cache_folder():
+def _cache_folder() -> Path:
     """The folder of the cache, made if need be.
 
     Raises:
@@ -203,7 +204,7 @@ def _cache_folder():
     return path
 
 
-def _who_else_may_write(path):
+def _who_else_may_write(path: Path) -> str | None:
     """Why others could put something in place of a folder or of what is in it, or None if they cannot."""
     trusted = {0, os.geteuid()}
     for folder in (path, *path.parents):
@@ -216,7 +217,7 @@ def _who_else_may_write(path):
     return None
 
 
-def _kept(folder, recipe, complain=False):
+def _kept(folder: Path, recipe: Recipe, complain: bool = False) -> bytes | None:
     """Content of the library in the cache, None if there is none or not the one that was built."""
     path = folder / recipe.library
     if not os.path.lexists(path):
@@ -233,7 +234,7 @@ def _kept(folder, recipe, complain=False):
     return content
 
 
-def _read(path):
+def _read(path: Path) -> bytes:
     """Content of a file that nobody else can have written."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
@@ -249,11 +250,11 @@ def _read(path):
         return file.read()
 
 
-def _built_in(folder, recipe, is_alone):
+def _built_in(folder: Path, recipe: Recipe, is_alone: bool) -> bytes:
     """Builds the library in the cache; returns its content."""
     _clear_left(folder, 0 if is_alone else 2 * LONGEST_COMMAND)
-    with tempfile.TemporaryDirectory(prefix=BUILD_PREFIX, dir=folder) as building:
-        building = Path(building)
+    with tempfile.TemporaryDirectory(prefix=BUILD_PREFIX, dir=folder) as temporary:
+        building = Path(temporary)
         logger.info("Compiling C++ for this CPU into %s, once", folder / recipe.library)
         content = _compiled(recipe, building)
         record = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -269,7 +270,7 @@ def _built_in(folder, recipe, is_alone):
     return content
 
 
-def _write(path, content, mode):
+def _write(path: Path, content: bytes, mode: int) -> None:
     """Makes a file that is on the disk when this returns, with this mode whatever the umask."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -281,7 +282,7 @@ def _write(path, content, mode):
 
 
 @contextlib.contextmanager
-def _lock(folder):
+def _lock(folder: Path) -> Iterator[bool]:
     """Waits until no other process builds in a folder; gives whether that is sure: not all file systems have locks."""
     descriptor = os.open(folder / "build.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     is_alone, last = False, time.monotonic() + 2 * LONGEST_COMMAND
@@ -303,9 +304,9 @@ def _lock(folder):
         os.close(descriptor)
 
 
-def _clear_left(folder, age):
+def _clear_left(folder: Path, age: float) -> None:
     """Removes what builds have left that were killed: temporary folders of this user, so many seconds old."""
-    for left in Path(folder).glob(f"{BUILD_PREFIX}*"):
+    for left in folder.glob(f"{BUILD_PREFIX}*"):
         with contextlib.suppress(OSError):
             status = left.lstat()
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and time.time() - status.st_mtime >= age:
@@ -313,7 +314,7 @@ def _clear_left(folder, age):
 
 
 @contextlib.contextmanager
-def _folder_of_this_process():
+def _folder_of_this_process() -> Iterator[Path]:
     """A temporary folder that is this user's alone."""
     base = Path(os.path.realpath(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=BUILD_PREFIX, dir=base) as folder:
@@ -329,10 +330,10 @@ def _folder_of_this_process():
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _compiled(recipe, folder):
+def _compiled(recipe: Recipe, folder: Path) -> bytes:
     """Compiles the source in a folder; returns the content of the library."""
     compiler = _compiler()
-    source, compiled, linked = (Path(folder) / f"source{suffix}" for suffix in (".cpp", ".o", ".linked"))
+    source, compiled, linked = (folder / f"source{suffix}" for suffix in (".cpp", ".o", ".linked"))
     source.write_text(recipe.source, encoding="utf-8")
     _run(*compiler, *recipe.flags, "-c", source, "-o", compiled)
     # linked with PyTorch's own OpenMP runtime: the threads of two would stand in each other's way
@@ -340,7 +341,7 @@ def _compiled(recipe, folder):
     return linked.read_bytes()
 
 
-def _compiler():
+def _compiler() -> list[str]:
     """The command of the compiler: what `CXX` names, which may have arguments ("ccache g++"), or the first found."""
     named = os.environ.get("CXX", "")
     try:
@@ -357,8 +358,8 @@ def _compiler():
     return [found]
 
 
-def _run(*command):
-    command = [os.fspath(part) for part in command]
+def _run(*parts: str | Path) -> None:
+    command = [os.fspath(part) for part in parts]
     try:
         process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LONGEST_COMMAND)
     except subprocess.TimeoutExpired as error:
@@ -370,7 +371,7 @@ def _run(*command):
         raise RuntimeError(f"{command[0]} could not build it: {lines[0]}")
 
 
-def _loaded(path, content):
+def _loaded(path: Path, content: bytes) -> ctypes.CDLL:
     """Loads exactly `content`; where the system has no memory that can be run, what lies at `path`."""
     try:
         descriptor = os.memfd_create(path.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

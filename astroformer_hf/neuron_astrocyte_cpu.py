@@ -24,15 +24,18 @@ import ctypes
 import functools
 import logging
 import math
+from pathlib import Path
 
 import torch
 
 from .attention_contract import Backend, Kernel
+from .attention_passes import CALCIUM_FLOOR
+from .feature_maps import EXP_CEILING
 from .native_library import UnsupportedPlatform, build_library, load_library
-from .neuron_astrocyte_cpu_source import SOURCE
+from .neuron_astrocyte_cpu_source import generate_source
 
 
-FEATURE_MAPS = ("elu", "relu", "exp", "identity")  # as numbered by FeatureMap in the source
+FEATURE_MAPS = ("elu", "relu", "exp", "identity")  # those that the source computes: `in_kernels`
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -52,14 +55,20 @@ logger = logging.getLogger(__name__)
 
 
 class _View(ctypes.Structure):
+    """`View` of the source: data and strides of a tensor `(B, H, N, .)`."""
+
     _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("head", ctypes.c_int64), ("row", ctypes.c_int64)]
 
 
 class _Mask(ctypes.Structure):
+    """`Mask` of the source: data and strides of a padding mask `(B, N)`."""
+
     _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("row", ctypes.c_int64)]
 
 
 class _Documents(ctypes.Structure):
+    """`Documents` of the source: data and first stride of document numbers `(B, N)`."""
+
     _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64)]
 
 
@@ -67,6 +76,7 @@ _SIZES = (
     *("threads", "batch", "heads", "length", "features", "head_dim", "splits"),
     *("feature_map", "feedback", "causal"),
 )
+_FACTORS = ("alpha", "scale", "decay")
 _VIEWS = ("query", "key", "value", "code", "output", "d_query", "d_key", "d_value", "d_code", "d_output")
 _STATES = (
     *("hebbian", "calcium", "plasticity", "d_hebbian", "d_calcium", "d_plasticity"),
@@ -76,11 +86,11 @@ _STATES = (
 
 
 class _Arguments(ctypes.Structure):
-    """`Arguments` of the source."""
+    """What every function of the library takes. `Arguments` of the source is generated from these fields."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, ctypes.c_double) for name in ("alpha", "scale", "decay")),
+        *((name, ctypes.c_double) for name in _FACTORS),
         *((name, _View) for name in _VIEWS),
         ("mask", _Mask),
         ("documents", _Documents),
@@ -88,26 +98,33 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-def is_available():
+# The constants are those of the plain form.
+SOURCE = generate_source(
+    arguments=_Arguments, feature_maps=FEATURE_MAPS, calcium_floor=CALCIUM_FLOOR, exp_ceiling=EXP_CEILING
+)
+
+
+def is_available() -> bool:
     """Whether the functions of this module can be called on this machine; the first call compiles them."""
     return obstacle() is None
 
 
-def obstacle():
+def obstacle() -> str | None:
     """Why they cannot be called on this machine, or None if they can."""
     return _library_or_obstacle()[1]
 
 
-def build(rebuild=False):
+def build(rebuild: bool = False) -> Path:
     """Builds the library ahead: see `native_library.build_library`."""
     return build_library(LIBRARY_NAME, SOURCE, rebuild)
 
 
 @functools.cache
-def _library_or_obstacle():
+def _library_or_obstacle() -> tuple[ctypes.CDLL | None, str | None]:
     """The compiled source and None, or None and why it is not to be had, which the log says once."""
     try:
         library = load_library(LIBRARY_NAME, SOURCE)
+        _check_arguments(library)
     except (OSError, RuntimeError) as error:
         # where nobody could do anything about it, it is no warning
         level = logging.INFO if isinstance(error, UnsupportedPlatform) else logging.WARNING
@@ -124,7 +141,20 @@ def _library_or_obstacle():
     return library, None
 
 
-def _library():
+def _check_arguments(library: ctypes.CDLL) -> None:
+    """Raises a RuntimeError if the functions of the library take other arguments than this module passes."""
+    size_of_arguments = library.size_of_arguments
+    size_of_arguments.argtypes = []
+    size_of_arguments.restype = ctypes.c_int64
+    size, expected = size_of_arguments(), ctypes.sizeof(_Arguments)
+    if size != expected:
+        raise RuntimeError(
+            f"the C++ library takes a structure of {size} bytes as arguments where this version of astroformer_hf "
+            f"passes one of {expected} bytes"
+        )
+
+
+def _library() -> ctypes.CDLL | None:
     return _library_or_obstacle()[0]
 
 

@@ -1,71 +1,155 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""The C++ source of `neuron_astrocyte_cpu.py`, which explains it.
+"""The C++ source of `neuron_astrocyte_cpu.py`, which explains how it is built and called.
 
-A string in a module, because only Python modules travel with a checkpoint.
+It is text in a Python module because only Python modules travel with a checkpoint. What C++ and Python must agree on,
+the fields of the arguments, the numbers of the feature maps and the constants, is not written in it twice:
+`generate_source` puts it in from Python.
 """
 
-SOURCE = r"""
+import ctypes
+from collections.abc import Sequence
+from string import Template
+
+
+C_TYPES = {ctypes.c_int64: "int64_t", ctypes.c_double: "double", ctypes.c_void_p: "float*"}
+
+
+def generate_source(
+    *, arguments: type[ctypes.Structure], feature_maps: Sequence[str], calcium_floor: float, exp_ceiling: float
+) -> str:
+    """The complete C++ source.
+
+    Args:
+        arguments (`type[ctypes.Structure]`): what every function takes. Its numbers and pointers to float32 become
+            fields of the C++ struct `Arguments`; a field that is itself a structure `_Name` has the type `Name`, which
+            the source defines.
+        feature_maps (`Sequence[str]`): the names of the feature maps, in the order of their numbers in
+            `arguments.feature_map`.
+        calcium_floor (`float`): the smallest calcium that counts.
+        exp_ceiling (`float`): where the feature map "exp" saturates.
+    """
+    return Template(TEMPLATE).substitute(
+        feature_maps=", ".join(name.upper() for name in feature_maps),
+        calcium_floor=_float_literal(calcium_floor),
+        exp_ceiling=_float_literal(exp_ceiling),
+        fields="\n".join(f"    {_c_type(field[1])} {field[0]};" for field in arguments._fields_),
+    )
+
+
+def _float_literal(value: float) -> str:
+    return f"{float(value)!r}f"
+
+
+def _c_type(field_type: type) -> str:
+    return field_type.__name__.lstrip("_") if issubclass(field_type, ctypes.Structure) else C_TYPES[field_type]
+
+
+TEMPLATE = r"""
+// Letters in comments: B batch, H heads, N tokens, F features (phi of the hidden neurons), d head size. A p after a
+// size in a name or shape, as in Fp, means that it is padded to whole vectors.
+
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+namespace {
+
 // ---- vectors -------------------------------------------------------------------------------------------------------
 
+// LANES floats are one vector register. A register tile of a matrix product has TILE_ROWS rows of TILE_VECTORS vectors,
+// as many as leave registers for its operands.
 #if defined(__AVX512F__)
-enum { LANES = 16, COLUMNS = 4 };
+enum { LANES = 16, TILE_VECTORS = 4 };
 #elif defined(__AVX__)
-enum { LANES = 8, COLUMNS = 2 };
+enum { LANES = 8, TILE_VECTORS = 2 };
 #elif defined(__aarch64__)
-enum { LANES = 4, COLUMNS = 4 };
+enum { LANES = 4, TILE_VECTORS = 4 };
 #else
-enum { LANES = 4, COLUMNS = 2 };
+enum { LANES = 4, TILE_VECTORS = 2 };
 #endif
-enum { ROWS = 6, BLOCK = 48 };  // rows of a register tile; tokens per block
+enum { TILE_ROWS = 6 };
+enum { BLOCK = 48 };  // tokens that are taken through a pass together, while they lie in the nearest cache
+enum { CACHE_LINE = 64 };
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+typedef float UnalignedVector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t IntegerVector __attribute__((vector_size(4 * LANES)));
 
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline Vector load(const float* p) { return *(const Unaligned*)p; }
-static inline void store(float* p, Vector x) { *(Unaligned*)p = x; }
-static inline Vector broadcast(float x) { return Vector{} + x; }
+// n rounded up to whole vectors
+inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+inline void set_zero(float* x, int64_t n) { memset(x, 0, sizeof(float) * n); }
+inline void copy(float* to, const float* from, int64_t n) { memcpy(to, from, sizeof(float) * n); }
+
+inline Vector load(const float* p) { return *(const UnalignedVector*)p; }
+inline void store(float* p, Vector x) { *(UnalignedVector*)p = x; }
+inline Vector broadcast(float x) { return Vector{} + x; }
+
+// The first n lanes of x, and 0 in the others.
+inline Vector mask_tail(Vector x, int64_t n) {
+    if (n >= LANES) return x;
+    Vector masked = {};
+    memcpy(&masked, &x, sizeof(float) * n);
+    return masked;
+}
+
+// The next values of a row of which n are left, and 0 in the other lanes: nothing is read beyond the row.
+inline Vector load_partial(const float* p, int64_t n) {
+    if (n >= LANES) return load(p);
+    Vector x = {};
+    memcpy(&x, p, sizeof(float) * n);
+    return x;
+}
+
+inline void store_partial(float* p, Vector x, int64_t n) {
+    if (n >= LANES) store(p, x);
+    else memcpy(p, &x, sizeof(float) * n);
+}
+
+// Fetches a row that will be needed soon. Rows that lie side by side need no help: the CPU's own prefetcher sees them.
+inline void prefetch_row(const float* row, int64_t n) {
+    for (int64_t j = 0; j < n; j += CACHE_LINE / sizeof(float)) __builtin_prefetch(row + j, 0, 2);
+}
 
 template <int N>
 struct Lanes {
     typedef float Type __attribute__((vector_size(4 * N)));
 };
 
+// Halves are added until two lanes are left.
 template <int N>
-static inline float sum_of(typename Lanes<N>::Type x) {  // by halves
-    if (N == 2) return x[0] + x[1];
-    enum { HALF = N > 2 ? N / 2 : 2 };
-    typename Lanes<HALF>::Type low, high;
-    memcpy(&low, &x, sizeof low);
-    memcpy(&high, (char*)&x + sizeof x - sizeof high, sizeof high);
-    return sum_of<HALF>(low + high);
+inline float sum_of_lanes(typename Lanes<N>::Type x) {
+    if constexpr (N == 2) {
+        return x[0] + x[1];
+    } else {
+        typename Lanes<N / 2>::Type low, high;
+        memcpy(&low, &x, sizeof low);
+        memcpy(&high, (const char*)&x + sizeof low, sizeof high);
+        return sum_of_lanes<N / 2>(low + high);
+    }
 }
 
-static inline float sum(Vector x) { return sum_of<LANES>(x); }
+inline float sum(Vector x) { return sum_of_lanes<LANES>(x); }
 
-// e^x for x <= 88, within 2 units in the last place; below -87 it stays at e^-87
-static inline Vector exponential(Vector x) {
-    x = x < -87.0f ? broadcast(-87.0f) : x;                // in this order a NaN stays one
-    const Vector shifted = x * 1.44269504f + 12582912.0f;  // the nearest integer to x / log 2 is in the low bits
+// e^x for x <= 88, within 2 units in the last place; e^-87 below -87. NaN stays NaN.
+inline Vector exponential(Vector x) {
+    x = x < -87.0f ? broadcast(-87.0f) : x;                // false for NaN
+    const Vector shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 leaves round(x / log 2) in the low bits
     const Vector n = shifted - 12582912.0f;
-    const Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    Vector y = r * 8.31252057e-3f + 4.18901592e-2f;  // minimax, relative to e^r on |r| <= log(2) / 2
+    const Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // x - n log 2, with log 2 in two parts
+    Vector y = r * 8.31252057e-3f + 4.18901592e-2f;                // minimax for e^r, relative, on |r| <= log(2) / 2
     y = y * r + 1.66671142e-1f;
     y = y * r + 4.99992311e-1f;
     y = y * (r * r) + r + 1.0f;
-    return (Vector)((Integers)y + ((Integers)shifted << 23));
+    return (Vector)((IntegerVector)y + ((IntegerVector)shifted << 23));  // times 2^n
 }
 
-// natural logarithm of a positive normal number
-static inline Vector logarithm(Vector x) {
-    // x = 2^n y with y in [sqrt(1/2), sqrt(2))
-    const Integers bits = (Integers)x - 0x3f3504f3;
+// Natural logarithm of a positive normal number.
+inline Vector logarithm(Vector x) {
+    // x = 2^n (1 + r) with 1 + r in [sqrt(1/2), sqrt(2)); 0x3f3504f3 is sqrt(1/2)
+    const IntegerVector bits = (IntegerVector)x - 0x3f3504f3;
     const Vector n = __builtin_convertvector(bits >> 23, Vector);
     const Vector r = (Vector)((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
     Vector y = r * 7.0376836292e-2f - 1.1514610310e-1f;
@@ -80,23 +164,49 @@ static inline Vector logarithm(Vector x) {
     return y + n * 0.693147181f;
 }
 
-// ---- small matrix products -----------------------------------------------------------------------------------------
+// ---- rows of whole vectors -----------------------------------------------------------------------------------------
 
-enum Result { SET, ADD };              // c = a b, or c += a b
+inline void scale_row(float* row, int64_t n, float factor) {
+    for (int64_t j = 0; j < n; j += LANES) store(row + j, load(row + j) * factor);
+}
+
+inline void add_row(float* sum, const float* row, int64_t n, float factor = 1) {
+    for (int64_t j = 0; j < n; j += LANES) store(sum + j, load(sum + j) + load(row + j) * factor);
+}
+
+inline float dot(const float* a, const float* b, int64_t n) {
+    Vector total = {};
+    for (int64_t j = 0; j < n; j += LANES) total += load(a + j) * load(b + j);
+    return sum(total);
+}
+
+// ---- small matrices ------------------------------------------------------------------------------------------------
+
+struct Matrix {  // by rows, each `stride` floats after the one before
+    const float* data;
+    int64_t stride;
+};
+
+struct MutableMatrix {
+    float* data;
+    int64_t stride;
+};
+
+enum Store { OVERWRITE, ACCUMULATE };  // c = x, or c += x
 enum Operand { PLAIN, TRANSPOSED };    // whether a is stored as (m x k) or as (k x m)
-enum Triangle { FULL, LOWER, UPPER };  // which entries of a, whose rows and columns are tokens, are not zero
+enum Triangle { FULL, LOWER, UPPER };  // where a, whose rows and columns are tokens, is not 0
 
-template <int R, int C, Result RESULT, Operand A>
-static inline void tile(int64_t k, const float* a, int64_t a_row, const float* b, int64_t b_row, float* c,
-                        int64_t c_row) {
+// One register tile of c: R rows of C vectors.
+template <int R, int C, Store STORE, Operand A>
+__attribute__((always_inline)) inline void tile_matmul(int64_t k, Matrix a, Matrix b, MutableMatrix c) {
     Vector sums[R][C] = {};
-    for (int64_t i = 0; i < k; i++, b += b_row) {
+    for (int64_t i = 0; i < k; i++, b.data += b.stride) {
         Vector right[C];
 #pragma GCC unroll 8
-        for (int j = 0; j < C; j++) right[j] = load(b + j * LANES);
+        for (int j = 0; j < C; j++) right[j] = load(b.data + j * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const float left = A == TRANSPOSED ? a[i * a_row + r] : a[r * a_row + i];
+            const float left = A == TRANSPOSED ? a.data[i * a.stride + r] : a.data[r * a.stride + i];
 #pragma GCC unroll 8
             for (int j = 0; j < C; j++) sums[r][j] += left * right[j];
         }
@@ -105,46 +215,78 @@ static inline void tile(int64_t k, const float* a, int64_t a_row, const float* b
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int j = 0; j < C; j++) {
-            float* p = c + r * c_row + j * LANES;
-            store(p, RESULT == ADD ? load(p) + sums[r][j] : sums[r][j]);
+            float* p = c.data + r * c.stride + j * LANES;
+            store(p, STORE == ACCUMULATE ? load(p) + sums[r][j] : sums[r][j]);
         }
 }
 
-template <int C, Result RESULT, Operand A>
-static inline void tile_of_rows(int64_t rows, int64_t k, const float* a, int64_t a_row, const float* b, int64_t b_row,
-                                float* c, int64_t c_row) {
+// The last tiles of a matrix may have fewer rows. Each number of rows has a kernel of its own, because only sums whose
+// number the compiler knows stay in registers.
+template <int C, Store STORE, Operand A>
+inline void tile_matmul_of(int64_t rows, int64_t k, Matrix a, Matrix b, MutableMatrix c) {
     switch (rows) {
-        case 1: return tile<1, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
-        case 2: return tile<2, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
-        case 3: return tile<3, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
-        case 4: return tile<4, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
-        case 5: return tile<5, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
-        default: return tile<ROWS, C, RESULT, A>(k, a, a_row, b, b_row, c, c_row);
+        case 1: return tile_matmul<1, C, STORE, A>(k, a, b, c);
+        case 2: return tile_matmul<2, C, STORE, A>(k, a, b, c);
+        case 3: return tile_matmul<3, C, STORE, A>(k, a, b, c);
+        case 4: return tile_matmul<4, C, STORE, A>(k, a, b, c);
+        case 5: return tile_matmul<5, C, STORE, A>(k, a, b, c);
+        default: return tile_matmul<TILE_ROWS, C, STORE, A>(k, a, b, c);
     }
 }
 
-// c (m x n) from a (m x k) and b (k x n); n is a whole number of vectors, each row of a stored matrix a stride long
-template <Result RESULT, Operand A = PLAIN, Triangle SHAPE = FULL>
-static void product(int64_t m, int64_t k, int64_t n, const float* a, int64_t a_row, const float* b, int64_t b_row,
-                    float* c, int64_t c_row) {
-    for (int64_t i = 0; i < m; i += ROWS) {
-        const int64_t rows = smaller(m - i, ROWS);
-        const int64_t first = SHAPE == UPPER ? i : 0, terms = (SHAPE == LOWER ? smaller(i + rows, k) : k) - first;
-        const float* left = a + (A == TRANSPOSED ? first * a_row + i : i * a_row + first);
-        for (int64_t j = 0; j < n; j += COLUMNS * LANES) {
-            const float* right = b + first * b_row + j;
-            float* result = c + i * c_row + j;
-            switch (smaller((n - j) / LANES, COLUMNS)) {
-                case 1: tile_of_rows<1, RESULT, A>(rows, terms, left, a_row, right, b_row, result, c_row); break;
-                case 2: tile_of_rows<2, RESULT, A>(rows, terms, left, a_row, right, b_row, result, c_row); break;
-                case 3: tile_of_rows<3, RESULT, A>(rows, terms, left, a_row, right, b_row, result, c_row); break;
-                default: tile_of_rows<COLUMNS, RESULT, A>(rows, terms, left, a_row, right, b_row, result, c_row);
+// c (m x n) from a (m x k) and b (k x n); n is a whole number of vectors. Of a triangular matrix, only tiles that meet
+// the triangle are read, each of them whole.
+template <Store STORE, Operand A = PLAIN, Triangle SHAPE = FULL>
+void matmul(int64_t m, int64_t k, int64_t n, Matrix a, Matrix b, MutableMatrix c) {
+    for (int64_t i = 0; i < m; i += TILE_ROWS) {
+        const int64_t rows = min(m - i, TILE_ROWS);
+        const int64_t first = SHAPE == UPPER ? i : 0, terms = (SHAPE == LOWER ? min(i + rows, k) : k) - first;
+        const Matrix left = {a.data + (A == TRANSPOSED ? first * a.stride + i : i * a.stride + first), a.stride};
+        for (int64_t j = 0; j < n; j += TILE_VECTORS * LANES) {
+            const Matrix right = {b.data + first * b.stride + j, b.stride};
+            const MutableMatrix tile = {c.data + i * c.stride + j, c.stride};
+            switch (min((n - j) / LANES, TILE_VECTORS)) {
+                case 1: tile_matmul_of<1, STORE, A>(rows, terms, left, right, tile); break;
+                case 2: tile_matmul_of<2, STORE, A>(rows, terms, left, right, tile); break;
+                case 3: tile_matmul_of<3, STORE, A>(rows, terms, left, right, tile); break;
+                default: tile_matmul_of<TILE_VECTORS, STORE, A>(rows, terms, left, right, tile);
             }
         }
     }
 }
 
-// ---- what the functions are given: see Arguments in Python ---------------------------------------------------------
+// Clears what a triangular matmul reads of a square matrix beside the triangle.
+void clear_outside(Triangle shape, int64_t rows, MutableMatrix a) {
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t tile = i / TILE_ROWS * TILE_ROWS;
+        if (shape == LOWER)
+            for (int64_t j = i + 1; j < min(tile + TILE_ROWS, rows); j++) a.data[i * a.stride + j] = 0;
+        else
+            for (int64_t j = tile; j < i; j++) a.data[i * a.stride + j] = 0;
+    }
+}
+
+// y (n x m) = x (m x n)^T, in squares of a cache line, so that neither side strides through memory.
+void transpose(int64_t m, int64_t n, Matrix x, MutableMatrix y) {
+    enum { SIDE = CACHE_LINE / sizeof(float) };
+    for (int64_t i = 0; i < m; i += SIDE)
+        for (int64_t j = 0; j < n; j += SIDE)
+            for (int64_t c = j; c < min(j + SIDE, n); c++)
+                for (int64_t r = i; r < min(i + SIDE, m); r++) y.data[c * y.stride + r] = x.data[r * x.stride + c];
+}
+
+// A contiguous (rows x columns) of a tensor to its padded form, and back.
+void load_matrix(const float* x, int64_t rows, int64_t columns, MutableMatrix y) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j += LANES)
+            store(y.data + i * y.stride + j, load_partial(x + i * columns + j, columns - j));
+}
+
+void store_matrix(Matrix y, int64_t rows, int64_t columns, float* x) {
+    for (int64_t i = 0; i < rows; i++) copy(x + i * columns, y.data + i * y.stride, columns);
+}
+
+// ---- what Python passes --------------------------------------------------------------------------------------------
 
 struct View {  // a tensor (B, H, N, .), contiguous in its last dimension; no data if there is no tensor
     float* data;
@@ -152,10 +294,10 @@ struct View {  // a tensor (B, H, N, .), contiguous in its last dimension; no da
     float* at(int64_t b, int64_t h, int64_t t) const { return data + b * batch + h * head + t * row; }
 };
 
-struct Mask {  // (B, N), not 0 where a token is real
+struct Mask {  // (B, N), not 0 where a token is real; no data if all are
     const uint8_t* data;
     int64_t batch, row;
-    bool real(int64_t b, int64_t t) const { return !data || data[b * batch + t * row]; }
+    bool is_real(int64_t b, int64_t t) const { return !data || data[b * batch + t * row]; }
 };
 
 struct Documents {  // (B, N), the number of each token's document, contiguous along a row; no data if a row is one
@@ -172,53 +314,25 @@ struct Documents {  // (B, N), the number of each token's document, contiguous a
     }
 };
 
+// Of every function; each uses some. States are contiguous: hebbian, d_hebbian and end_hebbian (B, H, F, d), calcium
+// and plasticity (B, H, F), where `end_` means after the last token and `d_` the gradient. Of the astrocyte code
+// "activity": weight (H, F, F), bias (H, F), and the sums of the tokens before, total (B, H, F) and count (B).
 struct Arguments {
-    int64_t threads, batch, heads, length, features, head_dim, splits, feature_map, feedback, causal;
-    double alpha, scale, decay;
-    View query, key, value, code, output, d_query, d_key, d_value, d_code, d_output;
-    Mask mask;
-    Documents documents;
-    float *hebbian, *calcium, *plasticity;        // (B, H, F, d), (B, H, F), (B, H, F), contiguous
-    float *d_hebbian, *d_calcium, *d_plasticity;  // the same
-    float *end_hebbian, *end_calcium;             // the same, after the last token
-    // of the code "activity", if there is one: W (H, F, F) and b (H, F), the sums (B, H, F) and (B) of what came before
-    float *weight, *bias, *total, *count, *d_weight, *d_bias, *d_total, *end_total, *end_count;
+$fields
+
+    bool makes_code() const { return weight; }
+    int64_t all_heads() const { return batch * heads; }  // of all sequences
 };
 
-enum FeatureMap { ELU, RELU, EXP, IDENTITY };
+// The equations are those of `attention_operation.py`.
+enum FeatureMap { $feature_maps };
+const float CALCIUM_FLOOR = $calcium_floor, EXP_CEILING = $exp_ceiling;
 
-static const float CALCIUM_FLOOR = 1e-20f, EXP_CEILING = 30.0f;
+// ---- the equations, element by element -----------------------------------------------------------------------------
 
-// ---- rows of a block, between tensors and the cache; there they are padded with zeros to whole vectors --------------
-
-static inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
-static inline Vector keep(Vector x, int64_t n) {  // the first n lanes, 0 in the others
-    if (n >= LANES) return x;
-    Vector kept = {};
-    memcpy(&kept, &x, 4 * n);
-    return kept;
-}
-
-static inline Vector load_some(const float* p, int64_t n) {
-    if (n >= LANES) return load(p);
-    Vector x = {};
-    memcpy(&x, p, 4 * n);
-    return x;
-}
-
-static inline void store_some(float* p, Vector x, int64_t n) {
-    if (n >= LANES) store(p, x);
-    else memcpy(p, &x, 4 * n);
-}
-
-// asks for a row that will be needed soon; where rows lie side by side the CPU guesses it by itself
-static inline void ask_for(const float* row, int64_t n) {
-    for (int64_t j = 0; j < n; j += 16) __builtin_prefetch(row + j, 0, 2);
-}
-
+// phi(x). Comparisons are such that NaN stays NaN.
 template <FeatureMap MAP>
-static inline Vector phi(Vector x) {  // each keeps a NaN
+inline Vector phi(Vector x) {
     const Vector zero = {};
     if (MAP == ELU) return exponential(x > zero ? zero : x) + (x > zero ? x : zero);
     if (MAP == RELU) return x < zero ? zero : x;
@@ -226,14 +340,15 @@ static inline Vector phi(Vector x) {  // each keeps a NaN
     return x;
 }
 
-// the same of the last n values of a row, with zeros after them
+// phi of the last n values of a row, and 0 (not phi(0)) in the other lanes.
 template <FeatureMap MAP>
-static inline Vector rest_of(const float* p, int64_t n) {
-    return keep(phi<MAP>(load_some(p, n)), n);
+inline Vector phi_tail(const float* p, int64_t n) {
+    return mask_tail(phi<MAP>(load_partial(p, n)), n);
 }
 
+// d phi(x) / dx, given x and phi(x).
 template <FeatureMap MAP>
-static inline Vector slope(Vector x, Vector activity) {  // of phi
+inline Vector phi_derivative(Vector x, Vector activity) {
     const Vector zero = {}, one = broadcast(1.0f);
     if (MAP == ELU) return x > zero ? one : activity;
     if (MAP == RELU) return x > zero ? one : zero;
@@ -241,692 +356,765 @@ static inline Vector slope(Vector x, Vector activity) {  // of phi
     return one;
 }
 
-struct Place {  // a block of tokens of one head
-    const Arguments& in;
-    int64_t b, h, start, rows;
-    int64_t F, d, Fp, dp;  // features and head size, and both padded
-
-    Place(const Arguments& in, int64_t b, int64_t h, int64_t start, int64_t end)
-        : in(in),
-          b(b),
-          h(h),
-          start(start),
-          rows(smaller(BLOCK, end - start)),
-          F(in.features),
-          d(in.head_dim),
-          Fp(padded(F)),
-          dp(padded(d)) {}
-
-    bool real(int64_t t) const { return in.mask.real(b, start + t); }
-
-    template <FeatureMap MAP, Result RESULT>
-    void activity_of(const View& x, bool masked, float* y) const {
-        for (int64_t t = 0; t < rows; t++, y += Fp) {
-            if (masked && !real(t)) {
-                if (RESULT == SET) memset(y, 0, 4 * Fp);
-                continue;
-            }
-            const float* row = x.at(b, h, start + t);
-            if (x.row > F) ask_for(row + BLOCK * x.row, F);
-            for (int64_t j = 0; j < F; j += LANES) {
-                Vector activity = j + LANES <= F ? phi<MAP>(load(row + j)) : rest_of<MAP>(row + j, F - j);
-                store(y + j, RESULT == ADD ? load(y + j) + activity : activity);
-            }
-        }
-    }
-
-    // y = phi(x), or added to y; 0 at padded tokens if `masked`
-    template <Result RESULT = SET>
-    void activity(const View& x, bool masked, float* y) const {
-        switch (in.feature_map) {
-            case ELU: return activity_of<ELU, RESULT>(x, masked, y);
-            case RELU: return activity_of<RELU, RESULT>(x, masked, y);
-            case EXP: return activity_of<EXP, RESULT>(x, masked, y);
-            default: return activity_of<IDENTITY, RESULT>(x, masked, y);
-        }
-    }
-
-    template <FeatureMap MAP>
-    void back_through(const View& x, bool masked, const float* y, const float* d_y, const View& d_x, bool add) const {
-        for (int64_t t = 0; t < rows; t++, y += Fp, d_y += Fp) {
-            float* d_row = d_x.at(b, h, start + t);
-            if (masked && !real(t)) {
-                if (!add) memset(d_row, 0, 4 * F);
-                continue;
-            }
-            const float* row = x.at(b, h, start + t);
-            for (int64_t j = 0; j < F; j += LANES) {
-                Vector gradient = load(d_y + j) * slope<MAP>(load_some(row + j, F - j), load(y + j));
-                if (add) gradient += load_some(d_row + j, F - j);
-                store_some(d_row + j, gradient, F - j);
-            }
-        }
-    }
-
-    // d_x = (or +=) the gradient of x, given y = phi(x) and its gradient
-    void gradient(const View& x, bool masked, const float* y, const float* d_y, const View& d_x,
-                  bool add = false) const {
-        switch (in.feature_map) {
-            case ELU: return back_through<ELU>(x, masked, y, d_y, d_x, add);
-            case RELU: return back_through<RELU>(x, masked, y, d_y, d_x, add);
-            case EXP: return back_through<EXP>(x, masked, y, d_y, d_x, add);
-            default: return back_through<IDENTITY>(x, masked, y, d_y, d_x, add);
-        }
-    }
-
-    void load_rows(const View& x, bool masked, float* y) const {  // of the head size
-        for (int64_t t = 0; t < rows; t++, y += dp) {
-            if (masked && !real(t)) {
-                memset(y, 0, 4 * dp);
-                continue;
-            }
-            const float* row = x.at(b, h, start + t);
-            if (x.row > d) ask_for(row + BLOCK * x.row, d);
-            for (int64_t j = 0; j < d; j += LANES) store(y + j, load_some(row + j, d - j));
-        }
-    }
-
-    // the same where they lie if nothing needs to be done to them; `stride` tells them apart
-    const float* rows_of(const View& x, bool masked, float* copy, int64_t& stride) const {
-        const bool as_is = d == dp && !(masked && in.mask.data);
-        stride = as_is ? x.row : dp;
-        if (!as_is) load_rows(x, masked, copy);
-        for (int64_t t = 0; t < rows && as_is && x.row > d; t++) ask_for(x.at(b, h, start + t + BLOCK), d);
-        return as_is ? x.at(b, h, start) : copy;
-    }
-
-    void store_rows(const float* y, const View& x) const {
-        for (int64_t t = 0; t < rows; t++, y += dp)
-            for (int64_t j = 0; j < d; j += LANES) store_some(x.at(b, h, start + t) + j, load(y + j), d - j);
-    }
-
-    // phi(K) + phi(R), and phi(K) alone
-    void imprint(const View& code, float* imprint, float* presynaptic) const {
-        activity(in.key, true, presynaptic);
-        memcpy(imprint, presynaptic, 4 * rows * Fp);
-        if (code.data) activity<ADD>(code, true, imprint);
-    }
-};
-
-static inline void scale_row(float* row, int64_t n, float factor) {
-    for (int64_t j = 0; j < n; j += LANES) store(row + j, load(row + j) * factor);
-}
-
-static inline void add_row(float* sum, const float* row, int64_t n, float factor = 1) {
-    for (int64_t j = 0; j < n; j += LANES) store(sum + j, load(sum + j) + load(row + j) * factor);
-}
-
-static inline float dot(const float* a, const float* b, int64_t n) {
-    Vector total = {};
-    for (int64_t j = 0; j < n; j += LANES) total += load(a + j) * load(b + j);
-    return sum(total);
-}
-
-static inline float feedback_of(float response) {
-    return response > CALCIUM_FLOOR || response != response ? 1 / response : 0;
-}
-
-// matrices of a state, (F, d) or (F), to and from their padded form
-static void load_matrix(const float* x, int64_t rows, int64_t columns, float* y, int64_t y_row, float factor = 1) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j += LANES)
-            store(y + i * y_row + j, load_some(x + i * columns + j, columns - j) * factor);
-}
-
-static void store_matrix(const float* y, int64_t y_row, int64_t rows, int64_t columns, float* x) {
-    for (int64_t i = 0; i < rows; i++) memcpy(x + i * columns, y + i * y_row, 4 * columns);
-}
-
-// y (n x m) = x (m x n); in squares of a cache line, so that neither side strides through memory
-static void transpose(const float* x, int64_t m, int64_t n, int64_t x_row, float* y, int64_t y_row) {
-    enum { SIDE = 16 };
-    for (int64_t i = 0; i < m; i += SIDE)
-        for (int64_t j = 0; j < n; j += SIDE)
-            for (int64_t c = j; c < smaller(j + SIDE, n); c++)
-                for (int64_t r = i; r < smaller(i + SIDE, m); r++) y[c * y_row + r] = x[r * x_row + c];
-}
-
-// memory of one thread, handed out in pieces that start out as zeros; no piece may be touched if it `is_missing`
-struct Scratch {
-    char* memory = nullptr;
-    size_t used = 0, size;
-    explicit Scratch(size_t floats) : size(4 * floats + 64 * 64) {
-        memory = (char*)aligned_alloc(64, (size + 63) / 64 * 64);
-    }
-    ~Scratch() { free(memory); }
-    bool is_missing() const { return !memory; }
-    Scratch(const Scratch&) = delete;
-    float* take(int64_t floats) {
-        float* piece = (float*)(memory + used);
-        used += (4 * floats + 63) / 64 * 64;
-        if (memory) memset(piece, 0, 4 * floats);
-        return piece;
-    }
-};
-
-// one of `parts` about equal ranges of whole blocks
-static inline void range_of(int64_t length, int64_t part, int64_t parts, int64_t& first, int64_t& last) {
-    const int64_t blocks = (length + BLOCK - 1) / BLOCK;
-    first = smaller(blocks * part / parts * BLOCK, length), last = smaller(blocks * (part + 1) / parts * BLOCK, length);
-}
-
-// ---- the astrocyte code "activity" ---------------------------------------------------------------------------------
-
-// R = r' K W + b, made block by block as it is needed. r' K is the mean of the keys of the real tokens before and after
-// (causally, before), at the weight decay^(number of real tokens between). At padded tokens R is b.
-struct Activity {
-    const Arguments& in;
-    const int64_t F, Fp, N;
-    const float decay;
-    float *running, *weights, *weight, *transposed, *around, *means, *code, *d_code, *d_weight, *d_bias;
-    int64_t b = 0, h = 0;
-
-    static int64_t size(const Arguments& in) {
-        const int64_t Fp = padded(in.features);
-        return in.weight ? 2 * Fp + in.length * (Fp + 1) + 3 * Fp * Fp + 3 * BLOCK * Fp : 0;
-    }
-
-    Activity(const Arguments& in, Scratch& scratch)
-        : in(in), F(in.features), Fp(padded(F)), N(in.length), decay(in.decay) {
-        if (!in.weight) return;
-        running = scratch.take(Fp), d_bias = scratch.take(Fp), weights = scratch.take(N), around = scratch.take(N * Fp);
-        weight = scratch.take(Fp * Fp), transposed = scratch.take(Fp * Fp), d_weight = scratch.take(Fp * Fp);
-        means = scratch.take(BLOCK * Fp), code = scratch.take(BLOCK * Fp), d_code = scratch.take(BLOCK * Fp);
-    }
-
-    View rows_of(float* block, int64_t start) const { return {block - start * Fp, 0, 0, Fp}; }
-
-    // The recurrence that sums over neighbours: y_t (= or +=) the sum so far, which then becomes decay * sum + x_t.
-    template <Result RESULT>
-    void sweep(const View& x, const View& y, int64_t first, int64_t last, bool backwards) const {
-        for (int64_t step = first; step < last; step++) {
-            const int64_t t = backwards ? last - 1 - (step - first) : step;
-            if (!in.mask.real(b, t)) continue;
-            const float* from = x.at(b, h, t);
-            float* to = y.at(b, h, t);
-            if (x.row > Fp) ask_for(from + (backwards ? -16 : 16) * x.row, F);
-            for (int64_t j = 0; j < F; j += LANES) {
-                const Vector so_far = load(running + j), next = load_some(from + j, F - j);
-                store_some(to + j, RESULT == ADD ? so_far + load_some(to + j, F - j) : so_far, F - j);
-                store(running + j, so_far * decay + next);
-            }
-        }
-    }
-
-    void start_from(const float* sums) { sums ? memcpy(running, sums, 4 * F) : memset(running, 0, 4 * Fp); }
-
-    void begin(int64_t batch, int64_t head) {
-        b = batch, h = head;
-        load_matrix(in.weight + h * F * F, F, F, weight, Fp);
-        if (!in.documents.data) begin_document(0, N);
-    }
-
-    // from here on the tokens from first to last, which see no others but, causally, those before the row
-    void begin_document(int64_t first, int64_t last) {
-        // 1 / the sum of the weights of each real token's neighbours, 0 where it has none
-        float count = in.causal && first == 0 ? in.count[b] : 0;
-        for (int64_t t = first; t < last; t++) {
-            weights[t] = count;
-            if (in.mask.real(b, t)) count = decay * count + 1;
-        }
-        if (in.end_count) in.end_count[b] = count;
-        count = 0;
-        for (int64_t t = last - 1; t >= first; t--) {
-            if (!in.causal) weights[t] += count;
-            weights[t] = weights[t] > 0 ? 1 / weights[t] : 0;
-            if (in.mask.real(b, t)) count = decay * count + 1;
-        }
-        start_from(nullptr);
-        if (!in.causal) sweep<SET>(in.key, rows_of(around, 0), first, last, true);
-        if (in.causal && first == 0) start_from(in.total + (b * in.heads + h) * F);
-        else start_from(nullptr);
-    }
-
-    // R of the next block of rows
-    View block(int64_t start, int64_t rows) {
-        for (int64_t i = 0; i < rows; i++)
-            if (in.causal || !in.mask.real(b, start + i)) memset(means + i * Fp, 0, 4 * Fp);
-            else memcpy(means + i * Fp, around + (start + i) * Fp, 4 * Fp);
-        sweep<ADD>(in.key, rows_of(means, start), start, start + rows, false);
-        for (int64_t i = 0; i < rows; i++) {
-            scale_row(means + i * Fp, Fp, weights[start + i]);
-            memcpy(code + i * Fp, in.bias + h * F, 4 * F);
-        }
-        product<ADD>(rows, F, Fp, means, Fp, weight, Fp, code, Fp);
-        return rows_of(code, start);
-    }
-
-    void begin_gradients() {
-        transpose(weight, F, F, Fp, transposed, Fp);
-        memset(d_weight, 0, 4 * Fp * Fp), memset(d_bias, 0, 4 * Fp);
-    }
-
-    // from d_code of the block that was made last: d_weight, d_bias, and in `around` the gradients of the sums of keys
-    void gradients(int64_t start, int64_t rows) {
-        for (int64_t i = 0; i < rows; i++) add_row(d_bias, d_code + i * Fp, Fp);
-        product<ADD, TRANSPOSED>(F, rows, Fp, means, Fp, d_code, Fp, d_weight, Fp);
-        product<SET>(rows, F, Fp, d_code, Fp, transposed, Fp, around + start * Fp, Fp);
-        for (int64_t t = start; t < start + rows; t++) scale_row(around + t * Fp, Fp, weights[t]);
-    }
-
-    void store_gradients() const {
-        store_matrix(d_weight, Fp, F, F, in.d_weight + (b * in.heads + h) * F * F);
-        memcpy(in.d_bias + (b * in.heads + h) * F, d_bias, 4 * F);
-    }
-};
-
-// ---- write mode ----------------------------------------------------------------------------------------------------
-
-// One thread's write mode: the tokens from first to last of a head to `hebbian` (Fp x dp) and `calcium` (Fp), and the
-// way back from the gradients of these.
-struct Writer {
-    const Arguments& in;
-    const int64_t F, d, Fp, dp;
-    float *hebbian, *calcium, *presynaptic, *value;
-    float *d_hebbian, *d_transposed, *d_calcium, *process, *d_imprint, *d_presynaptic, *d_value;
-    Activity code_of_keys;
-
-    static int64_t size(const Arguments& in, bool backward) {
-        const int64_t Fp = padded(in.features), dp = padded(in.head_dim);
-        return Fp * dp + Fp + BLOCK * (Fp + dp) + Activity::size(in) +
-               (backward ? 2 * Fp * dp + Fp + BLOCK * (3 * Fp + dp) : 0);
-    }
-
-    Writer(const Arguments& in, Scratch& scratch, bool backward)
-        : in(in),
-          F(in.features),
-          d(in.head_dim),
-          Fp(padded(F)),
-          dp(padded(d)),
-          hebbian(scratch.take(Fp * dp)),
-          calcium(scratch.take(Fp)),
-          presynaptic(scratch.take(BLOCK * Fp)),
-          value(scratch.take(BLOCK * dp)),
-          code_of_keys(in, scratch) {
-        if (!backward) return;
-        d_hebbian = scratch.take(Fp * dp), d_transposed = scratch.take(dp * Fp), d_calcium = scratch.take(Fp);
-        process = scratch.take(BLOCK * Fp), d_imprint = scratch.take(BLOCK * Fp);
-        d_presynaptic = scratch.take(BLOCK * Fp), d_value = scratch.take(BLOCK * dp);
-    }
-
-    void forward(int64_t b, int64_t h, int64_t first, int64_t last) {
-        memset(hebbian, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
-        for (int64_t start = first; start < last; start += BLOCK) {
-            const Place place(in, b, h, start, last);
-            const View code = in.weight ? code_of_keys.block(start, place.rows) : in.code;
-            float* imprint = presynaptic;
-            place.activity(in.key, true, imprint);
-            for (int64_t t = 0; t < place.rows; t++) add_row(calcium, imprint + t * Fp, Fp);
-            if (code.data) place.activity<ADD>(code, true, imprint);
-            int64_t stride;
-            const float* rows = place.rows_of(in.value, true, value, stride);
-            product<ADD, TRANSPOSED>(F, place.rows, dp, imprint, Fp, rows, stride, hebbian, dp);
-        }
-    }
-
-    // from d_hebbian and d_calcium; the gradients of a code are added to those there are if `add`
-    void backward(int64_t b, int64_t h, int64_t first, int64_t last, bool add) {
-        transpose(d_hebbian, F, d, dp, d_transposed, Fp);
-        for (int64_t start = first; start < last; start += BLOCK) {
-            const Place place(in, b, h, start, last);
-            place.load_rows(in.value, true, value);
-            product<SET>(place.rows, d, Fp, value, dp, d_transposed, Fp, d_imprint, Fp);
-            place.activity(in.key, true, presynaptic);
-            for (int64_t i = 0; i < place.rows; i++)
-                for (int64_t j = 0; j < Fp; j += LANES)
-                    store(d_presynaptic + i * Fp + j, load(d_imprint + i * Fp + j) + load(d_calcium + j));
-            place.gradient(in.key, true, presynaptic, d_presynaptic, in.d_key);
-            if (in.code.data || in.weight) {
-                const View code = in.weight ? code_of_keys.block(start, place.rows) : in.code;
-                const View d_code = in.weight ? code_of_keys.rows_of(code_of_keys.d_code, start) : in.d_code;
-                place.activity(code, true, process);
-                place.gradient(code, true, process, d_imprint, d_code, add);
-                if (in.weight) code_of_keys.gradients(start, place.rows);
-                for (int64_t i = 0; i < place.rows; i++) add_row(presynaptic + i * Fp, process + i * Fp, Fp);
-            }
-            product<SET>(place.rows, F, dp, presynaptic, Fp, d_hebbian, dp, d_value, dp);
-            place.store_rows(d_value, in.d_value);  // 0 at padded tokens, whose imprint is 0
-        }
-        if (in.weight)  // what a key adds to its neighbours' sums, their gradients add to its own
-            for (int backwards = 0; backwards < 2; backwards++) {
-                code_of_keys.start_from(nullptr);
-                code_of_keys.sweep<ADD>(code_of_keys.rows_of(code_of_keys.around, 0), in.d_key, first, last, backwards);
-            }
-    }
-};
-
-// hebbian (splits, B, H, F, d) and calcium (splits, B, H, F): what each part of the sequence writes
-extern "C" int write_forward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    int failed = 0;
-    const int64_t F = in.features, d = in.head_dim, heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads) reduction(| : failed)
-    {
-        Scratch scratch(Writer::size(in, false));
-        Writer writer(in, scratch, false);
-        failed = scratch.is_missing();
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < heads * in.splits; task++) {
-            if (failed) continue;
-            const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
-            int64_t first, last;
-            range_of(in.length, task / heads, in.splits, first, last);
-            if (in.weight) writer.code_of_keys.begin(b, h);
-            writer.forward(b, h, first, last);
-            store_matrix(writer.hebbian, writer.dp, F, d, in.hebbian + task * F * d);
-            memcpy(in.calcium + task * F, writer.calcium, 4 * F);
-        }
-    }
-    return failed;
-}
-
-// d_key, d_value, d_code of d_hebbian and d_calcium; a code that the batch shares collects the gradients of all of it
-extern "C" int write_backward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    int failed = 0;
-    const int64_t F = in.features, d = in.head_dim;
-    const bool shared = in.d_code.data && in.d_code.batch == 0;
-    const int64_t batches = shared ? in.batch : 1, heads = in.batch * in.heads / batches;
-#pragma omp parallel num_threads(in.threads) reduction(| : failed)
-    {
-        Scratch scratch(Writer::size(in, true));
-        Writer writer(in, scratch, true);
-        failed = scratch.is_missing();
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < heads * in.splits; task++) {
-            if (failed) continue;
-            int64_t first, last;
-            range_of(in.length, task / heads, in.splits, first, last);
-            for (int64_t batch = 0; batch < batches; batch++) {
-                const int64_t b = shared ? batch : task % heads / in.heads, h = task % in.heads,
-                              head = b * in.heads + h;
-                load_matrix(in.d_hebbian + head * F * d, F, d, writer.d_hebbian, writer.dp);
-                memcpy(writer.d_calcium, in.d_calcium + head * F, 4 * F);
-                if (in.weight) writer.code_of_keys.begin(b, h), writer.code_of_keys.begin_gradients();
-                writer.backward(b, h, first, last, batch > 0);
-                if (in.weight) writer.code_of_keys.store_gradients();
-            }
-        }
-    }
-    return failed;
-}
-
-// ---- read mode -----------------------------------------------------------------------------------------------------
-
-// One thread's read mode: the answers to the tokens from first to last of a head from `hebbian` (Fp x dp) and
-// `plasticity` (Fp), times `factor`; and the way back, which adds to the gradients of these.
-struct Reader {
-    const Arguments& in;
-    const int64_t F, d, Fp, dp;
-    float *plasticity, *activity, *output;
-    float *transposed, *d_hebbian, *d_plasticity, *d_activity, *d_output;
-
-    static int64_t size(const Arguments& in, bool backward) {
-        const int64_t Fp = padded(in.features), dp = padded(in.head_dim);
-        return Fp + BLOCK * (Fp + dp) + (backward ? 2 * Fp * dp + Fp + BLOCK * (Fp + dp) : 0);
-    }
-
-    Reader(const Arguments& in, Scratch& scratch, bool backward)
-        : in(in),
-          F(in.features),
-          d(in.head_dim),
-          Fp(padded(F)),
-          dp(padded(d)),
-          plasticity(scratch.take(Fp)),
-          activity(scratch.take(BLOCK * Fp)),
-          output(scratch.take(BLOCK * dp)) {
-        if (!backward) return;
-        transposed = scratch.take(dp * Fp), d_hebbian = scratch.take(Fp * dp), d_plasticity = scratch.take(Fp);
-        d_activity = scratch.take(BLOCK * Fp), d_output = scratch.take(BLOCK * dp);
-    }
-
-    void forward(int64_t b, int64_t h, int64_t first, int64_t last, const float* hebbian, float factor) {
-        for (int64_t start = first; start < last; start += BLOCK) {
-            const Place place(in, b, h, start, last);
-            place.activity(in.query, false, activity);
-            float* rows = d == dp ? in.output.at(b, h, start) : output;
-            const int64_t stride = d == dp ? in.output.row : dp;
-            product<SET>(place.rows, F, dp, activity, Fp, hebbian, dp, rows, stride);
-            for (int64_t t = 0; t < place.rows && (in.feedback || factor != 1); t++)
-                scale_row(rows + t * stride, dp,
-                          in.feedback ? factor * feedback_of(dot(activity + t * Fp, plasticity, Fp)) : factor);
-            if (d != dp) place.store_rows(output, in.output);
-        }
-    }
-
-    void backward(int64_t b, int64_t h, int64_t first, int64_t last, const float* hebbian, float factor) {
-        transpose(hebbian, F, d, dp, transposed, Fp);
-        memset(d_hebbian, 0, 4 * Fp * dp), memset(d_plasticity, 0, 4 * Fp);
-        for (int64_t start = first; start < last; start += BLOCK) {
-            const Place place(in, b, h, start, last);
-            place.load_rows(in.d_output, false, d_output);
-            product<SET>(place.rows, d, Fp, d_output, dp, transposed, Fp, d_activity, Fp);
-            place.activity(in.query, false, activity);
-            for (int64_t t = 0; t < place.rows && (in.feedback || factor != 1); t++) {
-                float* of_activity = d_activity + t * Fp;
-                const float p = in.feedback ? feedback_of(dot(activity + t * Fp, plasticity, Fp)) : 1;
-                // d_output . (phi(Q) H), which the forward pass had and did not keep, is phi(Q) . (d_output H^T)
-                const float d_response = -factor * p * p * dot(activity + t * Fp, of_activity, Fp);
-                scale_row(of_activity, Fp, factor * p), scale_row(d_output + t * dp, dp, factor * p);
-                if (!in.feedback) continue;
-                add_row(of_activity, plasticity, Fp, d_response);
-                add_row(d_plasticity, activity + t * Fp, Fp, d_response);
-            }
-            place.gradient(in.query, false, activity, d_activity, in.d_query);
-            product<ADD, TRANSPOSED>(F, place.rows, dp, activity, Fp, d_output, dp, d_hebbian, dp);
-        }
-    }
-};
-
-// output of query, hebbian and, with feedback, plasticity
-extern "C" int read_forward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    int failed = 0;
-    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads) reduction(| : failed)
-    {
-        Scratch scratch(Fp * dp + Reader::size(in, false));
-        float* hebbian = scratch.take(Fp * dp);
-        Reader reader(in, scratch, false);
-        failed = scratch.is_missing();
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < heads * in.splits; task++) {
-            if (failed) continue;
-            const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
-            int64_t first, last;
-            range_of(in.length, task / heads, in.splits, first, last);
-            load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
-            if (in.feedback) memcpy(reader.plasticity, in.plasticity + head * F, 4 * F);
-            reader.forward(b, h, first, last, hebbian, 1);
-        }
-    }
-    return failed;
-}
-
-// d_query, and for each part of the sequence d_hebbian (splits, B, H, F, d) and d_plasticity (splits, B, H, F)
-extern "C" int read_backward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    int failed = 0;
-    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads) reduction(| : failed)
-    {
-        Scratch scratch(Fp * dp + Reader::size(in, true));
-        float* hebbian = scratch.take(Fp * dp);
-        Reader reader(in, scratch, true);
-        failed = scratch.is_missing();
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < heads * in.splits; task++) {
-            if (failed) continue;
-            const int64_t head = task % heads, b = head / in.heads, h = head % in.heads;
-            int64_t first, last;
-            range_of(in.length, task / heads, in.splits, first, last);
-            load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
-            if (in.feedback) memcpy(reader.plasticity, in.plasticity + head * F, 4 * F);
-            reader.backward(b, h, first, last, hebbian, 1);
-            store_matrix(reader.d_hebbian, dp, F, d, in.d_hebbian + task * F * d);
-            if (in.feedback) memcpy(in.d_plasticity + task * F, reader.d_plasticity, 4 * F);
-        }
-    }
-    return failed;
-}
-
-// g = z^alpha, and where `slope` is not null alpha z^(alpha - 1): presynaptic_plasticity in Python
-static inline void plasticity_of(const float* calcium, float alpha, int64_t n, float* plasticity, float* slope) {
+// g = z^alpha of the calcium z and, unless `derivative` is null, dg / dz = alpha z^(alpha - 1).
+inline void presynaptic_plasticity(const float* calcium, float alpha, int64_t n, float* plasticity,
+                                          float* derivative) {
     for (int64_t j = 0; j < n; j += LANES) {
         const Vector z = load(calcium + j), zero = {}, floored = z < CALCIUM_FLOOR ? broadcast(CALCIUM_FLOOR) : z;
         const Vector g = alpha == 1 ? z : exponential(alpha * logarithm(floored));
         store(plasticity + j, z > CALCIUM_FLOOR ? g : z != z ? z : zero);
-        if (slope) store(slope + j, z > CALCIUM_FLOOR ? alpha * g / floored : zero);
+        if (derivative) store(derivative + j, z > CALCIUM_FLOOR ? alpha * g / floored : zero);
     }
 }
 
-// ---- several documents in a row: write mode and read mode of one after the other ------------------------------------
+// P = 1 / C, 0 where the process found no calcium; NaN stays NaN.
+inline float astrocyte_feedback(float response) {
+    return response > CALCIUM_FLOOR || response != response ? 1 / response : 0;
+}
 
-// output; each document is written and read while its synapses lie in the nearest cache
-extern "C" int documents_forward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    int failed = 0;
-    const int64_t heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads) reduction(| : failed)
-    {
-        Scratch scratch(Writer::size(in, false) + Reader::size(in, false));
-        Writer writer(in, scratch, false);
-        Reader reader(in, scratch, false);
-        failed = scratch.is_missing();
-#pragma omp for schedule(dynamic)
-        for (int64_t head = 0; head < heads; head++) {
-            if (failed) continue;
-            const int64_t b = head / in.heads, h = head % in.heads;
-            if (in.weight) writer.code_of_keys.begin(b, h);
-            for (int64_t first = 0, last; first < in.length; first = last) {
-                last = in.documents.end(b, first, in.length);
-                if (in.weight) writer.code_of_keys.begin_document(first, last);
-                writer.forward(b, h, first, last);
-                if (in.feedback) plasticity_of(writer.calcium, in.alpha, writer.Fp, reader.plasticity, nullptr);
-                reader.forward(b, h, first, last, writer.hebbian, in.scale);
+// ---- blocks of tokens, between tensors and the cache; there their rows are padded with zeros to whole vectors -------
+
+struct Sizes {
+    const Arguments& args;
+    const int64_t F, d, Fp, dp;
+    explicit Sizes(const Arguments& args)
+        : args(args), F(args.features), d(args.head_dim), Fp(padded(F)), dp(padded(d)) {}
+};
+
+struct TokenRange {  // tokens first to last, exclusive, of head h of sequence b
+    int64_t b, h, first, last;
+};
+
+enum Padding { KEEP_PADDING, ZERO_PADDING };  // whether rows of tokens that are not real become 0
+
+struct TokenBlock : Sizes {
+    const int64_t b, h, start, rows;
+
+    TokenBlock(const Arguments& args, const TokenRange& range, int64_t start)
+        : Sizes(args), b(range.b), h(range.h), start(start), rows(min(BLOCK, range.last - start)) {}
+
+    bool is_real(int64_t t) const { return args.mask.is_real(b, start + t); }
+
+    // y (rows x Fp) = (or +=) phi(x)
+    template <Store STORE = OVERWRITE>
+    void load_activity(const View& x, Padding padding, float* y) const {
+        switch ((FeatureMap)args.feature_map) {
+            case ELU: return load_activity_of<ELU, STORE>(x, padding, y);
+            case RELU: return load_activity_of<RELU, STORE>(x, padding, y);
+            case EXP: return load_activity_of<EXP, STORE>(x, padding, y);
+            case IDENTITY: return load_activity_of<IDENTITY, STORE>(x, padding, y);
+        }
+    }
+
+    template <FeatureMap MAP, Store STORE>
+    void load_activity_of(const View& x, Padding padding, float* y) const {
+        for (int64_t t = 0; t < rows; t++, y += Fp) {
+            if (padding == ZERO_PADDING && !is_real(t)) {
+                if (STORE == OVERWRITE) set_zero(y, Fp);
+                continue;
+            }
+            const float* row = x.at(b, h, start + t);
+            if (x.row > F) prefetch_row(row + BLOCK * x.row, F);
+            for (int64_t j = 0; j < F; j += LANES) {
+                const Vector activity = j + LANES <= F ? phi<MAP>(load(row + j)) : phi_tail<MAP>(row + j, F - j);
+                store(y + j, STORE == ACCUMULATE ? load(y + j) + activity : activity);
             }
         }
+    }
+
+    // d_x = (or +=) the gradient of x, from y = phi(x) and its gradient d_y (rows x Fp)
+    void store_gradient(const View& x, Padding padding, const float* y, const float* d_y, const View& d_x,
+                        Store how = OVERWRITE) const {
+        switch ((FeatureMap)args.feature_map) {
+            case ELU: return store_gradient_of<ELU>(x, padding, y, d_y, d_x, how);
+            case RELU: return store_gradient_of<RELU>(x, padding, y, d_y, d_x, how);
+            case EXP: return store_gradient_of<EXP>(x, padding, y, d_y, d_x, how);
+            case IDENTITY: return store_gradient_of<IDENTITY>(x, padding, y, d_y, d_x, how);
+        }
+    }
+
+    template <FeatureMap MAP>
+    void store_gradient_of(const View& x, Padding padding, const float* y, const float* d_y, const View& d_x,
+                           Store how) const {
+        for (int64_t t = 0; t < rows; t++, y += Fp, d_y += Fp) {
+            float* d_row = d_x.at(b, h, start + t);
+            if (padding == ZERO_PADDING && !is_real(t)) {
+                if (how == OVERWRITE) set_zero(d_row, F);
+                continue;
+            }
+            const float* row = x.at(b, h, start + t);
+            for (int64_t j = 0; j < F; j += LANES) {
+                Vector gradient = load(d_y + j) * phi_derivative<MAP>(load_partial(row + j, F - j), load(y + j));
+                if (how == ACCUMULATE) gradient += load_partial(d_row + j, F - j);
+                store_partial(d_row + j, gradient, F - j);
+            }
+        }
+    }
+
+    // y (rows x dp) = x, of the head size
+    void load_rows(const View& x, Padding padding, float* y) const {
+        for (int64_t t = 0; t < rows; t++, y += dp) {
+            if (padding == ZERO_PADDING && !is_real(t)) {
+                set_zero(y, dp);
+                continue;
+            }
+            const float* row = x.at(b, h, start + t);
+            if (x.row > d) prefetch_row(row + BLOCK * x.row, d);
+            for (int64_t j = 0; j < d; j += LANES) store(y + j, load_partial(row + j, d - j));
+        }
+    }
+
+    // The same rows where they lie if they need neither columns nor tokens cleared, else in `buffer`.
+    Matrix view_rows(const View& x, Padding padding, float* buffer) const {
+        if (d != dp || (padding == ZERO_PADDING && args.mask.data)) {
+            load_rows(x, padding, buffer);
+            return {buffer, dp};
+        }
+        if (x.row > d)
+            for (int64_t t = 0; t < rows; t++) prefetch_row(x.at(b, h, start + t + BLOCK), d);
+        return {x.at(b, h, start), x.row};
+    }
+
+    void store_rows(const float* y, const View& x) const {
+        for (int64_t t = 0; t < rows; t++, y += dp)
+            for (int64_t j = 0; j < d; j += LANES) store_partial(x.at(b, h, start + t) + j, load(y + j), d - j);
+    }
+
+    // phi(K) + phi(R), which values are written with, and phi(K) alone, which calcium is the sum of
+    void load_imprint(const View& code, float* imprint, float* presynaptic) const {
+        load_activity(args.key, ZERO_PADDING, presynaptic);
+        copy(imprint, presynaptic, rows * Fp);
+        if (code.data) load_activity<ACCUMULATE>(code, ZERO_PADDING, imprint);
+    }
+};
+
+// ---- threads and their memory --------------------------------------------------------------------------------------
+
+// Memory of one thread, handed out as buffers of zeros. Without memory it hands out null and only counts bytes.
+struct Scratch {
+    char* memory;
+    size_t bytes = 0;  // handed out so far
+
+    Scratch() : memory(nullptr) {}
+    explicit Scratch(size_t size) : memory((char*)aligned_alloc(CACHE_LINE, size)) {}
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch() { free(memory); }
+
+    template <typename T = float>
+    T* take(int64_t count) {
+        char* buffer = memory ? memory + bytes : nullptr;
+        bytes += (sizeof(T) * count + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+        if (buffer) memset(buffer, 0, sizeof(T) * count);
+        return (T*)buffer;
+    }
+};
+
+// Calls run(worker, task) for every task from 0 to `tasks`, each thread with a worker of its own: a struct that is made
+// from the arguments, scratch memory to take buffers from, and whatever `more` holds.
+// Returns 0, or 1 if there was too little memory for the buffers of some thread; results are then incomplete.
+template <typename Worker, typename Run, typename... More>
+int run_tasks(const Arguments& args, int64_t tasks, Run run, More... more) {
+    Scratch counter;  // without memory: it learns how much the buffers of a worker need
+    Worker(args, counter, more...);
+    int failed = 0;
+#pragma omp parallel num_threads(args.threads) reduction(| : failed)
+    {
+        Scratch scratch(counter.bytes + CACHE_LINE);  // never 0 bytes, for which null is no error
+        Worker worker(args, scratch, more...);
+        failed = !scratch.memory;
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < tasks; task++)
+            if (!failed) run(worker, task);
     }
     return failed;
 }
 
-// d_query, d_key, d_value, d_code of d_output; what was written is written again
-extern "C" int documents_backward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    int failed = 0;
-    const int64_t Fp = padded(in.features), dp = padded(in.head_dim), heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads) reduction(| : failed)
-    {
-        Scratch scratch(Writer::size(in, true) + Reader::size(in, true) + Fp);
-        Writer writer(in, scratch, true);
-        Reader reader(in, scratch, true);
-        float* slope = scratch.take(Fp);
-        failed = scratch.is_missing();
-#pragma omp for schedule(dynamic)
-        for (int64_t head = 0; head < heads; head++) {
-            if (failed) continue;
-            const int64_t b = head / in.heads, h = head % in.heads;
-            if (in.weight) writer.code_of_keys.begin(b, h), writer.code_of_keys.begin_gradients();
-            for (int64_t first = 0, last; first < in.length; first = last) {
-                last = in.documents.end(b, first, in.length);
-                if (in.weight) writer.code_of_keys.begin_document(first, last);
-                writer.forward(b, h, first, last);
-                if (in.feedback) plasticity_of(writer.calcium, in.alpha, Fp, reader.plasticity, slope);
-                reader.backward(b, h, first, last, writer.hebbian, in.scale);
-                memcpy(writer.d_hebbian, reader.d_hebbian, 4 * Fp * dp);
-                for (int64_t j = 0; j < Fp; j += LANES) {
-                    const Vector none = {}, through_plasticity = load(reader.d_plasticity + j) * load(slope + j);
-                    store(writer.d_calcium + j, in.feedback ? through_plasticity : none);
-                }
-                if (in.weight) writer.code_of_keys.start_from(nullptr);
-                writer.backward(b, h, first, last, false);
+// A pass over sequences that are cut into `splits` parts of about equal numbers of whole blocks has a task for each
+// head of each part.
+inline TokenRange range_of_task(const Arguments& args, int64_t task) {
+    const int64_t head = task % args.all_heads(), part = task / args.all_heads();
+    const int64_t blocks = (args.length + BLOCK - 1) / BLOCK;
+    return {head / args.heads, head % args.heads, min(blocks * part / args.splits * BLOCK, args.length),
+            min(blocks * (part + 1) / args.splits * BLOCK, args.length)};
+}
+
+// ---- the astrocyte code R ------------------------------------------------------------------------------------------
+
+enum Direction { FORWARDS, BACKWARDS };  // through a sequence
+
+// R is a tensor, or there is none, or it is "activity", which is made block by block as it is needed: R = r' K W + b,
+// where r' K is the mean of the keys of the real tokens before and after a token (causally, before it), at the weight
+// decay^(number of real tokens between). At padded tokens R is b.
+//
+// Both sums, over the tokens before and over those after, are recurrences. The one after is run ahead for a whole
+// document (`key_sums`), the one before goes along with the blocks, which must be asked for in order (`running_sum`).
+// All but `code_of` and `gradient_of` do nothing if R is not "activity".
+struct AstrocyteCode : Sizes {
+    const int64_t N;
+    const float decay;
+    int64_t b = 0, h = 0;
+    float *running_sum = nullptr, *d_bias = nullptr, *normalizers = nullptr, *key_sums = nullptr;
+    float *weight = nullptr, *weight_transposed = nullptr, *d_weight = nullptr;
+    float *means = nullptr, *code = nullptr, *d_code = nullptr;
+
+    AstrocyteCode(const Arguments& args, Scratch& scratch) : Sizes(args), N(args.length), decay(args.decay) {
+        if (!args.makes_code()) return;
+        running_sum = scratch.take(Fp), d_bias = scratch.take(Fp);
+        normalizers = scratch.take(N);    // 1 / the sum of the weights of each real token's neighbours, 0 without any
+        key_sums = scratch.take(N * Fp);  // forward, sums of the keys after each token; backward, gradients of its sums
+        weight = scratch.take(Fp * Fp), weight_transposed = scratch.take(Fp * Fp), d_weight = scratch.take(Fp * Fp);
+        means = scratch.take(BLOCK * Fp), code = scratch.take(BLOCK * Fp), d_code = scratch.take(BLOCK * Fp);
+    }
+
+    // A buffer of rows as a tensor of which row `start` is the first in it.
+    View view(float* buffer, int64_t start) const { return {buffer - start * Fp, 0, 0, Fp}; }
+
+    // y_t = (or +=) the running sum of the real tokens passed so far, which then becomes decay * sum + x_t.
+    template <Store STORE>
+    void scan(const View& x, const View& y, int64_t first, int64_t last, Direction direction) const {
+        for (int64_t step = first; step < last; step++) {
+            const int64_t t = direction == BACKWARDS ? last - 1 - (step - first) : step;
+            if (!args.mask.is_real(b, t)) continue;
+            const float* from = x.at(b, h, t);
+            float* to = y.at(b, h, t);
+            if (x.row > Fp) prefetch_row(from + (direction == BACKWARDS ? -16 : 16) * x.row, F);
+            for (int64_t j = 0; j < F; j += LANES) {
+                const Vector so_far = load(running_sum + j), next = load_partial(from + j, F - j);
+                store_partial(to + j, STORE == ACCUMULATE ? so_far + load_partial(to + j, F - j) : so_far, F - j);
+                store(running_sum + j, so_far * decay + next);
             }
-            if (in.weight) writer.code_of_keys.store_gradients();
         }
     }
-    return failed;
-}
 
-// ---- causal: both at once ------------------------------------------------------------------------------------------
-
-static void clear_outside(float* scores, int64_t rows, Triangle shape) {  // as far as a triangular product reads
-    for (int64_t i = 0; i < rows; i++) {
-        const int64_t tile = i / ROWS * ROWS;
-        if (shape == LOWER)
-            for (int64_t j = i + 1; j < smaller(tile + ROWS, rows); j++) scores[i * BLOCK + j] = 0;
-        else
-            for (int64_t j = tile; j < i; j++) scores[i * BLOCK + j] = 0;
+    // The running sum goes on from `sums`, or from 0.
+    void resume(const float* sums) {
+        if (!args.makes_code()) return;
+        if (sums) copy(running_sum, sums, F);
+        else set_zero(running_sum, Fp);
     }
-}
 
-// output; end_hebbian and end_calcium continue hebbian and calcium
-extern "C" int causal_forward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    int failed = 0;
-    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
-#pragma omp parallel num_threads(in.threads) reduction(| : failed)
-    {
-        Scratch scratch(Fp * dp + 2 * Fp + BLOCK * (4 * Fp + 2 * dp + BLOCK) + Activity::size(in));
-        float *hebbian = scratch.take(Fp * dp), *calcium = scratch.take(Fp), *plasticity = scratch.take(Fp);
-        float *activity = scratch.take(BLOCK * Fp), *presynaptic = scratch.take(BLOCK * Fp);
-        float *imprint = scratch.take(BLOCK * Fp), *transposed = scratch.take(Fp * BLOCK);
-        float *value = scratch.take(BLOCK * dp), *output = scratch.take(BLOCK * dp),
-              *scores = scratch.take(BLOCK * BLOCK);
-        Activity code_of_keys(in, scratch);
-        failed = scratch.is_missing();
-#pragma omp for schedule(dynamic)
-        for (int64_t head = 0; head < heads; head++) {
-            if (failed) continue;
-            const int64_t b = head / in.heads, h = head % in.heads;
-            load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
-            memcpy(calcium, in.calcium + head * F, 4 * F);
-            if (in.weight) code_of_keys.begin(b, h);
-            int64_t end = 0;  // of the document
-            for (int64_t start = 0, rows; start < in.length; start += rows) {
-                if (start == end) {
-                    end = in.documents.end(b, start, in.length);
-                    if (start > 0) memset(hebbian, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
-                    if (in.weight && in.documents.data) code_of_keys.begin_document(start, end);
-                }
-                const Place place(in, b, h, start, end);
-                rows = place.rows;
-                place.activity(in.query, false, activity);
-                place.imprint(in.weight ? code_of_keys.block(start, rows) : in.code, imprint, presynaptic);
-                place.load_rows(in.value, true, value);
-                product<SET>(rows, F, dp, activity, Fp, hebbian, dp, output, dp);
-                transpose(imprint, rows, F, Fp, transposed, BLOCK);
-                product<SET>(rows, F, padded(rows), activity, Fp, transposed, BLOCK, scores, BLOCK);
-                clear_outside(scores, rows, LOWER);
-                product<ADD, PLAIN, LOWER>(rows, rows, dp, scores, BLOCK, value, dp, output, dp);
-                for (int64_t t = 0; t < rows; t++) {
-                    float factor = in.scale;
-                    if (in.feedback) {
-                        add_row(calcium, presynaptic + t * Fp, Fp);
-                        plasticity_of(calcium, in.alpha, Fp, plasticity, nullptr);
-                        factor *= feedback_of(dot(activity + t * Fp, plasticity, Fp));
-                    }
-                    scale_row(output + t * dp, dp, factor);
-                }
-                place.store_rows(output, in.output);
-                product<ADD, TRANSPOSED>(F, rows, dp, imprint, Fp, value, dp, hebbian, dp);
-                if (!in.feedback)
-                    for (int64_t t = 0; t < rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
-            }
-            store_matrix(hebbian, dp, F, d, in.end_hebbian + head * F * d);
-            memcpy(in.end_calcium + head * F, calcium, 4 * F);
-            if (in.weight) memcpy(in.end_total + head * F, code_of_keys.running, 4 * F);
+    // From here on, R is that of a head. Where rows hold several documents, `begin_document` comes before each.
+    void begin_head(int64_t batch, int64_t head) {
+        if (!args.makes_code()) return;
+        b = batch, h = head;
+        load_matrix(args.weight + h * F * F, F, F, {weight, Fp});
+        if (!args.documents.data) prepare_document(0, N);
+    }
+
+    void begin_document(int64_t first, int64_t last) {
+        if (args.makes_code() && args.documents.data) prepare_document(first, last);
+    }
+
+    // Prepares R of the tokens first to last, which see no others but, causally, those before the row.
+    void prepare_document(int64_t first, int64_t last) {
+        const bool goes_on = args.causal && first == 0;
+        float count = goes_on ? args.count[b] : 0;
+        for (int64_t t = first; t < last; t++) {
+            normalizers[t] = count;
+            if (args.mask.is_real(b, t)) count = decay * count + 1;
+        }
+        if (args.end_count && h == 0) args.end_count[b] = count;  // the same for all heads
+        count = 0;
+        for (int64_t t = last - 1; t >= first; t--) {
+            if (!args.causal) normalizers[t] += count;
+            normalizers[t] = normalizers[t] > 0 ? 1 / normalizers[t] : 0;
+            if (args.mask.is_real(b, t)) count = decay * count + 1;
+        }
+        resume(nullptr);
+        if (!args.causal) scan<OVERWRITE>(args.key, view(key_sums, 0), first, last, BACKWARDS);
+        resume(goes_on ? args.total + (b * args.heads + h) * F : nullptr);
+    }
+
+    // R of a block; if it is made, the block must be the next one
+    View code_of(const TokenBlock& block) {
+        if (!args.makes_code()) return args.code;
+        for (int64_t t = 0; t < block.rows; t++)
+            if (args.causal || !block.is_real(t)) set_zero(means + t * Fp, Fp);
+            else copy(means + t * Fp, key_sums + (block.start + t) * Fp, Fp);
+        scan<ACCUMULATE>(args.key, view(means, block.start), block.start, block.start + block.rows, FORWARDS);
+        for (int64_t t = 0; t < block.rows; t++) {
+            scale_row(means + t * Fp, Fp, normalizers[block.start + t]);
+            copy(code + t * Fp, args.bias + h * F, F);
+        }
+        matmul<ACCUMULATE>(block.rows, F, Fp, {means, Fp}, {weight, Fp}, {code, Fp});
+        return view(code, block.start);
+    }
+
+    // where the gradient of R of a block goes
+    View gradient_of(const TokenBlock& block) const {
+        return args.makes_code() ? view(d_code, block.start) : args.d_code;
+    }
+
+    void clear_gradients() {
+        if (!args.makes_code()) return;
+        transpose(F, F, {weight, Fp}, {weight_transposed, Fp});
+        set_zero(d_weight, Fp * Fp), set_zero(d_bias, Fp);
+    }
+
+    // Takes up the gradient of R of the block that was made last: in d_weight, d_bias and `key_sums`, from where `scan`
+    // takes it to the keys.
+    void accumulate_gradients(const TokenBlock& block) {
+        if (!args.makes_code()) return;
+        for (int64_t t = 0; t < block.rows; t++) add_row(d_bias, d_code + t * Fp, Fp);
+        matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, Fp, {means, Fp}, {d_code, Fp}, {d_weight, Fp});
+        float* d_sums = key_sums + block.start * Fp;
+        matmul<OVERWRITE>(block.rows, F, Fp, {d_code, Fp}, {weight_transposed, Fp}, {d_sums, Fp});
+        for (int64_t t = 0; t < block.rows; t++) scale_row(d_sums + t * Fp, Fp, normalizers[block.start + t]);
+    }
+
+    // What a key adds to the sums of its neighbours on one side, the gradients of these sums add to its own: the
+    // running sum is now one of gradients.
+    void add_to_key_gradients(int64_t first, int64_t last, Direction direction) const {
+        scan<ACCUMULATE>(view(key_sums, 0), args.d_key, first, last, direction);
+    }
+
+    void store_gradients() const {
+        if (!args.makes_code()) return;
+        store_matrix({d_weight, Fp}, F, F, args.d_weight + (b * args.heads + h) * F * F);
+        copy(args.d_bias + (b * args.heads + h) * F, d_bias, F);
+    }
+};
+
+// ---- write mode ----------------------------------------------------------------------------------------------------
+//
+//     H = (phi(K) + phi(R))^T V      H_neuron and H_astro in one; the 1/m is part of the scale that it is read with
+//     z = sum_t phi(k_t)             calcium
+//
+//     dV = (phi(K) + phi(R)) dH      dphi(R) = V dH^T      dphi(K) = V dH^T + dz
+
+struct WriteForward : Sizes {
+    float *hebbian, *calcium;  // H (Fp x dp) and z (Fp)
+    float *presynaptic, *value;
+    AstrocyteCode code;
+
+    WriteForward(const Arguments& args, Scratch& scratch)
+        : Sizes(args),
+          hebbian(scratch.take(Fp * dp)),
+          calcium(scratch.take(Fp)),
+          presynaptic(scratch.take(BLOCK * Fp)),
+          value(scratch.take(BLOCK * dp)),
+          code(args, scratch) {}
+
+    void forward(const TokenRange& range) {
+        set_zero(hebbian, Fp * dp), set_zero(calcium, Fp);
+        for (int64_t start = range.first; start < range.last; start += BLOCK) {
+            const TokenBlock block(args, range, start);
+            const View r = code.code_of(block);
+            float* imprint = presynaptic;  // phi(K), and when calcium has seen it, phi(K) + phi(R)
+            block.load_activity(args.key, ZERO_PADDING, presynaptic);
+            for (int64_t t = 0; t < block.rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
+            if (r.data) block.load_activity<ACCUMULATE>(r, ZERO_PADDING, imprint);
+            const Matrix v = block.view_rows(args.value, ZERO_PADDING, value);
+            matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, dp, {imprint, Fp}, v, {hebbian, dp});
         }
     }
-    return failed;
-}
+};
 
-// the most blocks that a row has; a block ends where its document does
-static int64_t blocks_of_a_row(const Arguments& in) {
+struct WriteBackward : WriteForward {
+    float *d_hebbian, *d_hebbian_transposed, *d_calcium;
+    float *process, *d_imprint, *d_presynaptic, *d_value;
+
+    WriteBackward(const Arguments& args, Scratch& scratch)
+        : WriteForward(args, scratch),
+          d_hebbian(scratch.take(Fp * dp)),
+          d_hebbian_transposed(scratch.take(dp * Fp)),
+          d_calcium(scratch.take(Fp)),
+          process(scratch.take(BLOCK * Fp)),
+          d_imprint(scratch.take(BLOCK * Fp)),
+          d_presynaptic(scratch.take(BLOCK * Fp)),
+          d_value(scratch.take(BLOCK * dp)) {}
+
+    // From d_hebbian and d_calcium; `how` says whether a code that is a tensor has gradients already.
+    void backward(const TokenRange& range, Store how) {
+        transpose(F, d, {d_hebbian, dp}, {d_hebbian_transposed, Fp});
+        code.resume(nullptr);
+        for (int64_t start = range.first; start < range.last; start += BLOCK) {
+            const TokenBlock block(args, range, start);
+            block.load_rows(args.value, ZERO_PADDING, value);
+            matmul<OVERWRITE>(block.rows, d, Fp, {value, dp}, {d_hebbian_transposed, Fp}, {d_imprint, Fp});
+            block.load_activity(args.key, ZERO_PADDING, presynaptic);
+            for (int64_t t = 0; t < block.rows; t++)
+                for (int64_t j = 0; j < Fp; j += LANES)
+                    store(d_presynaptic + t * Fp + j, load(d_imprint + t * Fp + j) + load(d_calcium + j));
+            block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_presynaptic, args.d_key);
+            float* imprint = presynaptic;
+            const View r = code.code_of(block);
+            if (r.data) {
+                block.load_activity(r, ZERO_PADDING, process);
+                block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block), how);
+                code.accumulate_gradients(block);
+                for (int64_t t = 0; t < block.rows; t++) add_row(imprint + t * Fp, process + t * Fp, Fp);
+            }
+            matmul<OVERWRITE>(block.rows, F, dp, {imprint, Fp}, {d_hebbian, dp}, {d_value, dp});
+            block.store_rows(d_value, args.d_value);  // 0 at padded tokens, whose imprint is 0
+        }
+        if (!args.makes_code()) return;
+        code.resume(nullptr);
+        code.add_to_key_gradients(range.first, range.last, FORWARDS);
+        code.resume(nullptr);
+        code.add_to_key_gradients(range.first, range.last, BACKWARDS);
+    }
+};
+
+// ---- read mode -----------------------------------------------------------------------------------------------------
+//
+//     C = phi(Q) g      P = 1 / C      Y = scale P * (phi(Q) H)      without feedback P is 1
+//
+//     dC = -scale P^2 * rowsum(dY * (phi(Q) H))      dphi(Q) = scale P * (dY H^T) + dC g^T
+//     dH = phi(Q)^T (scale P * dY)                   dg = phi(Q)^T dC
+
+struct ReadForward : Sizes {
+    float *plasticity;  // g (Fp)
+    float *activity, *output;
+
+    ReadForward(const Arguments& args, Scratch& scratch)
+        : Sizes(args),
+          plasticity(scratch.take(Fp)),
+          activity(scratch.take(BLOCK * Fp)),
+          output(scratch.take(BLOCK * dp)) {}
+
+    float feedback(int64_t t) const { return astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp)); }
+
+    // hebbian: H (Fp x dp)
+    void forward(const TokenRange& range, const float* hebbian, float scale) {
+        for (int64_t start = range.first; start < range.last; start += BLOCK) {
+            const TokenBlock block(args, range, start);
+            block.load_activity(args.query, KEEP_PADDING, activity);
+            const bool in_place = d == dp;
+            const MutableMatrix y = in_place ? MutableMatrix{args.output.at(range.b, range.h, start), args.output.row}
+                                             : MutableMatrix{output, dp};
+            matmul<OVERWRITE>(block.rows, F, dp, {activity, Fp}, {hebbian, dp}, y);
+            if (args.feedback || scale != 1)
+                for (int64_t t = 0; t < block.rows; t++)
+                    scale_row(y.data + t * y.stride, dp, args.feedback ? scale * feedback(t) : scale);
+            if (!in_place) block.store_rows(output, args.output);
+        }
+    }
+};
+
+struct ReadBackward : ReadForward {
+    float *hebbian_transposed, *d_hebbian, *d_plasticity, *d_activity, *d_output;
+
+    ReadBackward(const Arguments& args, Scratch& scratch)
+        : ReadForward(args, scratch),
+          hebbian_transposed(scratch.take(dp * Fp)),
+          d_hebbian(scratch.take(Fp * dp)),
+          d_plasticity(scratch.take(Fp)),
+          d_activity(scratch.take(BLOCK * Fp)),
+          d_output(scratch.take(BLOCK * dp)) {}
+
+    void backward(const TokenRange& range, const float* hebbian, float scale) {
+        transpose(F, d, {hebbian, dp}, {hebbian_transposed, Fp});
+        set_zero(d_hebbian, Fp * dp), set_zero(d_plasticity, Fp);
+        for (int64_t start = range.first; start < range.last; start += BLOCK) {
+            const TokenBlock block(args, range, start);
+            block.load_rows(args.d_output, KEEP_PADDING, d_output);
+            matmul<OVERWRITE>(block.rows, d, Fp, {d_output, dp}, {hebbian_transposed, Fp}, {d_activity, Fp});
+            block.load_activity(args.query, KEEP_PADDING, activity);
+            if (args.feedback || scale != 1)
+                for (int64_t t = 0; t < block.rows; t++) {
+                    float* d_row = d_activity + t * Fp;
+                    const float p = args.feedback ? feedback(t) : 1;
+                    // dY . (phi(Q) H), which the forward pass did not keep, is phi(Q) . (dY H^T)
+                    const float d_response = -scale * p * p * dot(activity + t * Fp, d_row, Fp);
+                    scale_row(d_row, Fp, scale * p), scale_row(d_output + t * dp, dp, scale * p);
+                    if (!args.feedback) continue;
+                    add_row(d_row, plasticity, Fp, d_response);
+                    add_row(d_plasticity, activity + t * Fp, Fp, d_response);
+                }
+            block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
+            matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, dp, {activity, Fp}, {d_output, dp}, {d_hebbian, dp});
+        }
+    }
+};
+
+template <typename Read>
+struct StateReader {  // reads a state that Python passes
+    float* hebbian;   // H (Fp x dp)
+    Read read;
+
+    StateReader(const Arguments& args, Scratch& scratch)
+        : hebbian(scratch.take(padded(args.features) * padded(args.head_dim))), read(args, scratch) {}
+
+    void load_state(const TokenRange& range) {
+        const Arguments& args = read.args;
+        const int64_t head = range.b * args.heads + range.h;
+        load_matrix(args.hebbian + head * read.F * read.d, read.F, read.d, {hebbian, read.dp});
+        if (args.feedback) copy(read.plasticity, args.plasticity + head * read.F, read.F);
+    }
+};
+
+// ---- several documents in a row: write mode and read mode of one after the other -----------------------------------
+
+// Each document is read right after it is written, while its synapses lie in the nearest cache.
+struct DocumentsForward {
+    WriteForward write;
+    ReadForward read;
+
+    DocumentsForward(const Arguments& args, Scratch& scratch) : write(args, scratch), read(args, scratch) {}
+};
+
+struct DocumentsBackward {
+    WriteBackward write;
+    ReadBackward read;
+    float* plasticity_derivative;
+
+    DocumentsBackward(const Arguments& args, Scratch& scratch)
+        : write(args, scratch), read(args, scratch), plasticity_derivative(scratch.take(read.Fp)) {}
+};
+
+// ---- causal: write and read mode at once ---------------------------------------------------------------------------
+//
+// A token reads what was written up to itself. With the state H, z of all before a block of tokens, and I = phi(K) +
+// phi(R), in that block
+//
+//     z_t = z + sum_{s <= t} phi(k_s)      g_t = z_t^alpha      C_t = phi(q_t) g_t      P = 1 / C
+//     Y = scale P * (phi(Q) H + tril(phi(Q) I^T) V)             then H += I^T V
+//
+// With dH, the gradient of the state after the block, and dO = scale P * dY,
+//
+//     dC = -scale P^2 * rowsum(phi(Q) * (dY H^T + tril(dY V^T) I))
+//     dphi(q_t) = scale P_t (dY H^T + tril(dY V^T) I)_t + dC_t g_t
+//     dI = V dH^T + triu(V dO^T) phi(Q)      dV = I dH + triu(I phi(Q)^T) dO      then dH += phi(Q)^T dO
+//     dz = sum_{t >= s} dC_t phi(q_t) * dg_t / dz_t, to the end of the sequence      dphi(k_s) = dI_s + dz
+//
+// so the gradients of queries are found along with the state, from the first block to the last, and those of keys,
+// values and code along with its gradient, from the last to the first.
+
+struct CausalForward : Sizes {
+    float *hebbian, *calcium, *plasticity;
+    float *activity, *presynaptic, *imprint, *imprint_transposed;
+    float *value, *output, *scores;
+    AstrocyteCode code;
+
+    CausalForward(const Arguments& args, Scratch& scratch)
+        : Sizes(args),
+          hebbian(scratch.take(Fp * dp)),
+          calcium(scratch.take(Fp)),
+          plasticity(scratch.take(Fp)),
+          activity(scratch.take(BLOCK * Fp)),
+          presynaptic(scratch.take(BLOCK * Fp)),
+          imprint(scratch.take(BLOCK * Fp)),
+          imprint_transposed(scratch.take(Fp * BLOCK)),
+          value(scratch.take(BLOCK * dp)),
+          output(scratch.take(BLOCK * dp)),
+          scores(scratch.take(BLOCK * BLOCK)),
+          code(args, scratch) {}
+
+    void forward(int64_t head) {
+        TokenRange range = {head / args.heads, head % args.heads, 0, 0};
+        load_matrix(args.hebbian + head * F * d, F, d, {hebbian, dp});
+        copy(calcium, args.calcium + head * F, F);
+        code.begin_head(range.b, range.h);
+        for (; range.first < args.length; range.first = range.last) {  // a document
+            range.last = args.documents.end(range.b, range.first, args.length);
+            if (range.first > 0) set_zero(hebbian, Fp * dp), set_zero(calcium, Fp);
+            code.begin_document(range.first, range.last);
+            for (int64_t start = range.first; start < range.last; start += BLOCK) forward({args, range, start});
+        }
+        store_matrix({hebbian, dp}, F, d, args.end_hebbian + head * F * d);
+        copy(args.end_calcium + head * F, calcium, F);
+        if (args.makes_code()) copy(args.end_total + head * F, code.running_sum, F);
+    }
+
+    void forward(const TokenBlock& block) {
+        const int64_t rows = block.rows;
+        block.load_activity(args.query, KEEP_PADDING, activity);
+        block.load_imprint(code.code_of(block), imprint, presynaptic);
+        block.load_rows(args.value, ZERO_PADDING, value);
+        matmul<OVERWRITE>(rows, F, dp, {activity, Fp}, {hebbian, dp}, {output, dp});
+        transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
+        matmul<OVERWRITE>(rows, F, padded(rows), {activity, Fp}, {imprint_transposed, BLOCK}, {scores, BLOCK});
+        clear_outside(LOWER, rows, {scores, BLOCK});
+        matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, dp, {scores, BLOCK}, {value, dp}, {output, dp});
+        for (int64_t t = 0; t < rows; t++) {
+            float factor = args.scale;
+            if (args.feedback) {
+                add_row(calcium, presynaptic + t * Fp, Fp);
+                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
+                factor *= astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
+            }
+            scale_row(output + t * dp, dp, factor);
+        }
+        block.store_rows(output, args.output);
+        matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {imprint, Fp}, {value, dp}, {hebbian, dp});
+        if (!args.feedback)
+            for (int64_t t = 0; t < rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
+    }
+};
+
+struct CausalBackward : Sizes {
+    // the state and, on the way back, its gradient
+    float *state, *state_transposed, *calcium, *plasticity, *d_calcium;
+    // of each block, from the way forward for the way back: its tokens, and the sums before it
+    TokenRange* blocks;
+    float *calcium_before, *key_sum_before;
+    // of each token: scale P, and dC
+    float *feedback, *d_response;
+    // of one block
+    float *activity, *d_activity, *presynaptic, *process, *imprint, *d_imprint, *derivatives, *activity_transposed;
+    float *value, *d_value, *d_output, *rows_transposed, *scores;
+    float* d_key_sum;
+    AstrocyteCode code;
+
+    CausalBackward(const Arguments& args, Scratch& scratch, int64_t most_blocks)
+        : Sizes(args),
+          state(scratch.take(Fp * dp)),
+          state_transposed(scratch.take(dp * Fp)),
+          calcium(scratch.take(Fp)),
+          plasticity(scratch.take(Fp)),
+          d_calcium(scratch.take(Fp)),
+          blocks(scratch.take<TokenRange>(most_blocks)),
+          calcium_before(scratch.take(most_blocks * Fp)),
+          key_sum_before(scratch.take(args.makes_code() ? most_blocks * Fp : 0)),
+          feedback(scratch.take(args.length)),
+          d_response(scratch.take(args.length)),
+          activity(scratch.take(BLOCK * Fp)),
+          d_activity(scratch.take(BLOCK * Fp)),
+          presynaptic(scratch.take(BLOCK * Fp)),
+          process(scratch.take(BLOCK * Fp)),
+          imprint(scratch.take(BLOCK * Fp)),
+          d_imprint(scratch.take(BLOCK * Fp)),
+          derivatives(scratch.take(BLOCK * Fp)),
+          activity_transposed(scratch.take(Fp * BLOCK)),
+          value(scratch.take(BLOCK * dp)),
+          d_value(scratch.take(BLOCK * dp)),
+          d_output(scratch.take(BLOCK * dp)),
+          rows_transposed(scratch.take(dp * BLOCK)),
+          scores(scratch.take(BLOCK * BLOCK)),
+          d_key_sum(scratch.take(Fp)),
+          code(args, scratch) {}
+
+    void backward(int64_t head) {
+        const int64_t b = head / args.heads, h = head % args.heads;
+        code.begin_head(b, h);
+        code.clear_gradients();
+
+        load_matrix(args.hebbian + head * F * d, F, d, {state, dp});
+        transpose(F, d, {state, dp}, {state_transposed, Fp});  // only H^T is needed on the way forward
+        copy(calcium, args.calcium + head * F, F);
+        int64_t count = 0;
+        for (int64_t first = 0, last; first < args.length; first = last) {  // a document
+            last = args.documents.end(b, first, args.length);
+            if (first > 0) set_zero(state_transposed, dp * Fp), set_zero(calcium, Fp);
+            code.begin_document(first, last);
+            for (int64_t start = first; start < last; start += BLOCK, count++) {
+                blocks[count] = {b, h, start, min(start + BLOCK, last)};
+                copy(calcium_before + count * Fp, calcium, Fp);
+                if (args.makes_code()) copy(key_sum_before + count * Fp, code.running_sum, Fp);
+                backward_read({args, blocks[count], start});
+            }
+        }
+
+        load_matrix(args.d_hebbian + head * F * d, F, d, {state, dp});
+        copy(d_calcium, args.d_calcium + head * F, F);
+        if (args.makes_code()) copy(d_key_sum, args.d_total + head * F, F);
+        for (int64_t i = count - 1; i >= 0; i--) {
+            const int64_t end = blocks[i].last;
+            if (end < args.length && args.documents.starts(b, end))  // nothing reads the state at a document's end
+                set_zero(state, Fp * dp), set_zero(d_calcium, Fp), set_zero(d_key_sum, Fp);
+            copy(calcium, calcium_before + i * Fp, Fp);
+            code.resume(key_sum_before + i * Fp);
+            backward_write({args, blocks[i], blocks[i].first});
+        }
+        store_matrix({state, dp}, F, d, args.d_hebbian + head * F * d);
+        copy(args.d_calcium + head * F, d_calcium, F);
+        if (args.makes_code()) copy(args.d_total + head * F, d_key_sum, F);
+        code.store_gradients();
+    }
+
+    // d_query, feedback and d_response of a block; takes the state past it.
+    void backward_read(const TokenBlock& block) {
+        const int64_t rows = block.rows;
+        block.load_activity(args.query, KEEP_PADDING, activity);
+        block.load_imprint(code.code_of(block), imprint, presynaptic);
+        block.load_rows(args.value, ZERO_PADDING, value);
+        block.load_rows(args.d_output, KEEP_PADDING, d_output);
+
+        float* value_transposed = rows_transposed;
+        matmul<OVERWRITE>(rows, d, Fp, {d_output, dp}, {state_transposed, Fp}, {d_activity, Fp});
+        transpose(rows, d, {value, dp}, {value_transposed, BLOCK});
+        matmul<OVERWRITE>(rows, d, padded(rows), {d_output, dp}, {value_transposed, BLOCK}, {scores, BLOCK});
+        clear_outside(LOWER, rows, {scores, BLOCK});
+        matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, Fp, {scores, BLOCK}, {imprint, Fp}, {d_activity, Fp});
+        for (int64_t t = 0; t < rows; t++) {
+            float *d_row = d_activity + t * Fp, factor = args.scale;
+            if (args.feedback) {
+                add_row(calcium, presynaptic + t * Fp, Fp);
+                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
+                const float p = astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
+                d_response[block.start + t] = -args.scale * p * p * dot(activity + t * Fp, d_row, Fp);
+                factor *= p;
+            }
+            scale_row(d_row, Fp, factor);
+            if (args.feedback) add_row(d_row, plasticity, Fp, d_response[block.start + t]);
+            feedback[block.start + t] = factor;
+        }
+        block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
+        matmul<ACCUMULATE, TRANSPOSED>(d, rows, Fp, {value, dp}, {imprint, Fp}, {state_transposed, Fp});
+    }
+
+    // d_key, d_value and d_code of a block; takes the gradient of the state to before it.
+    void backward_write(const TokenBlock& block) {
+        const int64_t rows = block.rows;
+        float *d_hebbian = state, *d_hebbian_transposed = state_transposed, *d_output_transposed = rows_transposed;
+        block.load_activity(args.query, KEEP_PADDING, activity);
+        const View r = code.code_of(block);
+        block.load_imprint(r, imprint, presynaptic);
+        block.load_rows(args.value, ZERO_PADDING, value);
+        block.load_rows(args.d_output, KEEP_PADDING, d_output);
+        for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[block.start + t]);
+
+        transpose(F, d, {d_hebbian, dp}, {d_hebbian_transposed, Fp});
+        matmul<OVERWRITE>(rows, d, Fp, {value, dp}, {d_hebbian_transposed, Fp}, {d_imprint, Fp});
+        transpose(rows, d, {d_output, dp}, {d_output_transposed, BLOCK});
+        matmul<OVERWRITE>(rows, d, padded(rows), {value, dp}, {d_output_transposed, BLOCK}, {scores, BLOCK});
+        clear_outside(UPPER, rows, {scores, BLOCK});
+        matmul<ACCUMULATE, PLAIN, UPPER>(rows, rows, Fp, {scores, BLOCK}, {activity, Fp}, {d_imprint, Fp});
+
+        matmul<OVERWRITE>(rows, F, dp, {imprint, Fp}, {d_hebbian, dp}, {d_value, dp});
+        transpose(rows, F, {activity, Fp}, {activity_transposed, BLOCK});
+        matmul<OVERWRITE>(rows, F, padded(rows), {imprint, Fp}, {activity_transposed, BLOCK}, {scores, BLOCK});
+        clear_outside(UPPER, rows, {scores, BLOCK});
+        matmul<ACCUMULATE, PLAIN, UPPER>(rows, rows, dp, {scores, BLOCK}, {d_output, dp}, {d_value, dp});
+        block.store_rows(d_value, args.d_value);
+
+        if (r.data) {
+            block.load_activity(r, ZERO_PADDING, process);
+            block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block));
+            code.accumulate_gradients(block);
+        }
+        if (args.feedback)
+            for (int64_t t = 0; t < rows; t++) {
+                add_row(calcium, presynaptic + t * Fp, Fp);
+                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, derivatives + t * Fp);
+            }
+        for (int64_t t = rows - 1; t >= 0; t--) {
+            if (args.feedback)
+                for (int64_t j = 0; j < Fp; j += LANES)
+                    store(d_calcium + j, load(d_calcium + j) + load(activity + t * Fp + j) *
+                                                                   load(derivatives + t * Fp + j) *
+                                                                   d_response[block.start + t]);
+            add_row(d_imprint + t * Fp, d_calcium, Fp);  // from here on, the gradient of phi(K)
+        }
+        block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_imprint, args.d_key);
+        if (args.makes_code()) {
+            code.resume(d_key_sum);
+            code.add_to_key_gradients(block.start, block.start + rows, BACKWARDS);
+            copy(d_key_sum, code.running_sum, F);
+        }
+        matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {activity, Fp}, {d_output, dp}, {d_hebbian, dp});
+    }
+};
+
+// The most blocks that a row has: a block ends where its document does.
+int64_t most_blocks_in_a_row(const Arguments& args) {
     int64_t most = 0;
-    for (int64_t b = 0; b < (in.documents.data ? in.batch : 1); b++) {
+    for (int64_t b = 0; b < (args.documents.data ? args.batch : 1); b++) {
         int64_t blocks = 0;
-        for (int64_t first = 0, last; first < in.length; first = last) {
-            last = in.documents.end(b, first, in.length);
+        for (int64_t first = 0, last; first < args.length; first = last) {
+            last = args.documents.end(b, first, args.length);
             blocks += (last - first + BLOCK - 1) / BLOCK;
         }
         most = most < blocks ? blocks : most;
@@ -934,147 +1122,135 @@ static int64_t blocks_of_a_row(const Arguments& in) {
     return most;
 }
 
-// d_query by going through the sequence with the state again; d_key, d_value, d_code by going back with the gradient of
-// the state, which at last is that of the initial one. d_hebbian and d_calcium hold the gradient of the end on entry
-// and that of the beginning on return.
-extern "C" int causal_backward(const Arguments* arguments) {
-    const Arguments& in = *arguments;
-    int failed = 0;
-    const int64_t F = in.features, d = in.head_dim, Fp = padded(F), dp = padded(d), heads = in.batch * in.heads;
-    const int64_t most_blocks = blocks_of_a_row(in);
-#pragma omp parallel num_threads(in.threads) reduction(| : failed)
-    {
-        Scratch scratch(Activity::size(in) + 2 * Fp * dp + 4 * Fp + most_blocks * (2 * Fp + 4) + 2 * in.length +
-                        BLOCK * (8 * Fp + 4 * dp + 2 * BLOCK));
-        float *hebbian = scratch.take(Fp * dp), *transposed = scratch.take(Fp * dp);
-        float *calcium = scratch.take(Fp), *plasticity = scratch.take(Fp);
-        float *d_calcium = scratch.take(Fp), *calcium_before = scratch.take(most_blocks * Fp);
-        float *feedback = scratch.take(in.length), *d_response = scratch.take(in.length);
-        int64_t *starts = (int64_t*)scratch.take(2 * most_blocks), *ends = (int64_t*)scratch.take(2 * most_blocks);
-        float *activity = scratch.take(BLOCK * Fp), *d_activity = scratch.take(BLOCK * Fp);
-        float *presynaptic = scratch.take(BLOCK * Fp), *process = scratch.take(BLOCK * Fp);
-        float *imprint = scratch.take(BLOCK * Fp), *d_imprint = scratch.take(BLOCK * Fp);
-        float *slopes = scratch.take(BLOCK * Fp), *features_by_row = scratch.take(Fp * BLOCK);
-        float *value = scratch.take(BLOCK * dp), *d_value = scratch.take(BLOCK * dp),
-              *d_output = scratch.take(BLOCK * dp);
-        float *values_by_row = scratch.take(dp * BLOCK), *scores = scratch.take(BLOCK * BLOCK);
-        float *sums_before = scratch.take(most_blocks * Fp), *d_sums = scratch.take(Fp);
-        Activity code_of_keys(in, scratch);
-        failed = scratch.is_missing();
-#pragma omp for schedule(dynamic)
-        for (int64_t head = 0; head < heads; head++) {
-            if (failed) continue;
-            const int64_t b = head / in.heads, h = head % in.heads;
+}  // namespace
 
-            load_matrix(in.hebbian + head * F * d, F, d, hebbian, dp);
-            transpose(hebbian, F, d, dp, transposed, Fp);  // H^T is what goes through the sequence here
-            memcpy(calcium, in.calcium + head * F, 4 * F);
-            if (in.weight) code_of_keys.begin(b, h), code_of_keys.begin_gradients();
-            int64_t blocks = 0;
-            for (int64_t start = 0, end = 0; start < in.length; start = ends[blocks++]) {
-                if (start == end) {
-                    end = in.documents.end(b, start, in.length);
-                    if (start > 0) memset(transposed, 0, 4 * Fp * dp), memset(calcium, 0, 4 * Fp);
-                    if (in.weight && in.documents.data) code_of_keys.begin_document(start, end);
-                }
-                const int64_t block = blocks;
-                starts[block] = start, ends[block] = smaller(start + BLOCK, end);
-                const Place place(in, b, h, start, end);
-                const int64_t rows = place.rows;
-                memcpy(calcium_before + block * Fp, calcium, 4 * Fp);
-                place.activity(in.query, false, activity);
-                if (in.weight) memcpy(sums_before + block * Fp, code_of_keys.running, 4 * Fp);
-                place.imprint(in.weight ? code_of_keys.block(place.start, rows) : in.code, imprint, presynaptic);
-                place.load_rows(in.value, true, value);
-                place.load_rows(in.d_output, false, d_output);
-                product<SET>(rows, d, Fp, d_output, dp, transposed, Fp, d_activity, Fp);
-                transpose(value, rows, d, dp, values_by_row, BLOCK);
-                product<SET>(rows, d, padded(rows), d_output, dp, values_by_row, BLOCK, scores, BLOCK);
-                clear_outside(scores, rows, LOWER);
-                product<ADD, PLAIN, LOWER>(rows, rows, Fp, scores, BLOCK, imprint, Fp, d_activity, Fp);
-                for (int64_t t = 0; t < rows; t++) {
-                    float *of_activity = d_activity + t * Fp, factor = in.scale;
-                    if (in.feedback) {
-                        add_row(calcium, presynaptic + t * Fp, Fp);
-                        plasticity_of(calcium, in.alpha, Fp, plasticity, nullptr);
-                        const float p = feedback_of(dot(activity + t * Fp, plasticity, Fp));
-                        d_response[place.start + t] = -in.scale * p * p * dot(activity + t * Fp, of_activity, Fp);
-                        factor *= p;
-                    }
-                    scale_row(of_activity, Fp, factor);
-                    if (in.feedback) add_row(of_activity, plasticity, Fp, d_response[place.start + t]);
-                    feedback[place.start + t] = factor;
-                }
-                place.gradient(in.query, false, activity, d_activity, in.d_query);
-                product<ADD, TRANSPOSED>(d, rows, Fp, value, dp, imprint, Fp, transposed, Fp);
-            }
+// ---- what Python calls ---------------------------------------------------------------------------------------------
+//
+// Each function returns 0, or 1 if there was too little memory; results are then incomplete.
 
-            load_matrix(in.d_hebbian + head * F * d, F, d, hebbian, dp);  // from here on, its gradient
-            memcpy(d_calcium, in.d_calcium + head * F, 4 * F);
-            if (in.weight) memcpy(d_sums, in.d_total + head * F, 4 * F);
-            for (int64_t block = blocks - 1; block >= 0; block--) {
-                const Place place(in, b, h, starts[block], ends[block]);
-                const int64_t rows = place.rows;
-                if (ends[block] < in.length && in.documents.starts(b, ends[block])) {  // nothing reads this state's end
-                    memset(hebbian, 0, 4 * Fp * dp), memset(d_calcium, 0, 4 * Fp), memset(d_sums, 0, 4 * Fp);
-                }
-                place.activity(in.query, false, activity);
-                if (in.weight) code_of_keys.start_from(sums_before + block * Fp);
-                const View code = in.weight ? code_of_keys.block(place.start, rows) : in.code;
-                place.imprint(code, imprint, presynaptic);
-                place.load_rows(in.value, true, value);
-                place.load_rows(in.d_output, false, d_output);
-                for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[place.start + t]);
+// Python compares it with the size of its own structure before it calls anything.
+extern "C" int64_t size_of_arguments() { return sizeof(Arguments); }
 
-                transpose(hebbian, F, d, dp, transposed, Fp);
-                product<SET>(rows, d, Fp, value, dp, transposed, Fp, d_imprint, Fp);
-                transpose(d_output, rows, d, dp, values_by_row, BLOCK);
-                product<SET>(rows, d, padded(rows), value, dp, values_by_row, BLOCK, scores, BLOCK);
-                clear_outside(scores, rows, UPPER);
-                product<ADD, PLAIN, UPPER>(rows, rows, Fp, scores, BLOCK, activity, Fp, d_imprint, Fp);
+// hebbian (splits, B, H, F, d) and calcium (splits, B, H, F), what each part of the sequence writes, from key, value
+// and code.
+extern "C" int write_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<WriteForward>(args, args.all_heads() * args.splits, [&](WriteForward& write, int64_t task) {
+        const TokenRange range = range_of_task(args, task);
+        write.code.begin_head(range.b, range.h);
+        write.forward(range);
+        store_matrix({write.hebbian, write.dp}, write.F, write.d, args.hebbian + task * write.F * write.d);
+        copy(args.calcium + task * write.F, write.calcium, write.F);
+    });
+}
 
-                product<SET>(rows, F, dp, imprint, Fp, hebbian, dp, d_value, dp);
-                transpose(activity, rows, F, Fp, features_by_row, BLOCK);
-                product<SET>(rows, F, padded(rows), imprint, Fp, features_by_row, BLOCK, scores, BLOCK);
-                clear_outside(scores, rows, UPPER);
-                product<ADD, PLAIN, UPPER>(rows, rows, dp, scores, BLOCK, d_output, dp, d_value, dp);
-                place.store_rows(d_value, in.d_value);
-
-                if (code.data) {
-                    place.activity(code, true, process);
-                    place.gradient(code, true, process, d_imprint,
-                                   in.weight ? code_of_keys.rows_of(code_of_keys.d_code, place.start) : in.d_code);
-                    if (in.weight) code_of_keys.gradients(place.start, rows);
-                }
-                if (in.feedback) {
-                    memcpy(calcium, calcium_before + block * Fp, 4 * Fp);
-                    for (int64_t t = 0; t < rows; t++) {
-                        add_row(calcium, presynaptic + t * Fp, Fp);
-                        plasticity_of(calcium, in.alpha, Fp, plasticity, slopes + t * Fp);
-                    }
-                }
-                for (int64_t t = rows - 1; t >= 0; t--) {
-                    if (in.feedback)
-                        for (int64_t j = 0; j < Fp; j += LANES)
-                            store(d_calcium + j, load(d_calcium + j) + load(activity + t * Fp + j) *
-                                                                           load(slopes + t * Fp + j) *
-                                                                           d_response[place.start + t]);
-                    add_row(d_imprint + t * Fp, d_calcium, Fp);
-                }
-                place.gradient(in.key, true, presynaptic, d_imprint, in.d_key);
-                if (in.weight) {  // what a key adds to the sums of later tokens, their gradients add to its own
-                    code_of_keys.start_from(d_sums);
-                    code_of_keys.sweep<ADD>(code_of_keys.rows_of(code_of_keys.around, 0), in.d_key, place.start,
-                                            place.start + rows, true);
-                    memcpy(d_sums, code_of_keys.running, 4 * F);
-                }
-                product<ADD, TRANSPOSED>(F, rows, dp, activity, Fp, d_output, dp, hebbian, dp);
-            }
-            store_matrix(hebbian, dp, F, d, in.d_hebbian + head * F * d);
-            memcpy(in.d_calcium + head * F, d_calcium, 4 * F);
-            if (in.weight) code_of_keys.store_gradients(), memcpy(in.d_total + head * F, d_sums, 4 * F);
+// d_key, d_value and d_code from d_hebbian and d_calcium. Where the batch shares one code, one task collects its
+// gradients of the whole batch.
+extern "C" int write_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    const bool is_shared = args.d_code.data && args.d_code.batch == 0;
+    const int64_t heads = is_shared ? args.heads : args.all_heads();
+    return run_tasks<WriteBackward>(args, heads * args.splits, [&](WriteBackward& write, int64_t task) {
+        const int64_t F = write.F, d = write.d;
+        // the same head of the first sequence, of as many as the task has
+        const int64_t part = task / heads, of_part = task % heads;
+        TokenRange range = range_of_task(args, part * args.all_heads() + of_part);
+        for (int64_t sequence = 0; sequence < (is_shared ? args.batch : 1); sequence++, range.b++) {
+            const int64_t head = range.b * args.heads + range.h;
+            load_matrix(args.d_hebbian + head * F * d, F, d, {write.d_hebbian, write.dp});
+            copy(write.d_calcium, args.d_calcium + head * F, F);
+            write.code.begin_head(range.b, range.h);
+            write.code.clear_gradients();
+            write.backward(range, sequence > 0 ? ACCUMULATE : OVERWRITE);
+            write.code.store_gradients();
         }
-    }
-    return failed;
+    });
+}
+
+// output from query, hebbian and, with feedback, plasticity.
+extern "C" int read_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    typedef StateReader<ReadForward> Reader;
+    return run_tasks<Reader>(args, args.all_heads() * args.splits, [&](Reader& reader, int64_t task) {
+        const TokenRange range = range_of_task(args, task);
+        reader.load_state(range);
+        reader.read.forward(range, reader.hebbian, 1);
+    });
+}
+
+// d_query and, for each part of the sequence, d_hebbian (splits, B, H, F, d) and d_plasticity (splits, B, H, F).
+extern "C" int read_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    typedef StateReader<ReadBackward> Reader;
+    return run_tasks<Reader>(args, args.all_heads() * args.splits, [&](Reader& reader, int64_t task) {
+        ReadBackward& read = reader.read;
+        const TokenRange range = range_of_task(args, task);
+        reader.load_state(range);
+        read.backward(range, reader.hebbian, 1);
+        store_matrix({read.d_hebbian, read.dp}, read.F, read.d, args.d_hebbian + task * read.F * read.d);
+        if (args.feedback) copy(args.d_plasticity + task * read.F, read.d_plasticity, read.F);
+    });
+}
+
+// output from query, key, value and code.
+extern "C" int documents_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<DocumentsForward>(args, args.all_heads(), [&](DocumentsForward& documents, int64_t task) {
+        WriteForward& write = documents.write;
+        ReadForward& read = documents.read;
+        TokenRange range = {task / args.heads, task % args.heads, 0, 0};
+        write.code.begin_head(range.b, range.h);
+        for (; range.first < args.length; range.first = range.last) {
+            range.last = args.documents.end(range.b, range.first, args.length);
+            write.code.begin_document(range.first, range.last);
+            write.forward(range);
+            if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, write.Fp, read.plasticity, nullptr);
+            read.forward(range, write.hebbian, args.scale);
+        }
+    });
+}
+
+// d_query, d_key, d_value and d_code from d_output. States were not kept: they are written again.
+extern "C" int documents_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<DocumentsBackward>(args, args.all_heads(), [&](DocumentsBackward& documents, int64_t task) {
+        WriteBackward& write = documents.write;
+        ReadBackward& read = documents.read;
+        const int64_t Fp = write.Fp, dp = write.dp;
+        float* derivative = documents.plasticity_derivative;
+        TokenRange range = {task / args.heads, task % args.heads, 0, 0};
+        write.code.begin_head(range.b, range.h);
+        write.code.clear_gradients();
+        for (; range.first < args.length; range.first = range.last) {
+            range.last = args.documents.end(range.b, range.first, args.length);
+            write.code.begin_document(range.first, range.last);
+            write.forward(range);
+            if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, Fp, read.plasticity, derivative);
+            read.backward(range, write.hebbian, args.scale);
+            copy(write.d_hebbian, read.d_hebbian, Fp * dp);
+            for (int64_t j = 0; j < Fp; j += LANES) {  // without feedback, nothing reads the calcium
+                const Vector zero = {}, d_calcium = load(read.d_plasticity + j) * load(derivative + j);
+                store(write.d_calcium + j, args.feedback ? d_calcium : zero);
+            }
+            write.backward(range, OVERWRITE);
+        }
+        write.code.store_gradients();
+    });
+}
+
+// output, and end_hebbian and end_calcium, which go on from hebbian and calcium.
+extern "C" int causal_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<CausalForward>(args, args.all_heads(),
+                                    [](CausalForward& causal, int64_t head) { causal.forward(head); });
+}
+
+// d_query, d_key, d_value and d_code. d_hebbian and d_calcium hold the gradient of the state at the end when it is
+// called, and that of the state at the beginning when it returns.
+extern "C" int causal_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<CausalBackward>(
+        args, args.all_heads(), [](CausalBackward& causal, int64_t head) { causal.backward(head); },
+        most_blocks_in_a_row(args));
 }
 """

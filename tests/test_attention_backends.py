@@ -25,6 +25,7 @@ from astroformer_hf import (
 from astroformer_hf.attention_backends import choose_backend
 from astroformer_hf.attention_contract import PASSES, Kernel
 from astroformer_hf.attention_operation import attend
+from astroformer_hf.feature_maps import FEATURE_MAPS
 from astroformer_hf.token_layout import sequence_layout
 
 
@@ -39,16 +40,14 @@ if torch.cuda.is_available():
 SIZES = [(3, 5), (24, 40), (64, 64), (16, 112)]
 OPTIONS = [
     {"feature_map": feature_map, "alpha": alpha, "feedback": feedback}
-    for feature_map, alpha, feedback in itertools.product(
-        ("elu", "relu", "exp", "favor"), (1.0, 0.5, 0.3), (True, False)
-    )
+    for feature_map, alpha, feedback in itertools.product(FEATURE_MAPS, (1.0, 0.5, 0.3), (True, False))
 ]
 
 
 def make_inputs(length, sizes, code, has_state, feature_map, batch=2, heads=3):
     """Tensors in float64 by name; None for those that there are not."""
     hidden_neurons, head_dim = sizes
-    features = 256 if feature_map == "favor" else hidden_neurons
+    features = FEATURE_MAPS[feature_map].num_features(hidden_neurons, 256)
     # (batch, length, heads, .) transposed, as a model's projections are
     query, key = torch.randn(2, batch, length, heads, hidden_neurons).transpose(2, 3).double().unbind(0)
     codes = {"none": None, "shared": (heads,), "batched": (batch, heads)}[code]
@@ -478,6 +477,11 @@ def test_every_backend_says_what_it_does_with_every_pass():
         assert set(PASSES) - set(backend.kernels) == known[name]
         for kernel in backend.kernels.values():
             assert isinstance(kernel, Kernel) or isinstance(backend.kernels[kernel.then], Kernel)
+
+
+def test_the_source_has_the_maps_that_say_so():
+    in_kernels = {name for name, feature_map in FEATURE_MAPS.items() if feature_map.in_kernels}
+    assert in_kernels | {"identity"} == set(neuron_astrocyte_cpu.FEATURE_MAPS)
 
 
 @pytest.mark.parametrize("name", PASSES)

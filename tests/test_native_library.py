@@ -22,6 +22,7 @@ from conftest import ROOT
 
 from astroformer_hf import attention_backend, build, native_library, neuron_astrocyte_attention, neuron_astrocyte_cpu
 from astroformer_hf.attention_backends import choose_backend
+from astroformer_hf.neuron_astrocyte_cpu_source import generate_source
 
 
 COMPILER = next(filter(None, map(shutil.which, native_library.COMPILERS)), None)
@@ -447,6 +448,58 @@ def test_the_command_runs_as_a_module(cache):
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout == ""
     assert "CXX names 'no-such-compiler', which is not there" in result.stderr
+
+
+# every compiler that the machine has, once each
+PRESENT = {os.path.realpath(path): path for path in map(shutil.which, native_library.COMPILERS) if path}
+
+
+@pytest.mark.parametrize("compiler", PRESENT.values())
+def test_the_source_compiles_without_a_warning(compiler, tmp_path):
+    source = tmp_path / "source.cpp"
+    source.write_text(neuron_astrocyte_cpu.SOURCE)
+    flags = native_library._recipe("neuron_astrocyte", neuron_astrocyte_cpu.SOURCE).flags
+    command = [compiler, *flags, "-Wall", "-Wextra", "-Werror", "-c", source, "-o", tmp_path / "source.o"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+
+
+def test_what_cpp_shares_with_python_is_generated():
+    class _View(ctypes.Structure):
+        _fields_ = [("data", ctypes.c_void_p)]
+
+    class Arguments(ctypes.Structure):
+        _fields_ = [
+            ("length", ctypes.c_int64),
+            ("alpha", ctypes.c_double),
+            ("key", _View),
+            ("hebbian", ctypes.c_void_p),
+        ]
+
+    maps = ("relu", "elu")
+    source = generate_source(arguments=Arguments, feature_maps=maps, calcium_floor=2e-9, exp_ceiling=20)
+    fields = "    int64_t length;\n    double alpha;\n    View key;\n    float* hebbian;\n"
+    assert f"struct Arguments {{\n{fields}" in source
+    assert "enum FeatureMap { RELU, ELU };" in source
+    assert "CALCIUM_FLOOR = 2e-09f, EXP_CEILING = 20.0f;" in source
+    assert "$" not in source
+
+
+def test_a_library_of_other_arguments_is_refused(monkeypatch, caplog):
+    class Longer(ctypes.Structure):
+        _fields_ = [*neuron_astrocyte_cpu._Arguments._fields_, ("more", ctypes.c_int64)]
+
+    size = ctypes.sizeof(neuron_astrocyte_cpu._Arguments)
+    monkeypatch.setattr(neuron_astrocyte_cpu, "_Arguments", Longer)
+    neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+    try:
+        assert not neuron_astrocyte_cpu.is_available()
+        expected = f"takes a structure of {size} bytes as arguments .* passes one of {size + 8} bytes"
+        assert re.search(expected, neuron_astrocyte_cpu.obstacle())
+        (warning,) = warnings_of(caplog)
+        assert re.search(expected, warning) and "plain form" in warning
+    finally:
+        neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
 
 
 # Inputs whose scratch memory is far larger than themselves and their results, in a process that may take little more.
