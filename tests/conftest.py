@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import astroformer_hf
-from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
+from astroformer_hf import AstroformerConfig, AstroformerVisionConfig, neuron_astrocyte_cpu
 
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
+
+CPU_BACKENDS = ["plain", *(["cpp"] if neuron_astrocyte_cpu.is_available() else [])]
 
 # Every arm, and every variant of the neuron-astrocyte arm that takes a path of its own through the code.
 VARIANTS = {

@@ -2,8 +2,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The demo in a headless Chromium: for its tests, and for the screenshots in the documentation.
 
-python tests/demo_browser.py --model outputs/imdb --text "A film of rare beauty." --screenshot docs/demo_text.png
-python tests/demo_browser.py --model outputs/cifar10 --image cat.png --screenshot docs/demo_image.png
+python tests/looking/demo_browser.py --model outputs/imdb --text "A rare film." --screenshot docs/demo_text.png
+python tests/looking/demo_browser.py --model outputs/cifar10 --image cat.png --screenshot docs/demo_image.png
 """
 
 import argparse
@@ -24,7 +24,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
 OPTIONS = (  # the last ones: nothing but the page goes over the network, and root may run it in a container

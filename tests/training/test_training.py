@@ -21,6 +21,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT, tiny_config
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from reviews import write_reviews
 from tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -89,19 +90,6 @@ def test_twenty_steps_overfit_a_batch(variant):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-
-
-def write_reviews(folder, number=160):
-    """A folder of csv files whose label, one of two words, hides in the text."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    for split, rows in (("train", number), ("validation", 40)):
-        lines = ["text,label"]
-        for i in range(rows):
-            filler = " ".join(f"w{n}" for n in torch.randint(0, 30, (i % 11 + 3,), generator=generator).tolist())
-            lines.append(f"{filler} {('awful', 'lovely')[i % 2]} {filler},{('neg', 'pos')[i % 2]}")
-        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 def script_command(data, output_dir, *more):

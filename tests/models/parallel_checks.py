@@ -1,5 +1,6 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""What `test_parallel.py` has two processes do: `torchrun --nproc-per-node 2 tests/parallel_checks.py FOLDER`.
+"""What `test_parallel.py` has two processes do: `PYTHONPATH=.:tests torchrun --nproc-per-node 2
+tests/models/parallel_checks.py FOLDER`.
 
 Each check runs in both processes and raises where something is not as in a single process; what it raised goes to
 `FOLDER/RANK.json`, by the name of the check. Models are in float64, so that what is equal is equal to many digits.

@@ -17,9 +17,9 @@ def results(tmp_path_factory):
     """What the checks raised, by their names, in each of two processes."""
     folder = tmp_path_factory.mktemp("parallel")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     done = subprocess.run(
-        [*command, str(ROOT / "tests" / "parallel_checks.py"), str(folder)],
+        [*command, str(ROOT / "tests/models/parallel_checks.py"), str(folder)],
         env=environment,
         capture_output=True,
         text=True,

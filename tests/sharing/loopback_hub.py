@@ -7,7 +7,7 @@ inject. Everything lives in memory and is gone when it ends.
 Clients find it through the environment that `LoopbackHub.environment` gives: `HF_ENDPOINT`, and `HF_HUB_DISABLE_XET`,
 because it does not speak the Xet protocol that newer clients prefer for large files. To try things out by hand:
 
-python tests/loopback_hub.py
+python tests/sharing/loopback_hub.py
 """
 
 import argparse

@@ -22,7 +22,7 @@ import report_api
 import sklearn.datasets
 from conftest import ROOT
 from PIL import Image
-from test_training import write_reviews
+from reviews import write_reviews
 
 import astroformer_hf
 from astroformer_hf.astrocyte_code import ASTROCYTE_CODES

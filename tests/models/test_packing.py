@@ -3,8 +3,7 @@
 
 import pytest
 import torch
-from conftest import make_model
-from test_attention_backends import BACKENDS
+from conftest import CPU_BACKENDS, make_model
 
 from astroformer_hf import (
     NeuronAstrocyteState,
@@ -26,7 +25,7 @@ from astroformer_hf.token_layout import (
 )
 
 
-PACKED_BACKENDS = [backend for backend in BACKENDS if backend != "triton"]  # which refuses them, see below
+PACKED_BACKENDS = CPU_BACKENDS  # Triton refuses them, see below
 
 # Lengths of the documents in each row; a block of the kernels has 48 tokens, a chunk of the plain form 64.
 ROWS = {

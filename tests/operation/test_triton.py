@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of the largest entry; a GPU makes float32 products out of three of TF32.
 TOLERANCE = 1e-4 if DEVICE == "cuda" else 2e-5
 
-SOURCE = Path(__file__).resolve().parent.parent / "astroformer_hf" / "neuron_astrocyte_triton.py"
+SOURCE = Path(__file__).resolve().parents[2] / "astroformer_hf" / "neuron_astrocyte_triton.py"
 
 
 def load_kernels():
