@@ -20,9 +20,9 @@ import datasets
 import pytest
 import report_api
 import sklearn.datasets
-from conftest import ROOT
 from PIL import Image
 from reviews import write_reviews
+from variants import ROOT
 
 import astroformer_hf
 from astroformer_hf.astrocyte_code import ASTROCYTE_CODES

@@ -12,11 +12,11 @@ import demo
 import pytest
 import torch
 import yaml
-from conftest import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
 from inspection_common import load, spell_number
 from PIL import Image
 from tokenization import train_wordpiece_tokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from variants import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
 
 from astroformer_hf import AstroformerForImageClassification, AstroformerForSequenceClassification, look_inside
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 import visualize
-from conftest import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
 from PIL import Image
 from tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from variants import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
 
 from astroformer_hf import (
     AstroformerForImageClassification,

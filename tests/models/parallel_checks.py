@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import HEADS, LABELS, VARIANTS, make_model, tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -26,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 from transformers.distributed import DistributedConfig
+from variants import HEADS, LABELS, VARIANTS, make_model, tiny_config
 
 import astroformer_hf
 

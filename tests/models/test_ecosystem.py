@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 import transformers
-from conftest import HEADS, VARIANTS, VISION, make_model, tiny_config
 from datasets import Dataset, Value
 from PIL import Image
 from tokenization import train_bpe_tokenizer, train_character_tokenizer, train_wordpiece_tokenizer
@@ -20,6 +19,7 @@ from transformers import (
     ViTImageProcessor,
     pipeline,
 )
+from variants import HEADS, VARIANTS, VISION, make_model, tiny_config
 
 from astroformer_hf import AstroformerForCausalLM, AstroformerModel
 

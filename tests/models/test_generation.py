@@ -5,9 +5,9 @@ import copy
 
 import pytest
 import torch
-from conftest import make_model, tiny_config, tiny_vision_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
+from variants import make_model, tiny_config, tiny_vision_config
 
 from astroformer_hf import AstroformerCache, attention_backend
 from astroformer_hf.library_compatibility import CACHE_NAME

@@ -4,18 +4,14 @@
 import pytest
 import torch
 import transformers
-from conftest import HEADS, LABELS, VARIANTS, VISION, make_model, tiny_config
 from torch.nn.functional import cross_entropy
+from variants import HEADS, LABELS, VARIANTS, VISION, make_model, tiny_config, without_labels
 
 from astroformer_hf import AstroformerForCausalLM, AstroformerForMaskedLM, AstroformerModel
 from astroformer_hf.library_compatibility import CACHE_NAME, CACHE_NAMES
 
 
 TEXT = [name for name in HEADS if name not in VISION]
-
-
-def without_labels(inputs):
-    return {name: x for name, x in inputs.items() if name not in LABELS}
 
 
 @pytest.mark.parametrize("head", TEXT)
@@ -436,7 +432,7 @@ def test_an_additive_mask_is_refused_in_a_compiled_graph(name):
 
 def test_tuples_where_the_configuration_or_the_call_asks_for_them(head):
     model, inputs = make_model(head), HEADS[head][2]()
-    inputs = {name: x for name, x in inputs.items() if name not in LABELS}
+    inputs = without_labels(inputs)
     expected = model(**inputs).to_tuple()
     asked = model(**inputs, return_dict=False)
     model.config.return_dict = False

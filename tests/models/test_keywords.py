@@ -5,8 +5,8 @@ import inspect
 
 import pytest
 import torch
-from conftest import HEADS, VISION, make_model
 from transformers import DynamicCache
+from variants import HEADS, VISION, make_model
 
 import astroformer_hf
 from astroformer_hf import AstroformerCache

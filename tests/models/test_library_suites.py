@@ -5,9 +5,9 @@ import unittest
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_vision_config
 from library_suites import Unavailable, load
 from transformers.models.auto import modeling_auto
+from variants import tiny_config, tiny_vision_config
 
 import astroformer_hf as astroformer
 

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 import transformers
-from conftest import HEADS, make_model, tiny_config
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from variants import HEADS, make_model, tiny_config
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
 from astroformer_hf.attention_operation import FEATURE_MAPS

@@ -4,8 +4,8 @@
 import pytest
 import torch
 from accelerate import cpu_offload
-from conftest import HEADS, LABELS, VARIANTS, VISION, make_model
 from torch.testing import assert_close
+from variants import HEADS, VARIANTS, VISION, make_model, without_labels
 
 import astroformer_hf
 
@@ -56,7 +56,7 @@ def test_every_variant_may_lie_on_disk(variant, causal, tmp_path):
     for found, expected in zip(outputs_of(placed, inputs), outputs_of(model, inputs), strict=True):
         assert_close(found, expected)
     if causal:
-        prompt = {name: x for name, x in inputs.items() if name not in LABELS}
+        prompt = without_labels(inputs)
         prompt["attention_mask"][2, 6:] = 1  # a prompt ends with a real token
         texts = [m.generate(**prompt, max_new_tokens=5, do_sample=False) for m in (placed, model)]
         assert_close(*texts, rtol=0, atol=0)

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from conftest import CPU_BACKENDS, make_model
+from variants import CPU_BACKENDS, make_model
 
 from astroformer_hf import (
     NeuronAstrocyteState,

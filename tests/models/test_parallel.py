@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 from parallel_checks import CHECKS
+from variants import ROOT
 
 
 @pytest.fixture(scope="module")

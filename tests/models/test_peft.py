@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import HEADS, LABELS, make_model
 from transformers import DynamicCache
+from variants import HEADS, make_model, without_labels
 
 from astroformer_hf.library_compatibility import CACHE_NAME
 
@@ -33,7 +33,7 @@ DEFAULTS = {
 def answers(model, inputs):
     """What a model answers without labels, and without gradients."""
     with torch.no_grad():
-        output = model(**{name: x for name, x in inputs.items() if name not in LABELS})
+        output = model(**without_labels(inputs))
     return torch.cat([x.flatten() for name, x in output.items() if "logits" in name])
 
 

@@ -12,7 +12,6 @@ import warnings
 
 import pytest
 import torch
-from conftest import ROOT, make_model, tiny_config
 from datasets import Dataset
 from transformers import (
     Cache,
@@ -22,6 +21,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from variants import ROOT, make_model, tiny_config
 
 import astroformer_hf
 from astroformer_hf import AstroformerConfig, AstroformerForCausalLM, version

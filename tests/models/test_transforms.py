@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
-from conftest import HEADS, LABELS, VARIANTS, VISION, make_model, tiny_config
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from variants import HEADS, VARIANTS, VISION, make_model, tiny_config, without_labels
 
 from astroformer_hf import (
     AstroformerForCausalLM,
@@ -100,7 +100,7 @@ def test_a_traced_graph_refuses_other_lengths(variant, is_decoder, length):
 
 def test_a_traced_graph_of_every_class_is_right_for_every_mask(head):
     model = make_model(head, **({"use_cache": False} if head == "AstroformerForCausalLM" else {}))
-    traced_with, inputs = ({k: x for k, x in HEADS[head][2]().items() if k not in LABELS} for _ in range(2))
+    traced_with, inputs = (without_labels(HEADS[head][2]()) for _ in range(2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = torch.jit.trace(Tuples(model, list(traced_with)).eval(), tuple(traced_with.values()), check_trace=False)

@@ -2,7 +2,6 @@
 """Images: sizes, the class token, the image processor, pipelines, and the training script."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import train_image_classification as script
-from conftest import ROOT, VARIANTS, make_model, tiny_vision_config
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from variants import ROOT, VARIANTS, make_model, tiny_vision_config
 
 from astroformer_hf import AstroformerForImageClassification, AstroformerVisionConfig
 
@@ -123,12 +122,6 @@ def test_augmentation_shifts_and_mirrors():
     assert seen == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
     upright = script.augment(pixels, mirror=False)
     assert (upright[..., 8, 8] - upright[..., 8, 7]).min() > 0
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}
 
 
 def run_script(output_dir, environment, *more):

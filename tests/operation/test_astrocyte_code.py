@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_vision_config
+from variants import tiny_config, tiny_vision_config
 
 from astroformer_hf.astrocyte_code import ASTROCYTE_CODES, coupling_row_sum, untrained_activity
 from astroformer_hf.attention_operation import FEATURE_MAPS

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from conftest import tiny_config
+from variants import tiny_config
 
 from astroformer_hf import (
     AstroformerForCausalLM,

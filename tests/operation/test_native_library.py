@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from variants import ROOT
 
 from astroformer_hf import attention_backend, build, native_library, neuron_astrocyte_attention, neuron_astrocyte_cpu
 from astroformer_hf.attention_backends import choose_backend

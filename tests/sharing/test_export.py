@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from conftest import VARIANTS, make_model, tiny_config, tiny_vision_config
 from transformers import AutoModelForSequenceClassification
+from variants import VARIANTS, make_model, tiny_config, tiny_vision_config
 
 import astroformer_hf
 

@@ -13,9 +13,9 @@ import zipfile
 import pytest
 import report_supported
 import yaml
-from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
+from variants import ROOT
 
 import astroformer_hf
 from astroformer_hf.version import REQUIREMENTS, TESTED_TRANSFORMERS

@@ -19,12 +19,12 @@ import huggingface_hub
 import publish
 import pytest
 import torch
-from conftest import HIDE_PACKAGE, ROOT, tiny_config
 from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, LoopbackHub, Repository
 from publish import Publisher, PublishError
 from safetensors.torch import load_file, save_file
 from tokenization import train_bpe_tokenizer
 from transformers import pipeline
+from variants import HIDE_PACKAGE, ROOT, tiny_config
 
 from astroformer_hf import AstroformerForCausalLM
 

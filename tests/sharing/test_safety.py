@@ -12,10 +12,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_model, tiny_config
 from loopback_hub import File, LoopbackHub, Repository
 from safetensors.torch import load_file
 from transformers import AutoConfig
+from variants import ROOT, make_model, tiny_config
 
 import astroformer_hf
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel, version

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 import transformers
-from conftest import HEADS, HIDE_PACKAGE, LABELS, ROOT, VARIANTS, VISION, make_model, tiny_config
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from variants import HEADS, HIDE_PACKAGE, ROOT, VARIANTS, VISION, make_model, tiny_config, without_labels
 
 import astroformer_hf
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
@@ -76,7 +76,7 @@ def save_with_expected_outputs(model, inputs, folder):
     """Saves a model, and beside it what it answers."""
     name = type(model).__name__
     model.save_pretrained(folder)
-    inputs = {key: x for key, x in inputs.items() if key not in LABELS}
+    inputs = without_labels(inputs)
     bare_inputs = {key: x.flatten(0, 1) if key != "pixel_values" and x.dim() == 3 else x for key, x in inputs.items()}
     with torch.no_grad():
         outputs, bare_outputs = model.eval()(**inputs), model.base_model(**bare_inputs)

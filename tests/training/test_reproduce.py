@@ -19,22 +19,14 @@ import reproduce
 import torch
 import training_common
 from comparison import ARMS, PRESETS, TASKS, Cell, Records
-from conftest import ROOT
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+from variants import ROOT
 
 from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
 
 
 FEW = ("--tasks", "digits", "--arms", "softmax", "full")
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    # one thread: sums in the same order whatever else the machine does
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    return {**os.environ, **hidden, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
 
 def command(folder, *more):

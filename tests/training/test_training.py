@@ -18,7 +18,6 @@ import train_language_model
 import train_text_classification
 import training_common
 from accelerate.commands.launch import launch_command_parser
-from conftest import ROOT, tiny_config
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from reviews import write_reviews
@@ -31,6 +30,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+from variants import ROOT, tiny_config
 
 import astroformer_hf
 from astroformer_hf import AstroformerForSequenceClassification
@@ -99,12 +99,6 @@ def script_command(data, output_dir, *more):
         *("--dataset_dir", str(data), "--output_dir", str(output_dir), "--hidden_size", "32"),
         *("--per_device_train_batch_size", "8", "--learning_rate", "1e-2", "--use_cpu", *more),
     ]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}
 
 
 def test_script_trains_saves_and_is_loaded_again(tmp_path, environment):
