@@ -2,6 +2,7 @@
 """Fixtures that several folders share, and which tests a run leaves to `--all`."""
 
 import os
+import shutil
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,7 +10,42 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
-from variants import HEADS, ROOT, VARIANTS
+from variants import COMPILER, HEADS, ROOT, VARIANTS
+
+
+# Marks of the library's own tests, which test_library_suites.py runs.
+LIBRARY_MARKS = (
+    *("flash_attn_test", "flash_attn_3_test", "is_expert_parallel_test", "is_fsdp_test", "is_pipeline_test"),
+    *("is_tensor_parallel_test", "is_training_test", "order", "slow", "torch_compile_test", "torch_export_test"),
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all",
+        action="store_true",
+        default=os.environ.get("ASTROFORMER_TESTS") == "all",
+        help="also the tests marked on_demand; ASTROFORMER_TESTS=all does the same",
+    )
+
+
+def pytest_configure(config):
+    for mark in LIBRARY_MARKS:
+        config.addinivalue_line("markers", f"{mark}: of the library's own tests")
+
+
+def pytest_collection_modifyitems(config, items):
+    skips = {}
+    if not config.getoption("--all"):
+        skips["on_demand"] = "runs with --all"
+    if COMPILER is None:
+        skips["compiler"] = "there is no C++ compiler on this machine, or it is not Linux"
+    if not (shutil.which("chromedriver") and any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))):
+        skips["browser"] = "there is no Chromium with its chromedriver on this machine"
+    for item in items:
+        for mark, reason in skips.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

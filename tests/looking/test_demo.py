@@ -297,8 +297,6 @@ def browser():
         pytest.importorskip(package, reason=f"{package} is not installed")
     import demo_browser
 
-    if not (demo_browser.CHROMIUM and demo_browser.CHROMEDRIVER):
-        pytest.skip("Chromium or its chromedriver is not installed")
     with demo_browser.browser() as driver:
         yield demo_browser, driver
 
@@ -343,6 +341,7 @@ def check_page(tools, driver, address):
     assert len(asked) > 10 and all(url.startswith(address) for url in asked), asked
 
 
+@pytest.mark.browser
 def test_a_text_in_a_browser(browser, servers, text_model):
     tools, driver = browser
     model, tokenizer = load(text_model)
@@ -366,6 +365,7 @@ def test_a_text_in_a_browser(browser, servers, text_model):
     assert "Please enter a text" in tools.message(driver) and "Traceback" not in driver.page_source
 
 
+@pytest.mark.browser
 def test_an_image_in_a_browser_from_the_space(browser, servers, image_model, space):
     tools, driver = browser
     model, processor = load(image_model)

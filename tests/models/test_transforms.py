@@ -21,7 +21,6 @@ from astroformer_hf.attention_backends import choose_backend
 
 
 is_decoder = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
-needs_cpp = pytest.mark.skipif("not neuron_astrocyte_cpu.is_available()", reason="there is no C++ compiler")
 
 
 def make(variant, is_decoder):
@@ -207,7 +206,7 @@ def test_nested_transforms_of_the_operation(causal):
     torch.testing.assert_close(tangent, expected, rtol=1e-3, atol=1e-3)
 
 
-@needs_cpp
+@pytest.mark.compiler
 def test_a_backend_that_is_named_refuses_a_tangent():
     x = torch.ones(1, 1, 3, 2)
     with forward_ad.dual_level(), attention_backend("cpp"):

@@ -18,15 +18,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from variants import ROOT
+from variants import COMPILER, ROOT
 
 from astroformer_hf import attention_backend, build, native_library, neuron_astrocyte_attention, neuron_astrocyte_cpu
 from astroformer_hf.attention_backends import choose_backend
 
 
-COMPILER = next(filter(None, map(shutil.which, native_library.COMPILERS)), None)
-if sys.platform != "linux" or COMPILER is None:
-    pytest.skip("there is no C++ compiler on this machine", allow_module_level=True)
+pytestmark = pytest.mark.compiler
 
 SOURCE = '#include <omp.h>\nextern "C" int answer() { return 41 + omp_get_thread_limit() / omp_get_thread_limit(); }\n'
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, LoopbackHub, Repository
 from publish import Publisher, PublishError
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from tokenization import train_bpe_tokenizer
 from transformers import pipeline
@@ -490,14 +491,23 @@ def test_sharded_weights_must_be_complete(folder):
         stage(folder)
 
 
-def test_half_precision_short_models_and_tokenizers_without_padding_are_compared(tmp_path):
+def test_half_precision_short_models_and_tokenizers_without_padding_are_compared(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     config = tiny_config(vocab_size=300, astrocyte_code="learned", max_position_embeddings=8)
     AstroformerForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer = train_bpe_tokenizer(TEXTS * 20, 290, 8)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
+    compared = []
+    monkeypatch.setattr(publish, "load_file", lambda path: compared.append(load_file(path)) or load_numpy(path))
     publish.check_answers(folder)
+    package, without = compared
+    assert package.keys() == without.keys() >= {"random.input_ids", "random.logits", "example.input_ids"}
+    assert package["random.logits"].shape == (3, 8, 300) and package["example.logits"].shape == (1, 8, 300)
+    for name, tensor in package.items():
+        assert torch.equal(tensor, without[name]), name
+    assert torch.equal(package["random.logits"], package["random.logits"].bfloat16().float())
+    assert package["random.logits"].std() > 0.1
 
 
 def test_code_that_answers_otherwise_than_the_package_is_refused(folder):
