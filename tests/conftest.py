@@ -10,6 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from script_server import ScriptServer
 from variants import COMPILER, HEADS, ROOT, VARIANTS
 
 
@@ -77,3 +78,11 @@ def environment(tmp_path_factory):
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("cache")),
     }
+
+
+@pytest.fixture(scope="session")
+def scripts(environment, tmp_path_factory):
+    """Starts scripts in that environment."""
+    server = ScriptServer(environment, tmp_path_factory.mktemp("printed"))
+    yield server
+    server.close()

@@ -1,9 +1,6 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Looking inside: what is shown is what the model computes; and the figures and the page of the script."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import visualize
@@ -153,10 +150,9 @@ def check_figures(folder):
     return page
 
 
-def test_script_shows_a_text(text_model, tmp_path):
-    command = [sys.executable, str(ROOT / "scripts/visualize.py"), "--model", str(text_model)]
-    command += ["--text", "a lovely <film>", "--output_dir", str(tmp_path / "look")]
-    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+def test_script_shows_a_text(text_model, tmp_path, scripts):
+    arguments = ["--model", text_model, "--text", "a lovely <film>", "--output_dir", tmp_path / "look"]
+    result = scripts.run(ROOT / "scripts/visualize.py", *arguments)
     assert "The model's answer: " in result.stdout
     page = check_figures(tmp_path / "look")
     assert page.count("Layer ") == 2 and page.count(": C = ") >= 10 and "&lt;" in page and "<film" not in page

@@ -2,8 +2,6 @@
 """Images: sizes, the class token, the image processor, pipelines, and the training script."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -124,17 +122,17 @@ def test_augmentation_shifts_and_mirrors():
     assert (upright[..., 8, 8] - upright[..., 8, 7]).min() > 0
 
 
-def run_script(output_dir, environment, *more):
+def run_script(output_dir, scripts, *more):
     command = [
-        *(sys.executable, str(ROOT / "scripts/train_image_classification.py"), "--output_dir", str(output_dir)),
+        *(str(ROOT / "scripts/train_image_classification.py"), "--output_dir", str(output_dir)),
         *("--use_cpu", "--disable_tqdm", "true", *more),
     ]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return scripts.run(*command)
 
 
-def test_script_learns_the_digits_that_are_on_every_machine(tmp_path, environment):
+def test_script_learns_the_digits_that_are_on_every_machine(tmp_path, scripts):
     shape = ("--hidden_size", "32", "--num_hidden_layers", "2", "--patch_size", "2", "--learning_rate", "5e-3")
-    run_script(tmp_path, environment, *shape, "--num_train_epochs", "6", "--per_device_train_batch_size", "32")
+    run_script(tmp_path, scripts, *shape, "--num_train_epochs", "6", "--per_device_train_batch_size", "32")
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["metrics"]["accuracy"] > 0.6 and results["train_samples"] == 1437
     assert results["task"] == "image-classification" and results["dataset"] == "scikit-learn digits"
@@ -146,7 +144,7 @@ def test_script_learns_the_digits_that_are_on_every_machine(tmp_path, environmen
     assert accuracy > 0.6
     assert "scikit-learn digits" in (tmp_path / "README.md").read_text()
     again = tmp_path / "again"
-    run_script(again, environment, "--model_name_or_path", str(tmp_path), "--num_train_epochs", "1")
+    run_script(again, scripts, "--model_name_or_path", str(tmp_path), "--num_train_epochs", "1")
     tuned = json.loads((again / "results.json").read_text())
     assert tuned["metrics"]["accuracy"] > results["metrics"]["accuracy"] - 0.1
     assert tuned["config"]["patch_size"] == 2

@@ -1,29 +1,20 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """What the README says of results is what the records say, and scripts explain themselves."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from variants import ROOT
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def test_readme_agrees_with_the_records():
-    subprocess.run([sys.executable, str(ROOT / "scripts/report.py"), "--check"], env=ENVIRONMENT, check=True)
+def test_readme_agrees_with_the_records(scripts):
+    scripts.run(ROOT / "scripts/report.py", "--check")
 
 
 SCRIPTS = [path.stem for path in (ROOT / "scripts").glob("*.py") if "def main" in path.read_text()]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_explain_themselves(script):
-    command = [sys.executable, str(ROOT / f"scripts/{script}.py"), "--help"]
-    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert result.returncode == 0 and "usage" in result.stdout, result.stderr
+def test_scripts_explain_themselves(script, scripts):
+    assert "usage" in scripts.run(ROOT / f"scripts/{script}.py", "--help").stdout
 
 
 def test_docstrings_become_a_data_set(tmp_path):

@@ -368,7 +368,7 @@ SMALL += ["--save_steps", "3"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, scripts):
     """Folders of models that the training scripts made, briefly."""
     root = tmp_path_factory.mktemp("trained")
     reviews = root / "reviews"
@@ -376,12 +376,9 @@ def trained(tmp_path_factory):
     for split in ("train", "validation"):
         rows = [f'"{text} {i}",{("bad", "good")[i % 2]}' for i, text in enumerate(TEXTS * 30)]
         (reviews / f"{split}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for name, (script, *flags) in TRAINED.items():
-        command = [sys.executable, str(ROOT / "scripts" / script), *flags, *SMALL, "--output_dir", str(root / name)]
-        data = ["--dataset_dir", str(reviews)] if name == "text" else []
-        done = subprocess.run([*command, *data], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        data = ["--dataset_dir", reviews] if name == "text" else []
+        scripts.run(ROOT / "scripts" / script, *flags, *SMALL, "--output_dir", root / name, *data)
     return root
 
 

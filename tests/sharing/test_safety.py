@@ -303,11 +303,12 @@ def test_an_index_that_is_no_index_is_refused(tmp_path):
 LOAD_FROM_HUB = """
 import sys
 from astroformer_hf import AstroformerForSequenceClassification
-try:
-    AstroformerForSequenceClassification.from_pretrained(sys.argv[1])
-    print("loaded")
-except Exception as error:
-    print(type(error).__name__, error)
+for name in sys.argv[1:]:
+    try:
+        AstroformerForSequenceClassification.from_pretrained(name)
+        print("loaded")
+    except Exception as error:
+        print(type(error).__name__, str(error).replace("\\n", " "))
 """
 
 
@@ -316,20 +317,6 @@ def test_an_index_on_the_hub_is_checked_too(tmp_path):
     make_model("AstroformerForSequenceClassification").save_pretrained(folder, max_shard_size="20KB")
     files = {path.name: File(path.read_bytes(), False) for path in folder.iterdir()}
     with LoopbackHub() as hub:
-        repository = Repository(private=False)
-        hub.repositories["model", "user/name"] = repository
-        repository.commit("main", files, "good")
-
-        def load():
-            result = subprocess.run(
-                [sys.executable, "-c", LOAD_FROM_HUB, "user/name"],
-                env={**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(tmp_path / "home")},
-                capture_output=True,
-                text=True,
-            )
-            return result.stdout + result.stderr
-
-        assert load().startswith("loaded")
         index = json.loads(files["model.safetensors.index.json"].content)
         index["weight_map"]["classifier.weight"] = "pytorch_model.bin"
         bad = {
@@ -337,8 +324,18 @@ def test_an_index_on_the_hub_is_checked_too(tmp_path):
             "model.safetensors.index.json": File(json.dumps(index).encode(), False),
             "pytorch_model.bin": File(pickle.dumps(Bomb()), False),
         }
-        repository.commit("main", bad, "bad")
-        assert "must name safetensors files beside it, got 'pytorch_model.bin'" in load()
+        for name, content in (("user/good", files), ("user/bad", bad)):
+            hub.repositories["model", name] = Repository(private=False)
+            hub.repositories["model", name].commit("main", content, "upload")
+        result = subprocess.run(
+            [sys.executable, "-c", LOAD_FROM_HUB, "user/good", "user/bad"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **hub.environment(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+        )
+        good, bad = result.stdout.splitlines()
+        assert good == "loaded", result.stderr
+        assert "must name safetensors files beside it, got 'pytorch_model.bin'" in bad
         assert not any("pytorch_model.bin" in path for _, path in hub.requests)
 
 

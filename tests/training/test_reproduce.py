@@ -5,9 +5,6 @@ the report says what the records say."""
 import json
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import time
 
 import comparison
@@ -31,15 +28,17 @@ FEW = ("--tasks", "digits", "--arms", "softmax", "full")
 
 def command(folder, *more):
     return [
-        *(sys.executable, str(ROOT / "scripts/reproduce.py"), "--preset", "smoke"),
+        *(str(ROOT / "scripts/reproduce.py"), "--preset", "smoke"),
         *("--results_dir", str(folder / "results"), "--output_dir", str(folder / "models"), *more),
     ]
 
 
-def start(folder, environment, *more):
-    return subprocess.Popen(
-        command(folder, *more), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(folder, scripts, *more):
+    return scripts.start(*command(folder, *more))
+
+
+def printed_by(process):
+    return "".join(process.communicate())
 
 
 def records_in(folder):
@@ -49,11 +48,10 @@ def records_in(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, environment):
+def whole(tmp_path_factory, scripts):
     """The whole smoke preset: its folder and what the command printed."""
     folder = tmp_path_factory.mktemp("whole")
-    result = subprocess.run(command(folder), env=environment, check=True, capture_output=True, text=True)
-    return folder, result.stdout
+    return folder, scripts.run(*command(folder)).stdout
 
 
 def table_of(output):
@@ -77,20 +75,19 @@ def test_smoke_preset_trains_every_cell(whole):
         assert record["peak_memory_bytes"] is None or 50 * 2**20 < record["peak_memory_bytes"] < 2**36
 
 
-def test_killed_half_way_and_started_again_it_gives_the_same_table(whole, tmp_path, environment):
-    process = start(tmp_path, environment, *FEW)
+def test_killed_half_way_and_started_again_it_gives_the_same_table(whole, tmp_path, scripts):
+    process = start(tmp_path, scripts, *FEW)
     second = tmp_path / "models/smoke/digits/softmax_rate0.004_seed42/checkpoint-8/trainer_state.json"
     deadline = time.time() + 240
     while not second.exists() and process.poll() is None:
         assert time.time() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert len(records_in(tmp_path)) == 1, "killed too late"
     first = next((tmp_path / "results").rglob("*.json"))
     written = first.stat().st_mtime_ns
 
-    again, _ = start(tmp_path, environment, *FEW).communicate()
+    again = printed_by(start(tmp_path, scripts, *FEW))
     assert first.stat().st_mtime_ns == written  # a finished cell is not touched
     assert f"{first.stem.split('_')[0]}, rate 0.001, seed 42: training" not in again
     killed = json.loads((tmp_path / "results/smoke/digits/softmax_rate0.004_seed42.json").read_text())
@@ -105,7 +102,7 @@ def test_killed_half_way_and_started_again_it_gives_the_same_table(whole, tmp_pa
     assert set(table_of(again)) <= set(table_of(whole[1]))
 
 
-def test_a_cell_repeats_from_the_command_in_its_record(whole, tmp_path, environment):
+def test_a_cell_repeats_from_the_command_in_its_record(whole, tmp_path, scripts):
     for name in (
         "digits/full_rate0.004_seed42",
         "docstrings/linear_rate0.001_seed42",
@@ -113,24 +110,20 @@ def test_a_cell_repeats_from_the_command_in_its_record(whole, tmp_path, environm
     ):
         record = json.loads((whole[0] / f"results/smoke/{name}.json").read_text())
         words = shlex.split(record["command"])
-        words[0] = sys.executable
         words[words.index("--output_dir") + 1] = str(tmp_path / name)
-        subprocess.run(words, env=environment, cwd=ROOT, check=True, capture_output=True)
+        scripts.run(*words[1:], cwd=ROOT)
         again = json.loads((tmp_path / name / "results.json").read_text())
         assert again["metrics"] == record["metrics"], name
 
 
-def test_a_run_killed_after_its_last_step_is_only_measured(whole, tmp_path, environment):
+def test_a_run_killed_after_its_last_step_is_only_measured(whole, tmp_path, scripts):
     name = "smoke/digits/full_rate0.001_seed42"
     record = json.loads((whole[0] / f"results/{name}.json").read_text())
     words = shlex.split(record["command"])
-    words[0] = sys.executable
     words[words.index("--output_dir") + 1] = str(tmp_path)
     outputs = []
     for _ in range(2):
-        outputs.append(
-            subprocess.run(words, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        )
+        outputs.append(scripts.run(*words[1:], cwd=ROOT).stdout)
         again = json.loads((tmp_path / "results.json").read_text())
         assert again["metrics"] == record["metrics"]
         steps = [entry["step"] for entry in again["learning_curve"]["evaluation"]]
@@ -140,37 +133,37 @@ def test_a_run_killed_after_its_last_step_is_only_measured(whole, tmp_path, envi
     assert "checkpoint-16" in outputs[1].splitlines()[0] and "'loss'" not in outputs[1]  # not one more step
 
 
-def test_a_folder_with_another_run_is_refused(tmp_path, environment):
+def test_a_folder_with_another_run_is_refused(tmp_path, scripts):
     folder = tmp_path / "models/smoke/digits/softmax_rate0.001_seed42"
     folder.mkdir(parents=True)
     (folder / "cell.json").write_text(json.dumps({"arguments": ["--hidden_size", "7"], "data": []}))
-    output, _ = (process := start(tmp_path, environment, *FEW[:-1], "--seeds", "42")).communicate()
+    output = printed_by(process := start(tmp_path, scripts, *FEW[:-1], "--seeds", "42"))
     assert process.returncode == 1 and "holds a run with other arguments or data" in output
     assert "move the folder away" in output
 
 
-def test_two_processes_share_the_cells(tmp_path, environment):
-    processes = [start(tmp_path, environment, *FEW) for _ in range(2)]
-    outputs = [process.communicate()[0] for process in processes]
+def test_two_processes_share_the_cells(tmp_path, scripts):
+    processes = [start(tmp_path, scripts, *FEW) for _ in range(2)]
+    outputs = [printed_by(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     trained = [line for output in outputs for line in output.splitlines() if ": training" in line]
     assert len(trained) == len(set(trained)) == len(records_in(tmp_path)) == 6
     assert table_of(outputs[0]) == table_of(outputs[1])
 
 
-def test_a_failing_cell_does_not_stop_the_others(tmp_path, environment):
+def test_a_failing_cell_does_not_stop_the_others(tmp_path, scripts):
     bad = tmp_path / "bad"
     bad.mkdir()
     for split in ("train", "validation"):
         (bad / f"{split}.csv").write_text("words,label\na,0\n")
     more = ("--tasks", "docstrings", "digits", "--arms", "softmax", "--data", f"docstrings={bad}")
-    output, _ = (process := start(tmp_path, environment, *more)).communicate()
+    output = printed_by(process := start(tmp_path, scripts, *more))
     assert process.returncode == 1
     assert "docstrings, softmax, rate 0.001, seed 42: failed, ValueError: the data has no column 'text'" in output
     assert "2 cells failed" in output and len(records_in(tmp_path)) == 3
 
 
-def test_a_local_folder_with_a_test_split(tmp_path, environment):
+def test_a_local_folder_with_a_test_split(tmp_path, scripts):
     folder = tmp_path / "novel"
     folder.mkdir()
     for split, lines in (("train", 600), ("validation", 100), ("test", 150)):
@@ -188,7 +181,7 @@ def test_a_local_folder_with_a_test_split(tmp_path, environment):
         "--data",
         f"wikitext2={folder}",
     )
-    output, _ = (process := start(tmp_path, environment, *more)).communicate()
+    output = printed_by(process := start(tmp_path, scripts, *more))
     assert process.returncode == 0, output
     records = records_in(tmp_path)
     assert len(records) == len(PRESETS["cpu"]["wikitext2"].rates)

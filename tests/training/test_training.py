@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -94,7 +93,6 @@ def test_twenty_steps_overfit_a_batch(variant):
 
 def script_command(data, output_dir, *more):
     return [
-        sys.executable,
         str(ROOT / "scripts/train_text_classification.py"),
         *("--dataset_dir", str(data), "--output_dir", str(output_dir), "--hidden_size", "32"),
         *("--per_device_train_batch_size", "8", "--learning_rate", "1e-2", "--use_cpu", *more),
@@ -104,7 +102,7 @@ def script_command(data, output_dir, *more):
 def test_script_trains_saves_and_is_loaded_again(tmp_path, environment):
     data, output_dir = write_reviews(tmp_path / "reviews"), tmp_path / "model"
     command = script_command(data, output_dir, "--num_train_epochs", "6", "--dropout", "0")
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)
 
     results = json.loads((output_dir / "results.json").read_text())
     assert results["metrics"]["accuracy"] > 0.9
@@ -129,44 +127,41 @@ def test_script_trains_saves_and_is_loaded_again(tmp_path, environment):
     assert [answer["label"] for answer in answers] == ["pos", "neg"]
 
 
-def test_script_continues_after_being_killed(tmp_path, environment):
+def test_script_continues_after_being_killed(tmp_path, scripts):
     data, output_dir = write_reviews(tmp_path / "reviews", 400), tmp_path / "model"
-    command = script_command(data, output_dir, "--num_train_epochs", "6")
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = script_command(data, output_dir, "--num_train_epochs", "4")
+    process = scripts.start(*command)
     deadline = time.time() + 240
     while not (output_dir / "checkpoint-50/trainer_state.json").exists() and process.poll() is None:
         assert time.time() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert not (output_dir / "results.json").exists()
     (output_dir / "checkpoint-9999").mkdir()  # what a run leaves that is killed while it writes a checkpoint
 
-    result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    result = scripts.run(*command)
     resumed_from = int(re.search(r"Continuing from .*checkpoint-(\d+)", result.stdout).group(1))
     results = json.loads((output_dir / "results.json").read_text())
-    assert resumed_from in range(50, 300, 50) and results["resumed"]
-    assert [entry["step"] for entry in results["learning_curve"]["evaluation"]] == list(range(50, 301, 50))
+    assert resumed_from in range(50, 200, 50) and results["resumed"]
+    assert [entry["step"] for entry in results["learning_curve"]["evaluation"]] == list(range(50, 201, 50))
 
     uninterrupted = tmp_path / "uninterrupted"
-    subprocess.run(
-        script_command(data, uninterrupted, "--num_train_epochs", "6"), env=environment, check=True, capture_output=True
-    )
+    scripts.run(*script_command(data, uninterrupted, "--num_train_epochs", "4"))
     expected = json.loads((uninterrupted / "results.json").read_text())
     assert results["metrics"]["loss"] == pytest.approx(expected["metrics"]["loss"], rel=1e-3, abs=1e-5)
 
 
 def in_two_processes(command):
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command[1:]]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
 
 
-def test_script_trains_the_same_over_two_processes(tmp_path, environment):
+def test_script_trains_the_same_over_two_processes(tmp_path, environment, scripts):
     data, one, two = write_reviews(tmp_path / "reviews", 64), tmp_path / "one", tmp_path / "two"
     validation = data / "validation.csv"
     validation.write_text("\n".join(validation.read_text().splitlines()[:38]) + "\n")  # 37, in batches of 8
     options = ("--num_train_epochs", "2", "--dropout", "0", "--per_device_eval_batch_size")
     options = (*options, "4", "--train_sampling_strategy", "random", "--logging_steps", "1", "--disable_tqdm", "true")
-    subprocess.run(script_command(data, one, *options), env=environment, check=True, capture_output=True)
+    scripts.run(*script_command(data, one, *options))
     command = script_command(data, two, *options)
     command[command.index("--per_device_train_batch_size") + 1] = "4"
     done = subprocess.run(in_two_processes(command), env=environment, check=True, capture_output=True, text=True)
@@ -256,16 +251,16 @@ def test_the_exact_loss_is_that_of_the_model(head):
     assert losses.shape == (6, 2)
 
 
-def test_script_fine_tunes_a_checkpoint(tmp_path, environment):
+def test_script_fine_tunes_a_checkpoint(tmp_path, scripts):
     data, first, second = write_reviews(tmp_path / "reviews"), tmp_path / "first", tmp_path / "second"
     command = script_command(data, first, "--num_train_epochs", "1", "--astrocyte_code", "sinusoidal")
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    scripts.run(*command)
     command[command.index("--output_dir") + 1] = str(second)
     shape = command.index("--hidden_size")
     command = command[:shape] + command[shape + 2 :]
     code = command.index("--astrocyte_code")
     command[code : code + 2] = ["--model_name_or_path", str(first)]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    scripts.run(*command)
     tuned, start = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in (second, first))
     assert tuned.config.astrocyte_code == "sinusoidal" and tuned.config.hidden_size == 32
     assert json.loads((second / "results.json").read_text())["config"]["hidden_size"] == 32
@@ -330,13 +325,13 @@ def test_json_is_whole_or_absent(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
-def run_language_model(output_dir, environment, *more, launch=list):
+def run_language_model(output_dir, run, *more):
     command = [
-        *(sys.executable, str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
+        *(str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
         *("--hidden_size", "32", "--num_hidden_layers", "1", "--block_size", "32", "--dropout", "0", "--use_cpu"),
         *("--learning_rate", "1e-2", "--disable_tqdm", "true", *more),
     ]
-    subprocess.run(launch(command), env=environment, check=True, capture_output=True, text=True)
+    run(*command)
     return json.loads((output_dir / "results.json").read_text())
 
 
@@ -352,8 +347,8 @@ def novel(tmp_path_factory):
     return folder
 
 
-def test_language_model_script_causal_by_character(tmp_path, environment, novel):
-    results = run_language_model(tmp_path, environment, "--dataset_dir", str(novel), "--num_train_epochs", "8")
+def test_language_model_script_causal_by_character(tmp_path, scripts, novel):
+    results = run_language_model(tmp_path, scripts.run, "--dataset_dir", str(novel), "--num_train_epochs", "8")
     assert results["metrics"]["loss"] < 0.5 and results["task"] == "text-generation"
     assert results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["loss"]))
     assert len(results["learning_curve"]["evaluation"]) == 8
@@ -364,41 +359,45 @@ def test_language_model_script_causal_by_character(tmp_path, environment, novel)
     assert text.startswith("the calm sea carries the")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.pipeline_tag == "text-generation" and "{{" not in card.content
-    again = run_language_model_again(tmp_path, environment, novel)
+    again = run_language_model_again(tmp_path, scripts, novel)
     assert again["metrics"]["loss"] < results["metrics"]["loss"] + 0.05
 
 
-def run_language_model_again(folder, environment, novel):
+def run_language_model_again(folder, scripts, novel):
     """Fine-tunes what a run left."""
     output_dir = folder / "again"
     command = [
-        *(sys.executable, str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
+        *(str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
         *("--model_name_or_path", str(folder), "--dataset_dir", str(novel), "--num_train_epochs", "1"),
         *("--block_size", "32", "--use_cpu", "--disable_tqdm", "true"),
     ]
-    subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    scripts.run(*command)
     return json.loads((output_dir / "results.json").read_text())
 
 
-def test_language_model_script_masked_with_byte_pairs(tmp_path, environment, novel):
+def test_language_model_script_masked_with_byte_pairs(tmp_path, scripts, novel):
     options = ("--objective", "masked", "--tokenizer", "bpe", "--vocab_size", "300", "--num_train_epochs", "12")
-    results = run_language_model(tmp_path, environment, "--dataset_dir", str(novel), *options)
+    results = run_language_model(tmp_path, scripts.run, "--dataset_dir", str(novel), *options)
     losses = [entry["eval_loss"] for entry in results["learning_curve"]["evaluation"]]
     assert results["task"] == "fill-mask" and losses[-1] < 0.5 * losses[0]
     fill = pipeline("fill-mask", model=str(tmp_path))
     assert len(fill("the calm[MASK] carries the ship")) == 5
 
 
-def test_language_model_script_evaluates_behind_the_same_mask(tmp_path, environment, novel):
+def test_language_model_script_evaluates_behind_the_same_mask(tmp_path, scripts, novel):
     options = ("--objective", "masked", "--num_train_epochs", "2", "--learning_rate", "0")
-    results = run_language_model(tmp_path, environment, "--dataset_dir", str(novel), *options)
+    results = run_language_model(tmp_path, scripts.run, "--dataset_dir", str(novel), *options)
     first, second = (entry["eval_loss"] for entry in results["learning_curve"]["evaluation"])
     assert first == second == results["metrics"]["loss"]
 
 
 def test_language_model_script_over_two_processes(tmp_path, environment, novel):
     options = ("--dataset_dir", str(novel), "--max_steps", "4", "--num_sample_tokens", "5")
-    results = run_language_model(tmp_path, environment, *options, launch=in_two_processes)
+
+    def run(*command):
+        subprocess.run(in_two_processes(command), env=environment, check=True, capture_output=True, text=True)
+
+    results = run_language_model(tmp_path, run, *options)
     assert results["world_size"] == 2 and results["effective_batch_size"] == 64
     assert results["sample"] and results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["loss"]))
 
