@@ -41,15 +41,16 @@ trap 'rm -rf "$scratch"' EXIT
 
 # Not here: what needs other libraries, and the common tests of transformers; constraints.txt pins their releases.
 # Nor, with torch 2.6, torch.compile: it traces neither these models nor the library's own.
-tests="astrocyte_code attention_backends generation heads inspection keywords modeling neuron_astrocyte_attention packing
-    publish releases_of_transformers safety sharing vision"
+tests="operation/astrocyte_code operation/attention_backends operation/attention_operation
+    models/generation models/heads models/keywords models/modeling models/packing models/releases_of_transformers
+    models/vision looking/inspection sharing/publish sharing/safety sharing/sharing"
 untraced=
 if "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.__version__ >= "2.7")'; then
     untraced="compiles_to_one_graph or compiled_graph or (cannot_ask and compile)"
 fi
 status=0
 PATH="$venv/bin:$PATH" "$venv/bin/pytest" --quiet --junitxml "$scratch/junit.xml" \
-    $(printf 'tests/test_%s.py ' $tests) ${untraced:+-k "not ($untraced)"} "$@" || status=$?
+    $(printf 'tests/%s.py ' ${tests//\//\/test_}) ${untraced:+-k "not ($untraced)"} "$@" || status=$?
 [ "$status" -le 1 ] || exit "$status"  # the tests did not run to their end
 [ $# -gt 0 ] || "$venv/bin/python" scripts/report_supported.py --record "$end" --junit "$scratch/junit.xml"
 exit "$status"

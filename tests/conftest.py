@@ -1,7 +1,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Fixtures that several folders share, and which tests a run leaves to `--all`."""
+
 import os
-import sys
-from pathlib import Path
+import shutil
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,118 +10,49 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
-
-import astroformer_hf
-from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
-from astroformer_hf.model_classes import IMAGE_MODELS, TEXT_MODELS
+from script_server import ScriptServer
+from variants import COMPILER, HEADS, ROOT, VARIANTS
 
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+# Marks of the library's own tests, which test_library_suites.py runs.
+LIBRARY_MARKS = (
+    *("flash_attn_test", "flash_attn_3_test", "is_expert_parallel_test", "is_fsdp_test", "is_pipeline_test"),
+    *("is_tensor_parallel_test", "is_training_test", "order", "slow", "torch_compile_test", "torch_export_test"),
+)
 
-# Every arm, and every variant of the neuron-astrocyte arm that takes a path of its own through the code.
-VARIANTS = {
-    "learned": {"astrocyte_code": "learned"},
-    "sinusoidal": {"astrocyte_code": "sinusoidal"},
-    "activity": {"astrocyte_code": "activity"},
-    "exp, sum": {"feature_map": "exp", "calcium_normalization": "sum"},
-    "relu": {"feature_map": "relu", "astrocyte_code": "learned"},
-    "favor": {"feature_map": "favor", "num_random_features": 24},
-    "no astrocyte": {"use_astrocyte_hebbian": False},
-    "no feedback": {"use_calcium_feedback": False},
-    "wide": {"num_hidden_neurons": 12, "astrocyte_code": "sinusoidal"},
-    "linear": {"attention_type": "linear"},
-    "softmax": {"attention_type": "softmax"},
-}
 
-# What a process runs first that is not to have the package, where it is installed.
-HIDE_PACKAGE = f"""
-import sys
-sys.path.insert(0, {str(ROOT / "scripts")!r})
-from answers import PackageIsAbsent
-sys.meta_path.insert(0, PackageIsAbsent())
-"""
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all",
+        action="store_true",
+        default=os.environ.get("ASTROFORMER_TESTS") == "all",
+        help="also the tests marked on_demand; ASTROFORMER_TESTS=all does the same",
+    )
+
+
+def pytest_configure(config):
+    for mark in LIBRARY_MARKS:
+        config.addinivalue_line("markers", f"{mark}: of the library's own tests")
+
+
+def pytest_collection_modifyitems(config, items):
+    skips = {}
+    if not config.getoption("--all"):
+        skips["on_demand"] = "runs with --all"
+    if COMPILER is None:
+        skips["compiler"] = "there is no C++ compiler on this machine, or it is not Linux"
+    if not (shutil.which("chromedriver") and any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))):
+        skips["browser"] = "there is no Chromium with its chromedriver on this machine"
+    for item in items:
+        for mark, reason in skips.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
     torch.compiler.reset()  # graphs of one test do not count against the next
-
-
-def tiny_config(**changes):
-    """A configuration for tests: small, and with initial weights large enough for every term to matter."""
-    settings = {
-        "vocab_size": 50,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "max_position_embeddings": 160,
-        "initializer_range": 0.2,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    return AstroformerConfig(**{**settings, **changes})
-
-
-def tiny_vision_config(**changes):
-    """The same for images."""
-    settings = {
-        "image_size": 16,
-        "patch_size": 4,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "initializer_range": 0.2,
-    }
-    return AstroformerVisionConfig(**{**settings, **changes})
-
-
-def _text(batch=4, length=9, **labels):
-    mask = torch.ones(batch, length, dtype=torch.long)
-    mask[1, :3] = 0
-    mask[2, 6:] = 0
-    return {"input_ids": torch.randint(1, 50, (batch, length)), "attention_mask": mask, **labels}
-
-
-def _choices():
-    inputs = _text(batch=12)
-    return {name: x.view(4, 3, 9) for name, x in inputs.items()} | {"labels": torch.tensor([0, 2, 1, 1])}
-
-
-CLASSES = torch.tensor([0, 1, 1, 0])
-
-# Of every class, fields of its configuration, and inputs with labels.
-EXAMPLES = {
-    "AstroformerModel": ({}, _text),
-    "AstroformerForCausalLM": ({}, lambda: _text(labels=torch.randint(1, 50, (4, 9)))),
-    "AstroformerForMaskedLM": ({}, lambda: _text(labels=torch.randint(1, 50, (4, 9)))),
-    "AstroformerForSequenceClassification": ({}, lambda: _text(labels=CLASSES)),
-    "AstroformerForTokenClassification": ({"num_labels": 3}, lambda: _text(labels=torch.randint(0, 3, (4, 9)))),
-    "AstroformerForQuestionAnswering": (
-        {},
-        lambda: _text(start_positions=torch.tensor([0, 3, 2, 5]), end_positions=torch.tensor([1, 5, 2, 8])),
-    ),
-    "AstroformerForMultipleChoice": ({}, _choices),
-    "AstroformerVisionModel": ({}, lambda: {"pixel_values": torch.randn(4, 3, 16, 16)}),
-    "AstroformerForImageClassification": (
-        {},
-        lambda: {"pixel_values": torch.randn(4, 3, 16, 16), "labels": CLASSES},
-    ),
-}
-# The same with the class's Auto class before them.
-AUTO_CLASSES = {name: auto_name for models in (TEXT_MODELS, IMAGE_MODELS) for auto_name, name in models.items()}
-HEADS = {name: (AUTO_CLASSES[name], *example) for name, example in EXAMPLES.items()}
-VISION = tuple(IMAGE_MODELS.values())
-LABELS = ("labels", "start_positions", "end_positions")
-
-
-def make_model(name, **changes):
-    """A small model of a class of `HEADS`, not in training mode."""
-    config = (tiny_vision_config if name in VISION else tiny_config)(**HEADS[name][1], **changes)
-    return getattr(astroformer_hf, name)(config).eval()
 
 
 @pytest.fixture(params=HEADS)
@@ -133,3 +65,24 @@ def head(request):
 def variant(request):
     """Configuration fields of one variant of the attention."""
     return VARIANTS[request.param]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """The environment of scripts that run in a process of their own."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",  # sums in the same order whatever else the machine does
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
+
+
+@pytest.fixture(scope="session")
+def scripts(environment, tmp_path_factory):
+    """Starts scripts in that environment."""
+    server = ScriptServer(environment, tmp_path_factory.mktemp("printed"))
+    yield server
+    server.close()

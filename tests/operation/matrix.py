@@ -8,7 +8,7 @@ has. `CHECKS` lists them; each takes the names of a feature map, of a code and o
 import contextlib
 
 import torch
-from conftest import tiny_config
+from variants import tiny_config
 
 from astroformer_hf import (
     AstroformerForCausalLM,

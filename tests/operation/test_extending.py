@@ -11,7 +11,7 @@ from typing import NamedTuple
 import matrix
 import pytest
 import torch
-from conftest import tiny_config
+from variants import tiny_config
 
 from astroformer_hf import AstroformerConfig, AstroformerModel, astrocyte_code, feature_maps
 from astroformer_hf.astrocyte_code import AstrocyteCode, of_heads, register_astrocyte_code

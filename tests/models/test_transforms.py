@@ -1,0 +1,237 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Models and the operation under torch's own transforms: what they answer without them, or an error in words."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from variants import HEADS, VARIANTS, VISION, make_model, tiny_config, without_labels
+
+from astroformer_hf import (
+    AstroformerForCausalLM,
+    AstroformerModel,
+    attention_backend,
+    neuron_astrocyte_attention,
+    neuron_astrocyte_cpu,  # noqa: F401 (asked by `needs_cpp`)
+)
+from astroformer_hf.attention_backends import choose_backend
+
+
+is_decoder = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
+
+
+def make(variant, is_decoder):
+    config = tiny_config(**variant, is_decoder=is_decoder, use_cache=False, return_dict=False, num_hidden_layers=1)
+    return AstroformerModel(config).eval()
+
+
+def batch(size, length, padding):
+    """Token ids and a mask, of which some rows are padded on a side or between."""
+    mask = torch.ones(size, length, dtype=torch.long)
+    place = {"none": slice(0, 0), "left": slice(0, 3), "right": slice(length - 4, length), "inner": slice(2, 5)}[
+        padding
+    ]
+    mask[-1, place] = 0
+    return torch.randint(1, 50, (size, length)), mask
+
+
+def assert_same(found, expected, mask):
+    torch.testing.assert_close(found * mask[..., None], expected * mask[..., None], rtol=1e-3, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# torch.jit.trace
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Tuples(torch.nn.Module):
+    """A model whose inputs come in the order of `names`."""
+
+    def __init__(self, model, names):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs):
+        return self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=False)
+
+
+def trace(model, inputs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(model, example_kwarg_inputs=inputs, check_trace=False, strict=False)
+
+
+@is_decoder
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_traced_graph_is_right_for_every_mask_and_batch(variant, is_decoder, size):
+    model = make(variant, is_decoder)
+    for traced_with in ("none", "right", "left"):
+        input_ids, mask = batch(size, 9, traced_with)
+        graph = trace(model, {"input_ids": input_ids, "attention_mask": mask})
+        for called_with, other in (("none", 2), ("right", 1), ("left", 3), ("inner", 2)):
+            input_ids, mask = batch(other, 9, called_with)
+            with attention_backend("plain"):
+                expected = model(input_ids, attention_mask=mask)[0]
+            assert_same(graph(input_ids=input_ids, attention_mask=mask)[0], expected, mask)
+
+
+@is_decoder
+@pytest.mark.parametrize("length", [1, 9, 80])
+def test_a_traced_graph_refuses_other_lengths(variant, is_decoder, length):
+    model = make(variant, is_decoder)
+    input_ids, mask = batch(2, max(length, 9), "none")
+    input_ids, mask = input_ids[:, :length], mask[:, :length]
+    graph = trace(model, {"input_ids": input_ids})
+    with attention_backend("plain"):
+        assert_same(graph(input_ids=input_ids)[0], model(input_ids)[0], mask)
+    masked = trace(model, {"input_ids": input_ids, "attention_mask": mask})
+    for other in (2, 130):
+        input_ids = torch.ones(2, other, dtype=torch.long)
+        expected = rf"torch.jit.trace takes input_ids of shape \[-1, {length}\].*got \[2, {other}\]"
+        with pytest.raises(torch.jit.Error, match=expected):
+            graph(input_ids=input_ids)
+        with pytest.raises(torch.jit.Error, match=expected):
+            masked(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+
+
+def test_a_traced_graph_of_every_class_is_right_for_every_mask(head):
+    model = make_model(head, **({"use_cache": False} if head == "AstroformerForCausalLM" else {}))
+    traced_with, inputs = (without_labels(HEADS[head][2]()) for _ in range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.jit.trace(Tuples(model, list(traced_with)).eval(), tuple(traced_with.values()), check_trace=False)
+    if "attention_mask" in inputs:
+        inputs["attention_mask"] = inputs["attention_mask"].flip(-1)
+    with attention_backend("plain"):
+        expected = model(**inputs)[0]
+    found = graph(*inputs.values())[0]
+    if expected.shape[:2] == inputs.get("attention_mask", expected).shape and expected.dim() == 3:
+        assert_same(found, expected, inputs["attention_mask"])
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    if head in VISION:
+        with pytest.raises(torch.jit.Error, match=r"takes pixel_values of shape \[-1, 3, 16, 16\]"):
+            graph(torch.zeros(1, 3, 16, 20))
+
+
+def test_a_traced_graph_carries_no_cache():
+    model = AstroformerForCausalLM(tiny_config()).eval()
+    input_ids, _ = batch(2, 9, "none")
+    with pytest.raises(ValueError, match="torch.jit.trace carries no cache; trace with use_cache=False"):
+        trace(model, {"input_ids": input_ids})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# torch.func, and forward mode
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@is_decoder
+def test_an_ensemble_answers_as_its_members(variant, is_decoder):
+    members = [make(variant, is_decoder) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(members)
+    skeleton = copy.deepcopy(members[0]).to("meta")
+
+    def answer(parameters, buffers, input_ids, mask):
+        return torch.func.functional_call(skeleton, (parameters, buffers), (input_ids, mask))[0]
+
+    for padding in ("none", "left", "right", "inner"):
+        input_ids, mask = batch(2, 9, padding)
+        with torch.no_grad():  # as of old, when a member's code was remembered
+            expected = torch.stack([member(input_ids, mask)[0] for member in members])
+            found = torch.vmap(answer, (0, 0, None, None))(parameters, buffers, input_ids, mask)
+            assert_same(found, expected, mask)
+            # and each with inputs of its own
+            each = [batch(2, 9, name) for name in ("left", padding, "none")]
+            input_ids, mask = (torch.stack(x) for x in zip(*each, strict=True))
+            found = torch.vmap(answer)(parameters, buffers, input_ids, mask)
+            for x, member, ids, own_mask in zip(found, members, input_ids, mask, strict=True):
+                assert_same(x, member(ids, own_mask)[0], own_mask)
+
+
+def central_difference(function, x, tangent):
+    step = 1e-6
+    return (function(x + step * tangent) - function(x - step * tangent)) / (2 * step)
+
+
+@is_decoder
+def test_forward_mode_derivatives(variant, is_decoder):
+    model = make(variant, is_decoder)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :3] = 0
+    embeds, tangent = torch.randn(2, 2, 9, 32)
+
+    def function(x):
+        return model(inputs_embeds=x, attention_mask=mask)[0] * mask[..., None]
+
+    exact = copy.deepcopy(model).double()
+    expected = central_difference(
+        lambda x: exact(inputs_embeds=x, attention_mask=mask)[0] * mask[..., None], embeds.double(), tangent.double()
+    ).float()
+    if variant.get("attention_type") == "softmax":  # torch's own attention has none on the CPU, and says so
+        with pytest.raises(NotImplementedError, match="forward AD"):
+            torch.func.jvp(function, (embeds,), (tangent,))
+        return
+    for grad in (torch.enable_grad, torch.no_grad):
+        with grad(), forward_ad.dual_level():
+            found = forward_ad.unpack_dual(function(forward_ad.make_dual(embeds, tangent))).tangent
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-3 * expected.abs().max().item())
+        with grad():
+            found = torch.func.jvp(function, (embeds,), (tangent,))[1]
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_nested_transforms_of_the_operation(causal):
+    inputs = torch.randn(3, 1, 2, 5, 4)
+
+    def loss(x):
+        query, key, value = x
+        return neuron_astrocyte_attention(query, key, value, alpha=0.5, causal=causal).square().sum()
+
+    jacobians = [torch.func.jacfwd(loss), torch.func.jacrev(loss), torch.func.grad(loss)]
+    plain = torch.autograd.functional.jacobian(loss, inputs)
+    for jacobian in jacobians:
+        torch.testing.assert_close(jacobian(inputs), plain, rtol=1e-4, atol=1e-5)
+    hessian = torch.autograd.functional.hessian(loss, inputs)
+    torch.testing.assert_close(torch.func.hessian(loss)(inputs), hessian, rtol=1e-3, atol=1e-4)
+    with forward_ad.dual_level():  # forward mode over reverse mode, by hand
+        dual = forward_ad.make_dual(inputs.clone().requires_grad_(), torch.ones_like(inputs))
+        (gradient,) = torch.autograd.grad(loss(dual), dual, create_graph=True)
+        tangent = forward_ad.unpack_dual(gradient).tangent
+    expected = hessian.sum(dim=(5, 6, 7, 8, 9))
+    torch.testing.assert_close(tangent, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.compiler
+def test_a_backend_that_is_named_refuses_a_tangent():
+    x = torch.ones(1, 1, 3, 2)
+    with forward_ad.dual_level(), attention_backend("cpp"):
+        dual = forward_ad.make_dual(x, x)
+        neuron_astrocyte_attention(x, x, x)
+        with pytest.raises(RuntimeError, match="'cpp' was asked for, but it has no forward-mode derivative"):
+            neuron_astrocyte_attention(x, dual, x)
+    assert choose_backend([], {}, [x]).name == "cpp"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tensors without values
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@is_decoder
+def test_fake_tensors_with_a_mask(variant, is_decoder):
+    with FakeTensorMode():
+        model = make(variant, is_decoder)
+        hidden = model(torch.ones(2, 9, dtype=torch.long), torch.ones(2, 9, dtype=torch.long))[0]
+    assert hidden.shape == (2, 9, 32)
+
+
+def test_tensors_on_meta_with_a_mask():
+    for variant in VARIANTS.values():
+        model = make(variant, False).to("meta")
+        ids = torch.ones(2, 9, dtype=torch.long, device="meta")
+        assert model(ids, ids)[0].shape == (2, 9, 32)

@@ -1,0 +1,392 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The Triton kernels against the equations, in float64: on a GPU if there is one, else in Triton's interpreter."""
+
+import importlib.util
+import inspect
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+
+pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Of the largest entry; a GPU makes float32 products out of three of TF32.
+TOLERANCE = 1e-4 if DEVICE == "cuda" else 2e-5
+
+SOURCE = Path(__file__).resolve().parents[2] / "astroformer_hf" / "neuron_astrocyte_triton.py"
+
+
+def load_kernels():
+    """The module under a name of its own. Triton interprets what is imported while a variable is set, itself included:
+    without a GPU it is imported once more, and everything else keeps the Triton that it has."""
+
+    def names():  # a compiled module cannot be loaded twice
+        return [name for name in sys.modules if name.split(".")[0] == "triton" and not name.startswith("triton._C.")]
+
+    spec = importlib.util.spec_from_file_location("astroformer_hf.neuron_astrocyte_triton_under_test", SOURCE)
+    module = importlib.util.module_from_spec(spec)
+    if DEVICE == "cuda":
+        spec.loader.exec_module(module)
+        return module
+    kept = {name: sys.modules.pop(name) for name in names()}
+    try:
+        with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
+            spec.loader.exec_module(module)
+    finally:
+        for name in names():
+            del sys.modules[name]
+        sys.modules.update(kept)
+    return module
+
+
+kernels = load_kernels()
+
+
+def run(name, *values):
+    """A function of the module with its arguments in order; of a backward one, the gradients of the inputs in order."""
+    function = getattr(kernels, name)
+    names = list(inspect.signature(function).parameters)
+    found = function(**dict(zip(names, values, strict=True)))
+    if isinstance(found, dict):
+        tensors = ("query", "key", "value", "astrocyte_code", "hebbian", "calcium", "plasticity")
+        return [found.get(name) for name in names if name in tensors]
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The equations, as directly as they can be written, in float64
+# --------------------------------------------------------------------------------------------------------------------
+
+CALCIUM_FLOOR = 1e-20
+
+FEATURE_MAPS = {
+    "elu": lambda x: torch.nn.functional.elu(x) + 1,
+    "relu": torch.relu,
+    "exp": lambda x: torch.where(x > 30, torch.full_like(x, 30), x).exp(),
+    "identity": lambda x: x,
+}
+
+
+def silence(x, padding_mask):
+    return x if padding_mask is None else x.masked_fill(~padding_mask[:, None, :, None], 0)
+
+
+def imprints(key, value, code, padding_mask, feature_map):
+    """phi(k_t), `(B, H, N, F)`, and (phi(k_t) + phi(r_t)) v_t^T, `(B, H, N, F, d)`."""
+    phi = FEATURE_MAPS[feature_map]
+    presynaptic = silence(phi(silence(key, padding_mask)), padding_mask)
+    imprint = presynaptic
+    if code is not None:
+        code = silence(code.expand_as(key), padding_mask)
+        imprint = imprint + silence(phi(code), padding_mask)
+    return presynaptic, imprint[..., :, None] * silence(value, padding_mask)[..., None, :]
+
+
+def reference_write(key, value, code, padding_mask, feature_map):
+    presynaptic, written = imprints(key, value, code, padding_mask, feature_map)
+    return written.sum(2), presynaptic.sum(2)
+
+
+def or_zero(x, function):
+    return torch.where(x > CALCIUM_FLOOR, function(x.clamp(min=CALCIUM_FLOOR)), 0)
+
+
+def reference_read(query, hebbian, plasticity, feature_map):
+    """`hebbian` and `plasticity` of all tokens, or one for each."""
+    activity = FEATURE_MAPS[feature_map](query)
+    per_token = hebbian if hebbian.dim() == 5 else hebbian[:, :, None]
+    output = (activity[..., None] * per_token).sum(-2)
+    if plasticity is None:
+        return output
+    per_token = plasticity if plasticity.dim() == 4 else plasticity[:, :, None]
+    return output * or_zero((activity * per_token).sum(-1, keepdim=True), torch.reciprocal)
+
+
+def reference_causal(query, key, value, code, padding_mask, hebbian, calcium, alpha, feature_map, feedback, scale):
+    presynaptic, written = imprints(key, value, code, padding_mask, feature_map)
+    hebbian = hebbian[:, :, None] + written.cumsum(2)
+    calcium = calcium[:, :, None] + presynaptic.cumsum(2)
+    plasticity = or_zero(calcium, lambda z: z**alpha) if feedback else None
+    output = scale * reference_read(query, hebbian, plasticity, feature_map)
+    return output, hebbian[:, :, -1], calcium[:, :, -1]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Inputs and comparisons
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def make_mask(kind, batch_size, length):
+    if kind == "none":
+        return None
+    mask = torch.ones(batch_size, length, dtype=torch.bool, device=DEVICE)
+    if kind == "mixed":  # left and inner padding of one sequence, right padding of the other
+        mask[0, : length // 3] = False
+        mask[0, length // 2 : length // 2 + 2] = False
+        mask[-1, length - length // 4 :] = False
+    else:
+        mask[-1] = False
+    return mask
+
+
+class Inputs:
+    """Tensors as a layer makes them, (B, N, H, size) transposed, the keys even a part of something larger."""
+
+    def __init__(self, length, features=24, head_dim=20, code="shared", mask="mixed", dtype=torch.float32, heads=2):
+        batch_size = 2
+
+        def tokens(size, batch_size=batch_size):
+            return torch.randn(batch_size, length, heads, size, device=DEVICE).to(dtype).transpose(1, 2)
+
+        self.query, self.value, self.d_output = tokens(features), tokens(head_dim), tokens(head_dim)
+        self.key = tokens(3 * features)[..., features : 2 * features]
+        self.code = {"none": None, "shared": tokens(features, 1)[0], "batched": tokens(features)}[code]
+        self.mask = make_mask(mask, batch_size, length)
+        if self.mask is not None:
+            for x in (self.key, self.value, self.code):
+                if x is not None and x.dim() == 4:
+                    x.masked_fill_(~self.mask[:, None, :, None], float("nan"))
+        shape = batch_size, heads, features, head_dim
+        self.hebbian, self.d_hebbian = torch.randn(2, *shape, device=DEVICE)
+        self.calcium, self.d_calcium = torch.rand(2, *shape[:3], device=DEVICE) * 3
+
+    @property
+    def written(self):
+        return self.key, self.value, self.code, self.mask
+
+
+def double(*tensors):
+    """Leaves in float64, for the reference; what is no floating-point tensor stays."""
+    return [
+        x.detach().double().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x for x in tensors
+    ]
+
+
+def gradients(outputs, d_outputs, inputs):
+    """Of each input, None for those that are no leaves; of a padded token it is 0."""
+    leaves = [x for x in inputs if torch.is_tensor(x) and x.requires_grad]
+    d_outputs = [d_output.double() for d_output in d_outputs]
+    found = iter(torch.autograd.grad(outputs, leaves, d_outputs, allow_unused=True, materialize_grads=True))
+    return [next(found) if torch.is_tensor(x) and x.requires_grad else None for x in inputs]
+
+
+def assert_close(names, found, expected, tolerance=TOLERANCE):
+    """Up to a fraction of the largest entry, so that a small one is not asked for digits that its sum has lost."""
+    for name, x, y in zip(names.split(), found, expected, strict=True):
+        assert (x is None) == (y is None), name
+        if y is not None:
+            assert x.shape == y.shape, name
+            y = y.double()
+            error = (x.double() - y).abs().max() / y.abs().max().clamp(min=1e-30)
+            assert error <= tolerance, f"{name} is off by {error:.1e} of its largest entry"
+
+
+def check_bidirectional(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE):
+    written = double(*inputs.written)
+    expected = reference_write(*written, feature_map)
+    found = run("write_forward", *inputs.written, feature_map)
+    assert_close("hebbian calcium", found, expected, tolerance)
+    assert {x.dtype for x in found} == {torch.float32}
+
+    d_states = inputs.d_hebbian, inputs.d_calcium
+    d_written = run("write_backward", *inputs.written, feature_map, *d_states)
+    d_key, d_value, d_code, _ = gradients(expected, d_states, written)
+    assert_close("d_key d_value d_code", d_written, (d_key, d_value, d_code), tolerance)
+    assert all(x is None or x.dtype == inputs.key.dtype for x in d_written)
+
+    plasticity = inputs.calcium**alpha if feedback else None
+    read = double(inputs.query, inputs.hebbian, plasticity)
+    expected = reference_read(*read, feature_map)
+    read_inputs = inputs.query, inputs.hebbian, plasticity, feature_map
+    (output,) = run("read_forward", *read_inputs, inputs.value.dtype)
+    assert_close("output", [output], [expected], tolerance)
+    assert output.dtype == inputs.value.dtype
+    found = run("read_backward", *read_inputs, inputs.d_output)
+    assert_close("d_query d_hebbian d_plasticity", found, gradients([expected], [inputs.d_output], read), tolerance)
+    assert found[0].dtype == inputs.query.dtype and found[1].dtype == torch.float32
+
+
+def check_causal(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE):
+    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
+    options = alpha, feature_map, feedback, 0.3
+    doubles = double(*arguments)
+    expected = reference_causal(*doubles, *options)
+    packed = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium  # no documents
+    found = run("causal_forward", *packed, *options, inputs.value.dtype)
+    assert_close("output hebbian calcium", found, expected, tolerance)
+    assert [x.dtype for x in found] == [inputs.value.dtype, torch.float32, torch.float32]
+
+    d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
+    found = run("causal_backward", *packed, *options, *d_outputs)
+    expected = gradients(expected, d_outputs, doubles)
+    del expected[4]  # of the mask
+    assert_close("d_query d_key d_value d_code d_hebbian d_calcium", found, expected, tolerance)
+    assert all(x is None or x.dtype == inputs.key.dtype for x in found[:4])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tests
+# --------------------------------------------------------------------------------------------------------------------
+
+OPTIONS = [
+    {"feature_map": "elu", "alpha": 1.0},
+    {"feature_map": "elu", "alpha": 0.3, "feedback": False},
+    {"feature_map": "relu", "alpha": 0.5},
+    {"feature_map": "exp", "alpha": 0.3},
+    {"feature_map": "exp", "alpha": 1.0, "feedback": False},
+    {"feature_map": "identity", "alpha": 0.5},
+]
+
+SHAPES = [
+    {"length": 1, "code": "batched", "mask": "none"},
+    {"length": 63, "code": "none", "features": 16, "head_dim": 32},
+    {"length": 63, "code": "batched"},
+    {"length": 130, "code": "shared"},
+]
+
+
+def positive(inputs):
+    """For the identity: activities that some other function made."""
+    for x in (inputs.query, inputs.key, inputs.code):
+        if x is not None:
+            x.abs_()
+    return inputs
+
+
+@pytest.mark.parametrize("check", [check_bidirectional, check_causal])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_the_equations(options, shape, check):
+    inputs = Inputs(**shape)
+    check(positive(inputs) if options["feature_map"] == "identity" else inputs, **options)
+
+
+@pytest.mark.parametrize("check", [check_bidirectional, check_causal])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits(dtype, check):
+    check(Inputs(70, code="batched", dtype=dtype), tolerance={torch.bfloat16: 8e-3, torch.float16: 2e-3}[dtype])
+
+
+@pytest.mark.parametrize("check", [check_bidirectional, check_causal])
+def test_features_and_head_size_of_several_blocks(check):
+    check(Inputs(70, features=72, head_dim=136, code="batched", heads=1))
+
+
+@pytest.mark.parametrize("check", [check_bidirectional, check_causal])
+@pytest.mark.parametrize("feature_map", ["elu", "relu", "exp"])
+def test_nothing_but_padding(feature_map, check):
+    inputs = Inputs(70, mask="all of one sequence")
+    check(inputs, feature_map=feature_map)
+    inputs.hebbian.zero_(), inputs.calcium.zero_()
+    check(inputs, feature_map=feature_map)
+    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
+    assert run("causal_forward", *arguments, 0.5, feature_map, True, 1.0, torch.float32)[0][-1].eq(0).all()
+
+
+@pytest.mark.parametrize("check", [check_bidirectional, check_causal])
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_silent_synapses(alpha, check):
+    inputs = Inputs(70, code="batched", mask="none")
+    inputs.calcium.zero_(), inputs.hebbian.zero_()
+    inputs.key[..., ::2] = -1  # half of the synapses never see calcium,
+    inputs.query[:, :, ::3, 1::2] = -1  # and some tokens ask those only,
+    inputs.query[:, :, 1::3] = -1  # or none
+    inputs.key[:, :, :5] = -1  # and at first there is none anywhere
+    check(inputs, alpha=alpha, feature_map="relu")
+
+
+def test_exp_saturates():
+    inputs = Inputs(20, code="batched", mask="none")
+    for x in (inputs.query, inputs.key, inputs.code):
+        x[..., ::3] = 31 + x[..., ::3].abs()
+    check_bidirectional(inputs, feature_map="exp", alpha=1.0)
+    check_causal(inputs, feature_map="exp", alpha=1.0)
+
+
+def test_zero_has_one_slope():
+    inputs = Inputs(20, mask="none")
+    inputs.query.zero_(), inputs.key.zero_(), inputs.code.zero_()
+    check_causal(inputs)
+
+
+@pytest.mark.parametrize("programs", [1, 8, 1000])
+def test_splits_of_a_long_sequence(monkeypatch, programs):
+    monkeypatch.setattr(kernels, "WRITE_PROGRAMS", programs)
+    check_bidirectional(Inputs(260, features=16, head_dim=16))
+
+
+def test_any_strides():
+    inputs = Inputs(70, features=5, head_dim=3, code="batched")
+    inputs.value = inputs.value.mT.contiguous().mT  # no stride is 1 but that of the tokens
+    inputs.d_output = torch.ones(()).to(inputs.d_output).expand_as(inputs.d_output)
+    inputs.query = inputs.query[:1].expand_as(inputs.query)
+    inputs.d_hebbian = inputs.d_hebbian.mT.contiguous().mT
+    inputs.hebbian = inputs.hebbian[:, :1].expand_as(inputs.hebbian)
+    check_bidirectional(inputs)
+    check_causal(inputs)
+
+
+def test_nothing_to_write_and_nothing_to_read():
+    inputs = Inputs(0, mask="none")
+    hebbian, calcium = run("write_forward", *inputs.written, "elu")
+    assert hebbian.eq(0).all() and calcium.eq(0).all()
+    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
+    output, hebbian, calcium = run("causal_forward", *arguments, 0.5, "elu", True, 1.0, torch.float32)
+    assert output.shape == inputs.value.shape
+    assert hebbian.equal(inputs.hebbian) and calcium.equal(inputs.calcium)
+    d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
+    d_states = run("causal_backward", *arguments, 0.5, "elu", True, 1.0, *d_outputs)[-2:]
+    assert d_states[0].equal(inputs.d_hebbian) and d_states[1].equal(inputs.d_calcium)
+
+
+def test_not_a_number_is_not_hidden():
+    inputs = Inputs(20, mask="none")
+    nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32, device=DEVICE).view(torch.float32)  # the one that GPUs make
+    inputs.key[0, 0, 3, 2] = inputs.query[1, 1, 4, 5] = nan
+    for feature_map, dtype in (("elu", torch.float32), ("exp", torch.bfloat16), ("identity", torch.bfloat16)):
+        hebbian, calcium = run("write_forward", inputs.key, inputs.value.to(dtype), None, None, feature_map)
+        assert hebbian[0, 0, 2].isnan().all() and calcium[0, 0, 2].isnan() and hebbian.isnan().sum() == 20
+        (output,) = run("read_forward", inputs.query, inputs.hebbian, None, feature_map, dtype)
+        assert output[1, 1, 4].isnan().all() and output.isnan().sum() == 20
+
+
+def test_the_gradients_of_a_long_sequence_are_the_same_each_time():
+    inputs = Inputs(130, features=16, head_dim=16)
+    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium, 0.5, "elu", True, 1.0
+    d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
+    first, second = (run("causal_backward", *arguments, *d_outputs) for _ in range(2))
+    assert all(x.equal(y) for x, y in zip(first, second, strict=True))
+
+
+def test_where_it_is_available(monkeypatch):
+    assert kernels.unavailable(torch.device(DEVICE)) is None
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    assert "cannot compute on cpu" in kernels.unavailable(torch.device("cpu"))
+    monkeypatch.setattr(kernels, "triton", None)
+    assert f"cannot compute on {DEVICE}" in kernels.unavailable(torch.device(DEVICE))
+
+
+def test_imports_without_triton():
+    spec = importlib.util.spec_from_file_location("astroformer_hf.neuron_astrocyte_triton_alone", SOURCE)
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {"triton": None}):
+        spec.loader.exec_module(module)
+    assert f"cannot compute on {DEVICE}" in module.unavailable(torch.device(DEVICE))
+
+
+def test_precision_follows_pytorch(monkeypatch):
+    assert kernels._precision(torch.float32, torch.bfloat16) == "tf32"
+    assert kernels._precision(torch.float32, torch.float32) == "tf32x3"
+    matmul = torch.backends.cuda.matmul
+    setting, value = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
+    before = getattr(matmul, setting)
+    setattr(matmul, setting, value)
+    try:
+        assert kernels._precision(torch.float32, torch.float32) == "tf32"
+    finally:
+        setattr(matmul, setting, before)

@@ -1,0 +1,144 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Runs scripts as `python SCRIPT ARGUMENTS` does, each in a process of its own, but forked from one that has imported
+the libraries which they have in common: importing them takes longer than what most tests let a script do.
+
+Run as a program, it is that process. It reads requests from its standard input and answers each with a line of JSON.
+"""
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Script:
+    """A script that was started, with the part of `subprocess.Popen` that tests use."""
+
+    server: "ScriptServer"
+    args: list
+    pid: int
+    output: tuple[Path, Path]
+    returncode: int | None = None
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = self.server.ask(poll=self.pid)
+        return self.returncode
+
+    def wait(self):
+        if self.returncode is None:
+            self.returncode = self.server.ask(wait=self.pid)
+        return self.returncode
+
+    def kill(self):
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def communicate(self):
+        """What it has written to its standard output and its standard error, when it has ended."""
+        self.wait()
+        return tuple(path.read_text(errors="replace") for path in self.output)
+
+
+class ScriptServer:
+    """Starts scripts of one environment; `folder` keeps what they print."""
+
+    def __init__(self, environment, folder):
+        self.folder, self.number = Path(folder), 0
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def ask(self, **request):
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, *args, cwd=None):
+        """Starts a script, the first of the arguments."""
+        self.number += 1
+        output = tuple(self.folder / f"{self.number}.{name}" for name in ("out", "err"))
+        args = [str(arg) for arg in args]
+        pid = self.ask(args=args, cwd=str(cwd or os.getcwd()), output=[str(path) for path in output])
+        return Script(self, args, pid, output)
+
+    def run(self, *args, check=True, cwd=None):
+        """Runs a script to its end, and raises with what it said if it failed."""
+        script = self.start(*args, cwd=cwd)
+        printed, complaints = script.communicate()
+        assert not check or script.returncode == 0, f"{' '.join(script.args)}\n{printed}\n{complaints}"
+        return subprocess.CompletedProcess(script.args, script.returncode, printed, complaints)
+
+
+def run(args, cwd, output):
+    """What a forked process does: the script, and the status to end with."""
+    for descriptor, path in enumerate((os.devnull, *output)):
+        opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.chdir(cwd)
+    sys.argv, sys.path[0] = args, os.path.dirname(os.path.abspath(args[0]))
+    try:
+        runpy.run_path(args[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def end(status):
+    """Ends the process as Python does, but does not take every imported object apart, which takes seconds."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def serve():
+    import datasets  # noqa: F401
+    import evaluate  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+    from transformers import Trainer, pipeline  # noqa: F401
+
+    import astroformer_hf  # noqa: F401
+
+    gc.freeze()  # so that collecting garbage does not copy what the processes share
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "args" in request:
+            answer = os.fork()
+            if answer == 0:
+                end(run(**request))
+        elif "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        else:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        print(json.dumps(answer), flush=True)
+    end(0)
+
+
+if __name__ == "__main__":
+    serve()

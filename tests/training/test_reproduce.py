@@ -1,0 +1,491 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The comparison: cells are trained once, survive a kill, and repeat from their command; rates are chosen as told; and
+the report says what the records say."""
+
+import json
+import os
+import shlex
+import time
+
+import comparison
+import pytest
+import report
+import report_cards
+import report_comparison
+import reproduce
+import torch
+import training_common
+from comparison import ARMS, PRESETS, TASKS, Cell, Records
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
+from variants import ROOT
+
+from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
+
+
+FEW = ("--tasks", "digits", "--arms", "softmax", "full")
+
+
+def command(folder, *more):
+    return [
+        *(str(ROOT / "scripts/reproduce.py"), "--preset", "smoke"),
+        *("--results_dir", str(folder / "results"), "--output_dir", str(folder / "models"), *more),
+    ]
+
+
+def start(folder, scripts, *more):
+    return scripts.start(*command(folder, *more))
+
+
+def printed_by(process):
+    return "".join(process.communicate())
+
+
+def records_in(folder):
+    """The records under a folder, by task and name."""
+    paths = (folder / "results").rglob("*.json")
+    return {f"{path.parent.name}/{path.name}": json.loads(path.read_text()) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, scripts):
+    """The whole smoke preset: its folder and what the command printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, scripts.run(*command(folder)).stdout
+
+
+def table_of(output):
+    """The lines of the table that the command ends with."""
+    return [line for line in output.splitlines() if line.startswith("  ") and " seeds, " in line]
+
+
+def test_smoke_preset_trains_every_cell(whole):
+    folder, output = whole
+    arms, tasks = comparison.default_arms("smoke"), PRESETS["smoke"]
+    number = sum(len(arms) * (len(task.rates) + len(task.seeds) - 1) for task in tasks.values())
+    found = records_in(folder)
+    assert len(found) == number and f"{number} of {number} cells" in output
+    assert len(table_of(output)) == len(arms) * len(tasks)
+    wanted = {"task", "arm", "seed", "preset", "metrics", "learning_curve", "parameters", "seconds", "command"}
+    wanted |= {"versions", "hardware", "learning_rate", "steps", "peak_memory_bytes"}
+    for record in found.values():
+        assert wanted <= set(record) and record["preset"] == "smoke"
+        assert len(record["learning_curve"]["evaluation"]) == 8
+        assert record["checkpoint"] == "last" and record["parameters"] > 0 and record["seconds"] > 0
+        assert record["peak_memory_bytes"] is None or 50 * 2**20 < record["peak_memory_bytes"] < 2**36
+
+
+def test_killed_half_way_and_started_again_it_gives_the_same_table(whole, tmp_path, scripts):
+    process = start(tmp_path, scripts, *FEW)
+    second = tmp_path / "models/smoke/digits/softmax_rate0.004_seed42/checkpoint-8/trainer_state.json"
+    deadline = time.time() + 240
+    while not second.exists() and process.poll() is None:
+        assert time.time() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert len(records_in(tmp_path)) == 1, "killed too late"
+    first = next((tmp_path / "results").rglob("*.json"))
+    written = first.stat().st_mtime_ns
+
+    again = printed_by(start(tmp_path, scripts, *FEW))
+    assert first.stat().st_mtime_ns == written  # a finished cell is not touched
+    assert f"{first.stem.split('_')[0]}, rate 0.001, seed 42: training" not in again
+    killed = json.loads((tmp_path / "results/smoke/digits/softmax_rate0.004_seed42.json").read_text())
+    assert killed["resumed"]
+
+    found, expected = records_in(tmp_path), records_in(whole[0])
+    assert len(found) == 6
+    for name, record in found.items():
+        assert record["metrics"] == expected[name]["metrics"], name
+        losses = [[entry["loss"] for entry in run["learning_curve"]["train"]] for run in (record, expected[name])]
+        assert losses[0] == losses[1], name
+    assert set(table_of(again)) <= set(table_of(whole[1]))
+
+
+def test_a_cell_repeats_from_the_command_in_its_record(whole, tmp_path, scripts):
+    for name in (
+        "digits/full_rate0.004_seed42",
+        "docstrings/linear_rate0.001_seed42",
+        "characters/full_rate0.001_seed42",
+    ):
+        record = json.loads((whole[0] / f"results/smoke/{name}.json").read_text())
+        words = shlex.split(record["command"])
+        words[words.index("--output_dir") + 1] = str(tmp_path / name)
+        scripts.run(*words[1:], cwd=ROOT)
+        again = json.loads((tmp_path / name / "results.json").read_text())
+        assert again["metrics"] == record["metrics"], name
+
+
+def test_a_run_killed_after_its_last_step_is_only_measured(whole, tmp_path, scripts):
+    name = "smoke/digits/full_rate0.001_seed42"
+    record = json.loads((whole[0] / f"results/{name}.json").read_text())
+    words = shlex.split(record["command"])
+    words[words.index("--output_dir") + 1] = str(tmp_path)
+    outputs = []
+    for _ in range(2):
+        outputs.append(scripts.run(*words[1:], cwd=ROOT).stdout)
+        again = json.loads((tmp_path / "results.json").read_text())
+        assert again["metrics"] == record["metrics"]
+        steps = [entry["step"] for entry in again["learning_curve"]["evaluation"]]
+        assert steps == [entry["step"] for entry in record["learning_curve"]["evaluation"]] and len(steps) == 8
+        assert again["seconds"] > 0
+        (tmp_path / "results.json").unlink()
+    assert "checkpoint-16" in outputs[1].splitlines()[0] and "'loss'" not in outputs[1]  # not one more step
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path, scripts):
+    folder = tmp_path / "models/smoke/digits/softmax_rate0.001_seed42"
+    folder.mkdir(parents=True)
+    (folder / "cell.json").write_text(json.dumps({"arguments": ["--hidden_size", "7"], "data": []}))
+    output = printed_by(process := start(tmp_path, scripts, *FEW[:-1], "--seeds", "42"))
+    assert process.returncode == 1 and "holds a run with other arguments or data" in output
+    assert "move the folder away" in output
+
+
+def test_two_processes_share_the_cells(tmp_path, scripts):
+    processes = [start(tmp_path, scripts, *FEW) for _ in range(2)]
+    outputs = [printed_by(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    trained = [line for output in outputs for line in output.splitlines() if ": training" in line]
+    assert len(trained) == len(set(trained)) == len(records_in(tmp_path)) == 6
+    assert table_of(outputs[0]) == table_of(outputs[1])
+
+
+def test_a_failing_cell_does_not_stop_the_others(tmp_path, scripts):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for split in ("train", "validation"):
+        (bad / f"{split}.csv").write_text("words,label\na,0\n")
+    more = ("--tasks", "docstrings", "digits", "--arms", "softmax", "--data", f"docstrings={bad}")
+    output = printed_by(process := start(tmp_path, scripts, *more))
+    assert process.returncode == 1
+    assert "docstrings, softmax, rate 0.001, seed 42: failed, ValueError: the data has no column 'text'" in output
+    assert "2 cells failed" in output and len(records_in(tmp_path)) == 3
+
+
+def test_a_local_folder_with_a_test_split(tmp_path, scripts):
+    folder = tmp_path / "novel"
+    folder.mkdir()
+    for split, lines in (("train", 600), ("validation", 100), ("test", 150)):
+        words = (f"the {('calm', 'grey')[i % 2]} sea carries the {('ship', 'boat')[i % 3 % 2]}" for i in range(lines))
+        (folder / f"{split}.txt").write_text("\n".join(words))
+    more = (
+        "--preset",
+        "cpu",
+        "--tasks",
+        "wikitext2",
+        "--arms",
+        "full",
+        "--seeds",
+        "42",
+        "--data",
+        f"wikitext2={folder}",
+    )
+    output = printed_by(process := start(tmp_path, scripts, *more))
+    assert process.returncode == 0, output
+    records = records_in(tmp_path)
+    assert len(records) == len(PRESETS["cpu"]["wikitext2"].rates)
+    best = min(records.values(), key=lambda record: record["metrics"]["loss"])
+    assert best["test_split"] == "test" and best["test_samples"] > best["eval_samples"]
+    assert best["test_metrics"]["perplexity"] == pytest.approx(2.718281828 ** best["test_metrics"]["loss"])
+    assert f"loss {best['test_metrics']['loss']:.3f}" in output  # the rate by validation, the table by test
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--preset", "smoke", "--tasks", "imdb"], "'imdb' is not in the preset 'smoke', which has docstrings"),
+        (["--data", "imdb"], "--data: expected TASK=FOLDER with one of imdb, .* got 'imdb'"),
+        (["--data", "mnist=."], "got 'mnist=.'"),
+        (["--arms", "hard"], "invalid choice: 'hard'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.parse_arguments(arguments)
+    import re
+
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arms
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def build(preset, task, arm, **smaller):
+    """The untrained model of a cell, by the arguments that its script is given."""
+    script = __import__(TASKS[task].script)
+    cell = Cell(preset, task, arm, 1e-3, 42)
+    model_args, data_args, training_args = script.parse_arguments(
+        [*cell.arguments, "--output_dir", "x", "--bf16", "false"]
+    )
+    assert training_args.learning_rate == 1e-3 and training_args.seed == 42
+    assert not training_args.load_best_model_at_end
+    if TASKS[task].script == comparison.IMAGE:
+        config = AstroformerVisionConfig(**model_args.architecture, image_size=32, patch_size=4)
+        return AutoModelForImageClassification.from_config(config)
+    length = data_args.block_size if TASKS[task].script == comparison.LANGUAGE else data_args.max_length
+    config = AstroformerConfig(
+        **model_args.architecture,
+        vocab_size=100,
+        max_position_embeddings=length,
+        is_decoder=TASKS[task].script == comparison.LANGUAGE,
+    )
+    auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForSequenceClassification
+    return auto_class.from_config(config)
+
+
+@pytest.mark.parametrize("preset, task", [(preset, task) for preset in PRESETS for task in PRESETS[preset]])
+def test_arms_differ_in_the_astrocyte_alone(preset, task):
+    sizes = {}
+    for arm in ARMS:
+        model = build(preset, task, arm)
+        astrocyte = sum(p.numel() for name, p in model.named_parameters() if "astrocyte_code" in name)
+        sizes[arm] = model.num_parameters() - astrocyte
+        has_astrocyte = arm.startswith(("hebbian", "full"))
+        assert (astrocyte > 0) == has_astrocyte, arm
+        operation = model.base_model.layers[0].attention.operation
+        if arm != "softmax":
+            alpha = 1.0 if arm in ("linear", "random_features") or arm.startswith("hebbian") else None
+            alpha = float(arm.split("_")[1]) if arm.startswith("presynaptic") else alpha
+            assert operation["alpha"] == alpha if alpha is not None else operation["alpha"] < 1, arm
+            assert operation["feedback"] == (arm != "full_without_feedback")
+            assert operation["feature_map"] == ("favor" if arm == "random_features" else "exp")
+    assert len(set(sizes.values())) == 1, sizes
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Choosing, summing up, and reporting, on made-up records
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def write_record(folder, cell, accuracy, **changes):
+    record = {
+        **{"task": cell.task, "arm": cell.arm, "seed": cell.seed, "preset": cell.preset, "learning_rate": cell.rate},
+        **{
+            "pipeline_tag": "image-classification",
+            "attention_type": "softmax" if cell.arm == "softmax" else "neuron_astrocyte",
+        },
+        "arguments": cell.arguments,
+        "dataset": "digits",
+        "split": "validation",
+        "metrics": {"accuracy": accuracy, "loss": 1.0},
+        "learning_curve": {
+            "train": [],
+            "evaluation": [
+                {"step": step, "eval_accuracy": accuracy * share, "eval_loss": 1.0}
+                for step, share in ((10, 0.25), (20, 0.75), (30, 1.0))
+            ],
+        },
+        **{"parameters": 1000, "steps": 30, "train_samples": 100, "eval_samples": 50, "seconds": 2.0},
+        "peak_memory_bytes": 2**30,
+        "command": f"python scripts/train_image_classification.py --seed {cell.seed}",
+        "versions": {"torch": "9.9", "transformers": "8.8"},
+        "hardware": {"cpu": "abacus", "cores": 1, "threads": 1, "gpus": []},
+        "config": {
+            "id2label": {str(i): str(i) for i in range(10)},
+            **{"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2},
+        },
+        **changes,
+    }
+    path = folder / f"{cell.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    """Records in which the second rate is the better one, of two arms and two seeds."""
+    for arm, accuracy in (("softmax", 0.8), ("full", 0.9)):
+        write_record(tmp_path, Cell("smoke", "digits", arm, 1e-3, 42), accuracy - 0.1)
+        write_record(tmp_path, Cell("smoke", "digits", arm, 4e-3, 42), accuracy)
+        write_record(tmp_path, Cell("smoke", "digits", arm, 4e-3, 43), accuracy + 0.02)
+    return tmp_path
+
+
+def test_the_rate_is_chosen_before_other_seeds_are_trained(tmp_path):
+    arms, sweep = ["softmax"], [Cell("smoke", "digits", "softmax", rate, 42) for rate in (1e-3, 4e-3)]
+    assert Records(tmp_path, "smoke").missing(["digits"], arms) == sweep
+    write_record(tmp_path, sweep[0], 0.7)
+    assert Records(tmp_path, "smoke").missing(["digits"], arms) == sweep[1:]
+    write_record(tmp_path, sweep[1], 0.6)
+    records = Records(tmp_path, "smoke")
+    assert records.chosen_rate("digits", "softmax") == 1e-3
+    assert records.missing(["digits"], arms) == [Cell("smoke", "digits", "softmax", 1e-3, 43)]
+    assert records.count(["digits"], arms) == (3, 2)
+    assert records.missing(["digits"], arms, [42]) == [] and records.count(["digits"], arms, [42]) == (2, 2)
+
+
+def test_the_lowest_loss_is_chosen_for_language(tmp_path):
+    for rate, loss in ((1e-3, 2.0), (4e-3, 3.0)):
+        write_record(tmp_path, Cell("smoke", "characters", "softmax", rate, 42), 0.5, metrics={"loss": loss})
+    assert Records(tmp_path, "smoke").chosen_rate("characters", "softmax") == 1e-3
+
+
+def test_a_run_that_diverged_is_not_chosen(tmp_path):
+    for rate, loss in ((1e-3, float("nan")), (4e-3, 3.0)):
+        write_record(tmp_path, Cell("smoke", "characters", "softmax", rate, 42), 0.5, metrics={"loss": loss})
+    assert Records(tmp_path, "smoke").chosen_rate("characters", "softmax") == 4e-3
+
+
+def test_records_of_different_data_are_not_averaged(made_up):
+    write_record(made_up, Cell("smoke", "digits", "full", 4e-3, 43), 0.9, dataset="letters")
+    with pytest.raises(ValueError, match="differ in dataset: .*digits.*letters"):
+        comparison.summaries(Records(made_up, "smoke"), "digits", ["full"])
+
+
+def test_local_folders_say_which_splits_they_have(tmp_path):
+    (tmp_path / "train.csv").write_text("")
+    (tmp_path / "test.csv").write_text("")
+    held_out = ["--validation_share", "0.1", "--test_split", "test"]
+    assert reproduce.data_arguments("imdb", str(tmp_path)) == ["--dataset_dir", str(tmp_path), *held_out]
+    (tmp_path / "validation.csv").write_text("")
+    assert reproduce.data_arguments("imdb", str(tmp_path)) == ["--dataset_dir", str(tmp_path), "--test_split", "test"]
+    assert "stanfordnlp/imdb" in reproduce.data_arguments("imdb")
+
+
+def test_a_record_of_other_arguments_is_refused(made_up):
+    cell = Cell("smoke", "digits", "full", 4e-3, 43)
+    write_record(made_up, cell, 0.9, arguments=["--hidden_size", "7"])
+    with pytest.raises(ValueError, match="full_rate0.004_seed43.json was made with --hidden_size 7"):
+        Records(made_up, "smoke").get(cell)
+
+
+def test_summary(made_up):
+    found = comparison.summaries(Records(made_up, "smoke"), "digits", ["softmax", "full", "linear"])
+    assert list(found) == ["softmax", "full"]  # of linear there is nothing
+    full = found["full"]
+    assert full.mean == pytest.approx(0.91) and full.spread == pytest.approx(0.02 / 2**0.5)
+    assert comparison.with_spread(full.task, full.mean, full.spread) == "91.0% ± 1.4"
+    # the curves of 0.9 and 0.92 go through 1/4, 3/4 and all of that at 10, 20 and 30 steps
+    assert full.steps_to(0.45) == pytest.approx([15.0, 10 + 10 * (0.45 - 0.23) / 0.46])
+    assert full.steps_to(0.91) == [None, pytest.approx(20 + 10 * (0.91 - 0.69) / 0.23)]
+
+
+@pytest.mark.parametrize(
+    "goal, sign, step", [(0.1, 1, 5.0), (0.5, 1, 15.0), (0.8, 1, 30.0), (0.9, 1, None), (0.1, -1, None), (0.3, -1, 5.0)]
+)
+def test_first_crossing(goal, sign, step):
+    assert comparison.first_crossing([5, 10, 20, 30], [0.2, 0.4, 0.6, 0.8], goal, sign) == (
+        None if step is None else pytest.approx(step)
+    )
+
+
+def test_test_split_is_reported_where_there_is_one(made_up):
+    for seed, accuracy in ((42, 0.5), (43, 0.6)):
+        cell = Cell("smoke", "digits", "full", 4e-3, seed)
+        more = {"test_metrics": {"accuracy": accuracy}, "test_split": "test", "test_samples": 70}
+        write_record(made_up, cell, 0.9, **more)
+    found = comparison.summaries(Records(made_up, "smoke"), "digits", ["full"])["full"]
+    assert found.mean == pytest.approx(0.55)
+
+
+def test_report_says_what_the_records_say(made_up, tmp_path):
+    known = report_comparison.Comparison(made_up, "smoke")
+    text = "\n".join(report_comparison.results_lines(known))
+    goal = 0.1 + 0.8 * (0.81 - 0.1)
+    assert f"steps to {goal:.1%}" in text and "81.0% ± 1.4" in text and "91.0% ± 1.4" in text
+    assert "| `full` | 80.0% | **90.0%** |" in text and "at the edge" in text
+    assert f"| +10.0 ± {100 * 0.02 / 2**0.5:.1f} |" in text  # better than softmax, two seeds each
+    assert "abacus, 1 thread; torch 9.9" in text and "--seed 42" in text
+    overview = "\n".join(report_comparison.overview_lines(known))
+    assert "| softmax attention | 81.0% ± 1.4 |" in overview and "2 seeds" in overview
+    report_comparison.write_figures(known, tmp_path / "figures")
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert drawn == ["smoke_ablation.png", "smoke_alpha.png", "smoke_learning.png"]
+
+
+def test_texts_are_rewritten_between_their_markers(tmp_path):
+    path = tmp_path / "text.md"
+    path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert report.between_markers(path, ["new", ""]) == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+
+
+def test_cards_can_be_read_by_the_hub(made_up):
+    known = report_comparison.Comparison(made_up, "smoke")
+    cards = report_cards.cards(known, ROOT / "model_cards")
+    assert {path.name for path in cards} == {f"astroformer-smoke-digits-{arm}.md" for arm in ("softmax", "full")}
+    card = ModelCard(cards[ROOT / "model_cards/astroformer-smoke-digits-full.md"])
+    check_card(card)
+    assert card.data.eval_results[0].metric_value == 0.9
+    assert "| **all three effects** | 91.0% ± 1.4 |" in card.content
+
+
+def check_card(card):
+    data = card.data.to_dict()
+    assert data["license"] == "apache-2.0" and data["library_name"] == "transformers"
+    assert data["pipeline_tag"] in ("text-classification", "image-classification", "text-generation")
+    assert data["model-index"][0]["results"][0]["metrics"] and card.data.eval_results and data["metrics"]
+    for section in ("## Use", "## Results", "## Training", "## Reproduce", "## Limits", "## Cite"):
+        assert section in card.content
+    assert "{{" not in card.content and "{%" not in card.content and "python scripts/" in card.content
+
+
+COMMITTED = sorted((ROOT / "model_cards").glob("*.md"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_cards(path):
+    check_card(ModelCard.load(path))
+
+
+def test_every_complete_arm_has_a_card():
+    wanted = {path.name for known in report.comparisons() for path in report_cards.cards(known, ROOT / "model_cards")}
+    assert wanted == {path.name for path in COMMITTED}
+
+
+def test_committed_records_are_of_the_presets_as_they_are():
+    for preset in PRESETS:
+        records = Records(ROOT / "results", preset)
+        for path in (ROOT / "results" / preset).rglob("*.json"):
+            record = json.loads(path.read_text())
+            cell = Cell(preset, record["task"], record["arm"], record["learning_rate"], record["seed"])
+            assert records.path(cell) == path and records.get(cell) == record
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the training scripts gained
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Arguments:
+    dataset_name = dataset_config_name = max_train_samples = max_eval_samples = test_split = validation_share = None
+    train_split, validation_split = "train", "validation"
+
+    def __init__(self, folder, **changes):
+        self.dataset_dir = str(folder)
+        vars(self).update(changes)
+
+
+def test_validation_is_held_out_of_train_where_there_is_none(tmp_path):
+    for split, number in (("train", 50), ("test", 7)):
+        (tmp_path / f"{split}.csv").write_text(
+            "text,label\n" + "".join(f"{split} {i},{i % 2}\n" for i in range(number))
+        )
+    found = training_common.load_examples(Arguments(tmp_path, validation_share=0.2, test_split="test"), 0, ("text",))
+    assert {name: len(split) for name, split in found.items()} == {"train": 40, "held out": 10, "test": 7}
+    assert not set(found["train"]["text"]) & set(found["held out"]["text"])
+    other_seed = training_common.load_examples(Arguments(tmp_path, validation_share=0.2), 1, ("text",))
+    assert set(other_seed["held out"]["text"]) == set(found["held out"]["text"])
+    without = training_common.load_examples(Arguments(tmp_path), 0, ("text",))
+    assert {name: len(split) for name, split in without.items()} == {"train": 50, "test": 7}
+    with pytest.raises(ValueError, match="--validation_share must be between 0 and 1, got 1.5"):
+        training_common.load_examples(Arguments(tmp_path, validation_share=1.5), 0, ("text",))
+    with pytest.raises(ValueError, match="must differ, got train, test, test; .* --validation_share holds out"):
+        training_common.load_examples(Arguments(tmp_path, test_split="test"), 0, ("text",))
+    with pytest.raises(ValueError, match="no split 'exam'"):
+        training_common.load_examples(Arguments(tmp_path, test_split="exam"), 0, ("text",))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not count anew")
+def test_memory_is_counted_anew(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    training_common.forget_peak_memory()
+    before = training_common.peak_memory_bytes()
+    held = torch.ones(2**26)  # 256 MiB
+    after = training_common.peak_memory_bytes()
+    assert after - before > 200 * 2**20 and len(held)
+    del held
+    training_common.forget_peak_memory()
+    assert training_common.peak_memory_bytes() < after - 100 * 2**20

@@ -1,0 +1,445 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Training with the library's `Trainer`: accumulation, learning, and the scripts from the command line."""
+
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train_language_model
+import train_text_classification
+import training_common
+from accelerate.commands.launch import launch_command_parser
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from reviews import write_reviews
+from tokenization import train_character_tokenizer, train_wordpiece_tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+from variants import ROOT, tiny_config
+
+import astroformer_hf
+from astroformer_hf import AstroformerForSequenceClassification
+
+
+HEADS = {
+    "single": ({"num_labels": 3}, lambda i: i % 3),
+    "multi": (
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+        lambda i: [float(i % 2), 1.0, float(i % 3 == 0)],
+    ),
+    "regression": ({"num_labels": 1, "problem_type": "regression"}, lambda i: i / 10),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_accumulated_batches_have_the_loss_and_gradient_of_the_whole(head, tmp_path):
+    changes, label = HEADS[head]
+    data = Dataset.from_list(
+        [{"input_ids": torch.randint(1, 50, (12,)).tolist(), "labels": label(i)} for i in range(32)]
+    )
+    records = []
+    for batch_size, steps in ((32, 1), (8, 4), (1, 32)):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            model=AstroformerForSequenceClassification(tiny_config(**changes)),
+            args=TrainingArguments(
+                output_dir=str(tmp_path),
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=steps,
+                max_steps=2,
+                logging_steps=1,
+                learning_rate=1e-3,
+                report_to="none",
+                save_strategy="no",
+                use_cpu=True,
+                disable_tqdm=True,
+            ),
+            train_dataset=data,
+        )
+        trainer.train()
+        records.append([(e["loss"], e["grad_norm"]) for e in trainer.state.log_history if "grad_norm" in e])
+    assert len(records[0]) == 2
+    for record in records[1:]:
+        torch.testing.assert_close(torch.tensor(record), torch.tensor(records[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_twenty_steps_overfit_a_batch(variant):
+    model = AstroformerForSequenceClassification(tiny_config(num_labels=4, **variant)).train()
+    ids, labels = torch.randint(1, 50, (8, 15)), torch.arange(8) % 4
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(20):
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def script_command(data, output_dir, *more):
+    return [
+        str(ROOT / "scripts/train_text_classification.py"),
+        *("--dataset_dir", str(data), "--output_dir", str(output_dir), "--hidden_size", "32"),
+        *("--per_device_train_batch_size", "8", "--learning_rate", "1e-2", "--use_cpu", *more),
+    ]
+
+
+def test_script_trains_saves_and_is_loaded_again(tmp_path, environment):
+    data, output_dir = write_reviews(tmp_path / "reviews"), tmp_path / "model"
+    command = script_command(data, output_dir, "--num_train_epochs", "6", "--dropout", "0")
+    subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)
+
+    results = json.loads((output_dir / "results.json").read_text())
+    assert results["metrics"]["accuracy"] > 0.9
+    assert results["seed"] == 42 and results["dataset"] == "reviews" and results["train_samples"] == 160
+    assert {"torch", "transformers"} <= set(results["versions"]) and results["hardware"]["cores"]
+    assert len(results["learning_curve"]["evaluation"]) == 6 and results["learning_curve"]["train"]
+    assert "train_text_classification.py" in results["command"]
+    assert (output_dir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+    card = ModelCard.load(output_dir / "README.md")
+    assert card.data.eval_results[0].metric_value == pytest.approx(results["metrics"]["accuracy"], abs=1e-4)
+    assert card.data.license == "apache-2.0" and card.data.pipeline_tag == "text-classification"
+    assert "{{" not in card.content
+
+    tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    assert tokenizer.decode(tokenizer("A lovely<br />film").input_ids).startswith("[CLS]")
+    assert tokenizer("x").keys() == {"input_ids", "token_type_ids", "attention_mask"}
+    model = AutoModelForSequenceClassification.from_pretrained(output_dir)
+    assert model.config.id2label == {0: "neg", 1: "pos"}
+    classify = pipeline("text-classification", model=str(output_dir))
+    answers = classify(["w1 w2 lovely w3", "w4 awful w1 w9 w9 w8"], batch_size=2)
+    assert [answer["label"] for answer in answers] == ["pos", "neg"]
+
+
+def test_script_continues_after_being_killed(tmp_path, scripts):
+    data, output_dir = write_reviews(tmp_path / "reviews", 400), tmp_path / "model"
+    command = script_command(data, output_dir, "--num_train_epochs", "4")
+    process = scripts.start(*command)
+    deadline = time.time() + 240
+    while not (output_dir / "checkpoint-50/trainer_state.json").exists() and process.poll() is None:
+        assert time.time() < deadline
+        time.sleep(0.05)
+    process.kill()
+    assert not (output_dir / "results.json").exists()
+    (output_dir / "checkpoint-9999").mkdir()  # what a run leaves that is killed while it writes a checkpoint
+
+    result = scripts.run(*command)
+    resumed_from = int(re.search(r"Continuing from .*checkpoint-(\d+)", result.stdout).group(1))
+    results = json.loads((output_dir / "results.json").read_text())
+    assert resumed_from in range(50, 200, 50) and results["resumed"]
+    assert [entry["step"] for entry in results["learning_curve"]["evaluation"]] == list(range(50, 201, 50))
+
+    uninterrupted = tmp_path / "uninterrupted"
+    scripts.run(*script_command(data, uninterrupted, "--num_train_epochs", "4"))
+    expected = json.loads((uninterrupted / "results.json").read_text())
+    assert results["metrics"]["loss"] == pytest.approx(expected["metrics"]["loss"], rel=1e-3, abs=1e-5)
+
+
+def in_two_processes(command):
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+
+
+def test_script_trains_the_same_over_two_processes(tmp_path, environment, scripts):
+    data, one, two = write_reviews(tmp_path / "reviews", 64), tmp_path / "one", tmp_path / "two"
+    validation = data / "validation.csv"
+    validation.write_text("\n".join(validation.read_text().splitlines()[:38]) + "\n")  # 37, in batches of 8
+    options = ("--num_train_epochs", "2", "--dropout", "0", "--per_device_eval_batch_size")
+    options = (*options, "4", "--train_sampling_strategy", "random", "--logging_steps", "1", "--disable_tqdm", "true")
+    scripts.run(*script_command(data, one, *options))
+    command = script_command(data, two, *options)
+    command[command.index("--per_device_train_batch_size") + 1] = "4"
+    done = subprocess.run(in_two_processes(command), env=environment, check=True, capture_output=True, text=True)
+
+    alone, shared = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
+    assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-3, abs=1e-5)
+    losses = [[entry["loss"] for entry in results["learning_curve"]["train"]] for results in (alone, shared)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3, abs=1e-5)
+    assert (alone["world_size"], shared["world_size"]) == (1, 2)
+    assert alone["effective_batch_size"] == shared["effective_batch_size"] == 8
+    assert "8 over 2 processes" in (two / "README.md").read_text()
+    assert "processes" not in (one / "README.md").read_text()
+    assert done.stdout.count("results.json, learning_curve.png") == 1  # one process speaks for all
+
+    again = shlex.split(shared["command"])
+    assert again[:3] == ["torchrun", "--nproc-per-node", "2"]
+    again[again.index("--output_dir") + 1] = str(tmp_path / "again")
+    search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    # the recorded command, in the project's folder
+    subprocess.run(again, cwd=ROOT, env={**environment, "PATH": search_path}, check=True, capture_output=True)
+    repeated = json.loads((tmp_path / "again/results.json").read_text())
+    assert repeated["metrics"] == pytest.approx(shared["metrics"], rel=1e-4, abs=1e-6)
+
+
+def test_another_number_of_processes_does_not_go_on_with_a_run(tmp_path):
+    state = {"global_step": 5, "max_steps": 10, "stateful_callbacks": {"Stopwatch": {"attributes": {"batch_size": 8}}}}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    training_common.check_batch_size(tmp_path, 8, 2)
+    with pytest.raises(ValueError, match="8 examples per step, this one has 4 over 1 processes.*--gradient_accum"):
+        training_common.check_batch_size(tmp_path, 4, 1)
+    state["stateful_callbacks"] = {}  # of an earlier release
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    training_common.check_batch_size(tmp_path, 4, 1)
+
+
+@pytest.mark.parametrize(
+    "variables, words",
+    [
+        ({}, "python"),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4}, "torchrun --nproc-per-node 4"),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 8, "LOCAL_WORLD_SIZE": 4},
+            "torchrun --nproc-per-node 4 --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500",
+        ),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16", "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2},
+            "accelerate launch --multi_gpu --num_processes 2 --mixed_precision bf16",
+        ),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch --num_processes 1 --mixed_precision no"),
+        (
+            {
+                "ACCELERATE_MIXED_PRECISION": "no",
+                "ACCELERATE_USE_FSDP": "true",
+                "WORLD_SIZE": 2,
+                "LOCAL_WORLD_SIZE": 1,
+                "GROUP_RANK": 1,
+                "FSDP_VERSION": 2,
+                "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            },
+            "accelerate launch --use_fsdp --num_processes 2 --mixed_precision no --num_machines 2 --machine_rank 1 "
+            "--main_process_ip HOST --main_process_port 29500 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
+            "--fsdp_version 2",
+        ),
+    ],
+)
+def test_the_recorded_command_has_its_launcher(variables, words):
+    assert training_common.launcher({name: str(value) for name, value in variables.items()}) == words.split()
+    if words.startswith("accelerate"):  # an option that the launcher does not know would end it
+        launch_command_parser().parse_args([*words.split()[2:], "script.py"])
+
+
+@pytest.mark.parametrize("head", [*HEADS, "causal", "masked"])
+def test_the_exact_loss_is_that_of_the_model(head):
+    if head in HEADS:
+        changes, label = HEADS[head]
+        model = AstroformerForSequenceClassification(tiny_config(**changes))
+        model.config.problem_type = model.config.problem_type or "single_label_classification"
+        labels, ids = torch.tensor([label(i) for i in range(6)]), torch.randint(1, 50, (6, 5))
+    else:
+        kind = astroformer_hf.AstroformerForCausalLM if head == "causal" else astroformer_hf.AstroformerForMaskedLM
+        model, ids = kind(tiny_config()), torch.randint(1, 50, (6, 5))
+        labels = ids.masked_fill(torch.rand(6, 5) < 0.5, -100)
+    output = model.eval()(input_ids=ids, labels=labels)
+    losses = training_common.losses_of_examples(output.logits, labels, model.config)
+    total, number = losses.sum(0)
+    torch.testing.assert_close(total / number, output.loss)
+    assert losses.shape == (6, 2)
+
+
+def test_script_fine_tunes_a_checkpoint(tmp_path, scripts):
+    data, first, second = write_reviews(tmp_path / "reviews"), tmp_path / "first", tmp_path / "second"
+    command = script_command(data, first, "--num_train_epochs", "1", "--astrocyte_code", "sinusoidal")
+    scripts.run(*command)
+    command[command.index("--output_dir") + 1] = str(second)
+    shape = command.index("--hidden_size")
+    command = command[:shape] + command[shape + 2 :]
+    code = command.index("--astrocyte_code")
+    command[code : code + 2] = ["--model_name_or_path", str(first)]
+    scripts.run(*command)
+    tuned, start = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in (second, first))
+    assert tuned.config.astrocyte_code == "sinusoidal" and tuned.config.hidden_size == 32
+    assert json.loads((second / "results.json").read_text())["config"]["hidden_size"] == 32
+    assert tuned.num_parameters() == start.num_parameters()
+    assert not torch.equal(tuned.classifier.weight, start.classifier.weight)
+
+
+def test_a_checkpoint_brings_its_shape():
+    with pytest.raises(ValueError, match="--attention_type, --hidden_size shape a new model.*'some/model'"):
+        train_text_classification.parse_arguments(
+            ["--model_name_or_path", "some/model", "--hidden_size", "64", "--attention_type", "softmax"]
+        )
+
+
+@pytest.mark.parametrize(
+    "labels, problem_type, encoded",
+    [
+        (["b", "a", "b"], "single_label_classification", [1, 0, 1]),
+        ([5, 3, 5], "single_label_classification", [1, 0, 1]),
+        ([0.5, -1.0, 2.0], "regression", [0.5, -1.0, 2.0]),
+        ([["x"], [], ["y", "x"]], "multi_label_classification", [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]),
+    ],
+)
+def test_kinds_of_labels(labels, problem_type, encoded):
+    kind = training_common.Labels(Dataset.from_dict({"label": labels}), "label")
+    assert kind.problem_type == problem_type
+    assert [kind.encode(label) for label in labels] == encoded
+
+
+def test_a_label_that_was_never_trained_is_named():
+    kind = training_common.Labels(Dataset.from_dict({"label": ["a", "b"]}), "label")
+    with pytest.raises(ValueError, match=r"label 'c' does not occur .* \['a', 'b'\]"):
+        kind.encode("c")
+
+
+def test_metrics_work_without_a_network():
+    assert training_common.Classification().compute(predictions=[0, 1, 1, 1], references=[0, 1, 0, 1]) == {
+        "accuracy": 0.75,
+        "f1": pytest.approx((2 / 3 + 0.8) / 2),
+        "matthews_correlation": pytest.approx(3**-0.5),
+    }
+    multi = training_common.MultiLabelClassification("multilabel")
+    assert multi.compute(predictions=[[1, 0], [1, 1]], references=[[1, 0], [0, 1]])["accuracy"] == 0.5
+    assert training_common.Regression().compute(predictions=[1.0, 2.0], references=[1.0, 4.0])["mse"] == 2.0
+
+
+def test_bad_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match="exactly one of --dataset_name and --dataset_dir"):
+        training_common.load_splits()
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(ValueError, match=r"--dataset_dir must be a folder .*train.parquet"):
+        training_common.load_splits(dataset_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"no split 'train'; it has \['other'\]"):
+        training_common.pick_split({"other": None}, "train")
+
+
+def test_json_is_whole_or_absent(tmp_path):
+    path = tmp_path / "results.json"
+    training_common.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        training_common.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def run_language_model(output_dir, run, *more):
+    command = [
+        *(str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
+        *("--hidden_size", "32", "--num_hidden_layers", "1", "--block_size", "32", "--dropout", "0", "--use_cpu"),
+        *("--learning_rate", "1e-2", "--disable_tqdm", "true", *more),
+    ]
+    run(*command)
+    return json.loads((output_dir / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def novel(tmp_path_factory):
+    """A folder with two text files of few words."""
+    folder = tmp_path_factory.mktemp("novel")
+    for split, lines in (("train", 400), ("validation", 60)):
+        text = "\n".join(
+            f"the {('calm', 'grey')[i % 2]} sea carries the {('ship', 'boat')[i % 2]}" for i in range(lines)
+        )
+        (folder / f"{split}.txt").write_text(text)
+    return folder
+
+
+def test_language_model_script_causal_by_character(tmp_path, scripts, novel):
+    results = run_language_model(tmp_path, scripts.run, "--dataset_dir", str(novel), "--num_train_epochs", "8")
+    assert results["metrics"]["loss"] < 0.5 and results["task"] == "text-generation"
+    assert results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["loss"]))
+    assert len(results["learning_curve"]["evaluation"]) == 8
+    words = set(results["sample"].split())
+    assert len(words & {"the", "calm", "grey", "sea", "carries", "ship", "boat"}) >= 5
+    write = pipeline("text-generation", model=str(tmp_path))
+    text = write("the calm sea", max_new_tokens=30, do_sample=False)[0]["generated_text"]
+    assert text.startswith("the calm sea carries the")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "text-generation" and "{{" not in card.content
+    again = run_language_model_again(tmp_path, scripts, novel)
+    assert again["metrics"]["loss"] < results["metrics"]["loss"] + 0.05
+
+
+def run_language_model_again(folder, scripts, novel):
+    """Fine-tunes what a run left."""
+    output_dir = folder / "again"
+    command = [
+        *(str(ROOT / "scripts/train_language_model.py"), "--output_dir", str(output_dir)),
+        *("--model_name_or_path", str(folder), "--dataset_dir", str(novel), "--num_train_epochs", "1"),
+        *("--block_size", "32", "--use_cpu", "--disable_tqdm", "true"),
+    ]
+    scripts.run(*command)
+    return json.loads((output_dir / "results.json").read_text())
+
+
+def test_language_model_script_masked_with_byte_pairs(tmp_path, scripts, novel):
+    options = ("--objective", "masked", "--tokenizer", "bpe", "--vocab_size", "300", "--num_train_epochs", "12")
+    results = run_language_model(tmp_path, scripts.run, "--dataset_dir", str(novel), *options)
+    losses = [entry["eval_loss"] for entry in results["learning_curve"]["evaluation"]]
+    assert results["task"] == "fill-mask" and losses[-1] < 0.5 * losses[0]
+    fill = pipeline("fill-mask", model=str(tmp_path))
+    assert len(fill("the calm[MASK] carries the ship")) == 5
+
+
+def test_language_model_script_evaluates_behind_the_same_mask(tmp_path, scripts, novel):
+    options = ("--objective", "masked", "--num_train_epochs", "2", "--learning_rate", "0")
+    results = run_language_model(tmp_path, scripts.run, "--dataset_dir", str(novel), *options)
+    first, second = (entry["eval_loss"] for entry in results["learning_curve"]["evaluation"])
+    assert first == second == results["metrics"]["loss"]
+
+
+def test_language_model_script_over_two_processes(tmp_path, environment, novel):
+    options = ("--dataset_dir", str(novel), "--max_steps", "4", "--num_sample_tokens", "5")
+
+    def run(*command):
+        subprocess.run(in_two_processes(command), env=environment, check=True, capture_output=True, text=True)
+
+    results = run_language_model(tmp_path, run, *options)
+    assert results["world_size"] == 2 and results["effective_batch_size"] == 64
+    assert results["sample"] and results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["loss"]))
+
+
+def test_what_is_hidden_at_evaluation_does_not_depend_on_who_evaluates():
+    tokenizer = train_character_tokenizer(["abcdef"], 8)
+    blocks = Dataset.from_dict({"input_ids": torch.randint(5, 10, (12, 8)).tolist()})
+    first, second = (
+        train_language_model.hide_once(blocks, DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=0))
+        for _ in range(2)
+    )
+    assert first[:] == second[:]
+    labels, inputs = torch.tensor(first["labels"]), torch.tensor(first["input_ids"])
+    hidden = labels != -100
+    assert 0.1 < hidden.float().mean() < 0.5
+    assert torch.equal(torch.where(hidden, labels, inputs), torch.tensor(blocks["input_ids"]))
+    assert not torch.equal(inputs, torch.tensor(blocks["input_ids"]))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--objective", "prefix"], "--objective must be one of causal, masked, got 'prefix'"),
+        (["--model_name_or_path", "x", "--tokenizer", "bpe"], "--tokenizer shape a new model"),
+    ],
+)
+def test_language_model_script_names_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train_language_model.parse_arguments(arguments)
+
+
+def test_texts_are_joined_and_cut_into_blocks():
+    tokenizer = train_character_tokenizer(["abcdef"], 8)
+    data = Dataset.from_dict({"text": ["abc", "", "def", "ab"]})
+    blocks = train_language_model.in_blocks(data, tokenizer, "text", 4, "")["input_ids"]
+    assert [tokenizer.decode(block) for block in blocks] == ["abc[EOS]", "def[EOS]"]
+    with pytest.raises(ValueError, match="11 tokens do not fill a block; choose a --block_size below 64"):
+        train_language_model.in_blocks(data, tokenizer, "text", 64, "")
+
+
+def test_the_same_texts_give_the_same_vocabulary():
+    words = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnprst"]  # many ties between merges
+    vocabularies = [train_wordpiece_tokenizer(words * 2, 60, 16).get_vocab() for _ in range(6)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+    assert train_wordpiece_tokenizer(iter(words * 2), 60, 16).get_vocab() == vocabularies[0]  # read once
