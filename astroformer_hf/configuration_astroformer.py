@@ -290,8 +290,8 @@ class AstroformerConfig(AstroformerBaseConfig):
             synapse that fails to release).
         max_position_embeddings (`int`, defaults to 512): rows of the "learned" astrocyte code, the longest input that
             it takes, generated tokens included. The other codes and arms take any length; with them the attribute is
-            kept and saved, but not there to be read, because tools would cut their inputs by it. What bounds an input
-            says `longest_input`: these rows, or None.
+            kept and saved, but not there to be read, because tools would cut their inputs by it. `longest_input` says
+            what bounds an input: these rows, or None.
         type_vocab_size (`int`, defaults to 2): number of different `token_type_ids`.
         initializer_range (`float`, defaults to 0.02): standard deviation of initial weights.
         layer_norm_eps (`float`, defaults to 1e-12): epsilon of the layer normalisations.
