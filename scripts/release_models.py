@@ -181,11 +181,10 @@ def example_code(name, task):
             "set_seed(0)\n"
             f'print(write({json.dumps(PROMPT)}, max_new_tokens={NEW_TOKENS}, do_sample=True)[0]["generated_text"])\n'
         )
-    given = f'"model_cards/{name}/{EXAMPLE_IMAGE}", top_k=3'
-    if task == "text-classification":
-        given = "[\n" + "".join(f"    {json.dumps(text)},\n" for text in TEXTS) + "]"
+    more = "" if task == "image-classification" else f"texts = {json.dumps(TEXTS)}\n"
+    given = "texts" if more else f'"model_cards/{name}/{EXAMPLE_IMAGE}", top_k=3'
     return start.format(more="", verb="classify") + (
-        f'for answer in classify({given}):\n    print(answer["label"], f"{{answer[\'score\']:.2f}}")\n'
+        f'{more}for answer in classify({given}):\n    print(answer["label"], f"{{answer[\'score\']:.2f}}")\n'
     )
 
 
