@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
 import numpy as np
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -36,6 +37,7 @@ from safetensors.numpy import load_file
 
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "astroformer_hf"
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 PROCESSORS = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
 ALSO = (
@@ -84,7 +86,8 @@ def copy_and_check(source, target, repo_id):
     card = source / "README.md"
     figures = sorted(set(FIGURE.findall(card.read_text(encoding="utf-8")))) if card.is_file() else []
     names = {path.name for pattern in (*WEIGHTS, *PROCESSORS, *ALSO) for path in source.glob(pattern) if path.is_file()}
-    names |= code_files(source)
+    own_code = code_files(source)
+    names |= own_code
     problems = []
     for figure in figures:
         path = (source / figure).resolve()
@@ -97,6 +100,9 @@ def copy_and_check(source, target, repo_id):
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
+    if not own_code:  # as in model_cards/, whose models are loaded with the package
+        for name in code_files(source, PACKAGE):
+            shutil.copyfile(PACKAGE / name, target / name)
     if "LICENSE" not in names:
         shutil.copyfile(ROOT / "LICENSE", target / "LICENSE")
     problems += problems_of_weights(target) + problems_of_code(target) + problems_of_card(target, repo_id)
@@ -122,12 +128,14 @@ def code_references(folder):
                 yield auto_name, reference
 
 
-def code_files(folder):
-    """The files of code that the configuration names, and those that they import."""
+def code_files(folder, code=None):
+    """The files of code that a folder's configuration names, and those that they import, as far as they are in the
+    folder, or in another one, `code`."""
+    code = folder if code is None else code
     wanted, found = [reference.partition(".")[0] for _, reference in code_references(folder)], set()
     while wanted:
-        path = folder / f"{wanted.pop()}.py"
-        if path.parent == folder and path.is_file() and path.name not in found:
+        path = code / f"{wanted.pop()}.py"
+        if path.parent == code and path.is_file() and path.name not in found:
             found.add(path.name)
             wanted += re.findall(r"^\s*from \.(\w+) import", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return found
@@ -184,7 +192,8 @@ def problems_of_card(folder, repo_id):
         if not given
     ]
     if old_name:
-        card.text = card.text.replace(f'model="{old_name}"', f'model="{repo_id}"')
+        card.text = re.sub(rf'model="(model_cards/)?{re.escape(old_name)}"', f'model="{repo_id}"', card.text)
+        card.text = card.text.replace(f'"model_cards/{old_name}/', f'"{ENDPOINT}/{repo_id}/resolve/main/')
         card.text = re.sub(rf"(?m)^# {re.escape(old_name)}$", f"# {name}", card.text, count=1)
     card.data.model_name = name
     if repo_id not in card.text:

@@ -1,97 +1,138 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Model cards for the checkpoints of the comparison, from the records of scripts/reproduce.py.
+"""Cards of the trained models under model_cards/, from what scripts/release_models.py measured and the comparison."""
 
-The checkpoint of an arm is that of the first seed at its chosen learning rate.
-"""
+import json
 
 import comparison
 import jinja2
 import report_comparison
 from comparison import ARMS, TASKS
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from report_tables import origin, table
 
 
 LICENSE = "apache-2.0"
-TAGS = {
-    "neuron_astrocyte": ["neuron-astrocyte-attention", "linear-attention"],
-    "linear": ["linear-attention"],
-    "softmax": ["softmax-attention"],
-}
+TAGS = ["astroformer", "custom_code", "neuron-astrocyte-attention", "linear-attention"]
+SHOWN = {"accuracy": ".4f", "f1": ".4f", "loss": ".4f", "perplexity": ".2f"}  # the metrics of a card, and how they look
+INDEX = """# Trained models
+
+They work right after a clone. Each folder has a card with figures, a comparison, limits and the training command.
+
+"""
+INDEX_END = """
+Figures are of the validation split; the loss is in nats per character. The weights are licensed under Apache-2.0.
+
+The folders hold no code. Where `astroformer_hf` is imported, none is needed, and `scripts/publish.py` adds it to what
+it uploads. `scripts/release_models.py` makes the folders; `scripts/report.py` rewrites the cards and this page. The
+templates here are of these cards and of those that the training scripts and the demo write.
+"""
 
 
-def model_name(preset, task, arm):
-    return f"astroformer-{preset}-{task}-{arm}"
+def in_words(metric, value):
+    """The value of a metric as a card prints it."""
+    return format(value, SHOWN[metric])
 
 
 def cards(known, folder):
-    """The text of the card of each arm and task of a `report_comparison.Comparison`, by its path in `folder`."""
-    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), keep_trailing_newline=True)
-    template = templates.get_template("comparison.md.jinja")
-    found = {}
-    for task, arms in known.tasks.items():
-        for arm, summary in arms.items():
-            name = model_name(known.preset, task, arm)
-            found[folder / f"{name}.md"] = card(template, name, known, task, arm, summary)
-    return found
+    """The card of each released model of a `report_comparison.Comparison`, and an index of them, by their paths."""
+    paths = sorted(folder.glob("*/results.json"))
+    records = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    records = {path: record for path, record in records.items() if record["preset"] == known.preset}
+    if not records:
+        return {}
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = templates.get_template("released.md.jinja")
+    found = {path / "README.md": card(template, known, record) for path, record in records.items()}
+    return {**found, folder / "README.md": index(known, records.values())}
+
+
+def index(known, records):
+    rows = []
+    for record in records:
+        metric = TASKS[record["task"]].metric
+        rows.append(
+            [
+                f"[{record['name']}]({record['name']}/README.md)",
+                TASKS[record["task"]].title,
+                what_it_is(known, record),
+                f"{record['parameters']:,}",
+                f"{metric} {in_words(metric, record['metrics'][metric])}",
+            ]
+        )
+    lines = table(["model", "task", "attention", "parameters", "figure"], rows)
+    return INDEX + "\n".join(lines).strip() + "\n" + INDEX_END
+
+
+def what_it_is(known, record):
+    return report_comparison.what_it_is(record["arm"], known.tasks[record["task"]][record["arm"]].records[0])
 
 
 def dataset_on_hub(task):
-    """The name of a task's data on the Hub, None if they come with Python."""
-    hub = list(TASKS[task].hub)
-    return hub[hub.index("--dataset_name") + 1] if hub else None
+    """The name of a task's data on the Hub."""
+    return TASKS[task].hub[TASKS[task].hub.index("--dataset_name") + 1]
 
 
-def card(template, name, known, task, arm, summary):
-    """A card as text, after a check that it can be read back."""
-    record, definition = summary.records[0], TASKS[task]
-    dataset = dataset_on_hub(task) or record["dataset"]
-    is_from_hub = record["dataset"] == dataset
-    split = record.get("test_split", record["split"])
-    metrics = record.get("test_metrics", record["metrics"])
-    shown = [metric for metric in ("accuracy", "f1", "loss", "perplexity") if metric in metrics]
-    data = ModelCardData(
+def card_data(record):
+    """The metadata of a card."""
+    dataset, task = dataset_on_hub(record["task"]), record["pipeline_tag"]
+    metrics = {name: record["metrics"][name] for name in SHOWN if name in record["metrics"]}
+    return ModelCardData(
         license=LICENSE,
         library_name="transformers",
-        pipeline_tag=record["pipeline_tag"],
-        tags=["astroformer", "custom_code", *TAGS[record["attention_type"]]],
-        metrics=[metric for metric in shown if metric != "loss"],
-        model_name=name,
+        pipeline_tag=task,
+        tags=TAGS,
+        metrics=[name for name in metrics if name != "loss"],
+        model_name=record["name"],
         eval_results=[
             EvalResult(
-                task_type=record["pipeline_tag"],
+                task_type=task,
                 dataset_type=dataset,
-                dataset_name=definition.title if is_from_hub else f"{definition.title} (a local copy, split anew)",
-                dataset_split=split,
-                metric_type=metric,
-                metric_value=round(metrics[metric], 4),
+                dataset_name=f"{TASKS[record['task']].title} (a local copy, split anew)",
+                dataset_split=record["split"],
+                metric_type=name,
+                metric_value=float(in_words(name, value)),
             )
-            for metric in shown
+            for name, value in metrics.items()
         ],
-        **({} if record["pipeline_tag"] == "image-classification" else {"language": "en"}),
-        **({"datasets": [dataset]} if "/" in dataset else {}),
+        datasets=[dataset],
+        **({} if task == "image-classification" else {"language": "en"}),
     )
-    others = {
-        other: comparison.with_spread(definition, found.mean, found.spread)
-        for other, found in known.tasks[task].items()
-    }
+
+
+def card(template, known, record):
+    """A card as text, after a check that it can be read back."""
+    definition, arms = TASKS[record["task"]], known.tasks[record["task"]]
+    rows = []
+    for arm, summary in arms.items():
+        name = ARMS[arm].title
+        rows.append(
+            [
+                f"**{name}**" if arm == record["arm"] else name,
+                comparison.with_spread(definition, summary.mean, summary.spread),
+                *(report_comparison.difference(definition, summary, arms[other]) for other in ("softmax", "linear")),
+                str(len(summary.values)),
+            ]
+        )
+    header = ["attention", definition.metric, "better than softmax by", "than linear by", "seeds"]
+    training = record["training"]
     text = template.render(
-        card_data=data.to_yaml(),
-        name=name,
-        task=definition,
-        task_name=task,
-        preset=known.preset,
-        arm=arm,
-        arms=ARMS,
-        others=others,
+        card_data=card_data(record).to_yaml(),
         record=record,
-        summary=summary,
-        dataset=dataset,
-        is_from_hub=is_from_hub,
-        repeat=report_comparison.repeat(known, task, record),
-        split=split,
-        samples=record.get("test_samples", record["eval_samples"]),
-        metrics={metric: metrics[metric] for metric in shown},
-        labels=list((record["config"].get("id2label") or {}).values()),
-        seeds=[run["seed"] for run in summary.records],
+        training=training,
+        task=definition,
+        config=arms[record["arm"]].records[0]["config"],
+        what_it_is=what_it_is(known, record),
+        dataset=dataset_on_hub(record["task"]),
+        metrics={name: in_words(name, value) for name, value in record["metrics"].items() if name in SHOWN},
+        whole={
+            name: in_words(name, value)
+            for name, value in record.get("metrics_of_whole_texts", {}).items()
+            if name in SHOWN
+        },
+        comparison="\n".join(table(header, rows)).strip(),
+        measured_on=origin(record),
+        trained_on=origin(training),
     )
     return ModelCard(text).content

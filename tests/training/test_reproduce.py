@@ -10,13 +10,11 @@ import time
 import comparison
 import pytest
 import report
-import report_cards
 import report_comparison
 import reproduce
 import torch
 import training_common
 from comparison import ARMS, PRESETS, TASKS, Cell, Records
-from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 from variants import ROOT
 
@@ -400,39 +398,6 @@ def test_texts_are_rewritten_between_their_markers(tmp_path):
     path = tmp_path / "text.md"
     path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     assert report.between_markers(path, ["new", ""]) == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
-
-
-def test_cards_can_be_read_by_the_hub(made_up):
-    known = report_comparison.Comparison(made_up, "smoke")
-    cards = report_cards.cards(known, ROOT / "model_cards")
-    assert {path.name for path in cards} == {f"astroformer-smoke-digits-{arm}.md" for arm in ("softmax", "full")}
-    card = ModelCard(cards[ROOT / "model_cards/astroformer-smoke-digits-full.md"])
-    check_card(card)
-    assert card.data.eval_results[0].metric_value == 0.9
-    assert "| **all three effects** | 91.0% ± 1.4 |" in card.content
-
-
-def check_card(card):
-    data = card.data.to_dict()
-    assert data["license"] == "apache-2.0" and data["library_name"] == "transformers"
-    assert data["pipeline_tag"] in ("text-classification", "image-classification", "text-generation")
-    assert data["model-index"][0]["results"][0]["metrics"] and card.data.eval_results and data["metrics"]
-    for section in ("## Use", "## Results", "## Training", "## Reproduce", "## Limits", "## Cite"):
-        assert section in card.content
-    assert "{{" not in card.content and "{%" not in card.content and "python scripts/" in card.content
-
-
-COMMITTED = sorted((ROOT / "model_cards").glob("*.md"))
-
-
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_committed_cards(path):
-    check_card(ModelCard.load(path))
-
-
-def test_every_complete_arm_has_a_card():
-    wanted = {path.name for known in report.comparisons() for path in report_cards.cards(known, ROOT / "model_cards")}
-    assert wanted == {path.name for path in COMMITTED}
 
 
 def test_committed_records_are_of_the_presets_as_they_are():
