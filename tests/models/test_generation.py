@@ -215,9 +215,9 @@ def test_a_step_of_decoding_waits_for_no_device(mask, monkeypatch):
     cache = model(**inputs, use_cache=True)[CACHE_NAME]
     monkeypatch.setattr("astroformer_hf.cache_astroformer.may_look_at", lambda tensor: False)
     monkeypatch.setattr("astroformer_hf.forward_keywords.may_look_at", lambda tensor: False)
-    monkeypatch.setattr("astroformer_hf.modeling_astroformer.may_look_at", lambda tensor: False)
+    monkeypatch.setattr("astroformer_hf.input_checks.may_look_at", lambda tensor: False)
     monkeypatch.setattr("astroformer_hf.packed_rows.may_look_at", lambda tensor: False)
-    monkeypatch.setattr("astroformer_hf.modeling_astroformer.check_range", lambda *arguments: None)
+    monkeypatch.setattr("astroformer_hf.input_checks.check_range", lambda *arguments: None)
     if mask is not None:
         mask = torch.cat((inputs["attention_mask"], torch.ones(3, 1).long()), dim=1)
     with torch.no_grad(), attention_backend("plain"), Looks():
