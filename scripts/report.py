@@ -36,7 +36,7 @@ RESULTS_HEAD = """# Results
 
 What each biological effect contributes: every arm in the same skeleton, trained by `scripts/reproduce.py`.
 [Concepts](../docs/concepts.md) explains the effects; `python scripts/reproduce.py --help` the presets. Each JSON file
-here is the full record of one run. This page and the figures are written from the records by `python scripts/report.py`.
+here is the full record of one run. `python scripts/report.py` writes this page and the figures from the records.
 
 `outputs/data/NAME` stands for a local folder with one file per split. For IMDB and CIFAR-10 these are the official
 training sets, split again: 20,000 and 5,000 reviews; 45,000 and 5,000 images, stored as JPEG of quality 75. The

@@ -51,6 +51,11 @@ def option(record, name):
     return dict(zip(record["arguments"], record["arguments"][1:], strict=False))[name]
 
 
+def split_of(record):
+    """The split that a run's reported metric was measured on."""
+    return record.get("test_split", record["split"])
+
+
 def what_it_is(arm, record):
     """An arm in words, for the full one with its code and alpha."""
     if not arm.startswith("full"):
@@ -85,7 +90,7 @@ def task_lines(known, task):
     definition, arms, goals = TASKS[task], known.tasks[task], known.goals(task)
     example = "full" if "full" in arms else next(iter(arms))
     first = arms[example].records[0]
-    metric = f"{first.get('test_split', first['split'])} {definition.metric}"
+    metric = f"{split_of(first)} {definition.metric}"
     rows = []
     for arm, summary in arms.items():
         memory = summary.average("peak_memory_bytes")
@@ -148,8 +153,8 @@ def explanation(definition, arms, goals, first, metric):
         values = " and ".join(comparison.format_value(definition, goal) for goal in goals)
         shares = " and ".join(f"{share:.0%}" for share in GOALS)
         lines.append(
-            f"- **steps**: {values} are {shares} of the way from chance to the end of the softmax arm's mean validation "
-            "curve; read off each seed's curve, with linear interpolation between evaluations."
+            f"- **steps**: {values} are {shares} of the way from chance to the end of the softmax arm's mean "
+            "validation curve; read off each seed's curve, with linear interpolation between evaluations."
         )
     is_gpu = bool(first["hardware"]["gpus"])
     memory = (
@@ -227,7 +232,7 @@ def overview_lines(known):
     return [
         *table(header, rows),
         f"Mean and standard deviation over the seeds. {sizes_of(known)} Each arm has the learning rate that suits it "
-        "best, chosen on the first seed from the same three or four; accuracy: higher is better, loss: lower is better.",
+        "best, chosen on the first seed from the same three or four. A higher accuracy or a lower loss is better.",
         "",
     ]
 
@@ -246,7 +251,11 @@ def sizes_of(known):
     return "; ".join(sizes) + "."
 
 
-HEADLINES = {"softmax": "softmax attention", "linear": "linear attention", "full": "neuron-astrocyte, all three effects"}
+HEADLINES = {
+    "softmax": "softmax attention",
+    "linear": "linear attention",
+    "full": "neuron-astrocyte, all three effects",
+}
 
 
 def headline_lines(known):
@@ -262,12 +271,14 @@ def headline_lines(known):
             summary = found.get(arm)
             cell = comparison.with_spread(definition, summary.mean, summary.spread) if summary else ""
             row.append(f"{cell} (`{arm}`)" if summary and row is rows[-1] else cell)
+    seeds = sorted({len(summary.values) for found in known.tasks.values() for summary in found.values()})
+    record = next(iter(next(iter(known.tasks.values())).values())).records[0]
     return [
         *table(header, rows),
-        "Validation accuracy (higher is better) or loss in nats per token (lower is better), mean ± standard "
-        f"deviation over the seeds, of small models trained from scratch, alike but for their attention. "
-        f"{sizes_of(known)} The best arm was picked afterwards, on the same data. "
-        "[All arms, with their learning curves and commands](results/README.md).",
+        "Small models, trained from scratch, that differ in their attention and the learning rate that suits it best: "
+        f"accuracy (higher is better) or loss in nats per token (lower is better) on {split_of(record)} data, mean ± "
+        f"standard deviation over {' or '.join(map(str, seeds))} seeds. The best arm was picked afterwards on the same "
+        "data. Sizes, all arms, learning curves and commands are in [results/README.md](results/README.md).",
         "",
     ]
 
@@ -356,7 +367,11 @@ def plot_alpha(known):
     return figure
 
 
-FIGURES = (("learning", "Learning curves"), ("ablation", "What each effect contributes"), ("alpha", "Presynaptic plasticity"))
+FIGURES = (
+    ("learning", "Learning curves"),
+    ("ablation", "What each effect contributes"),
+    ("alpha", "Presynaptic plasticity"),
+)
 PLOTS = {"learning": plot_learning, "ablation": plot_ablation, "alpha": plot_alpha}
 
 

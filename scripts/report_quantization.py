@@ -31,8 +31,8 @@ def quantization_lines(records):
     first = records[0]
     return [
         *table(header, rows),
-        f"Validation split, in this order: {examples}; batches of {first['batch_size']}, each run by the models in turn, "
-        f"PyTorch with its C++ attention; onnxruntime {first['versions']['onnxruntime']} on {origin(first)}. "
+        f"Validation split, in this order: {examples}; batches of {first['batch_size']}, each run by the models in "
+        f"turn, PyTorch with its C++ attention; onnxruntime {first['versions']['onnxruntime']} on {origin(first)}. "
         "The last column is the largest difference from PyTorch's logits over batches of several sizes, relative to "
         "the largest logit.",
         "",

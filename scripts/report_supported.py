@@ -28,10 +28,10 @@ COLUMNS |= {"huggingface-hub": "huggingface-hub", "safetensors": "safetensors"}
 
 HEAD = """# Supported versions
 
-The range of versions in `pyproject.toml` is tested at both ends (where there is no upper limit, as for Python and torch,
-with the release in the table): the wheel is built and installed with its dependencies into an empty environment, and the
-library's tests run there. In between, development uses the releases in `constraints.txt`. Importing the package, or code
-that came with a checkpoint, with a release outside the range is an error.
+The range of versions in `pyproject.toml` is tested at both ends (where there is no upper limit, as for Python and
+torch, with the release in the table): the wheel is built and installed with its dependencies into an empty environment,
+and the library's tests run there. In between, development uses the releases in `constraints.txt`. Importing the
+package, or code that came with a checkpoint, with a release outside the range is an error.
 
 transformers publishes a new minor release about every nine days. All are accepted below 6; one newer than those tested
 (`TESTED_TRANSFORMERS` in `astroformer_hf/version.py`) causes one warning on import. transformers 5.22 and later need
@@ -50,8 +50,8 @@ serves, so it is the first to fail when a new release changes something.
 
 The records are in [`results/supported`](../results/supported). They leave out export, the demo, the benchmark, the
 comparison, the common tests of transformers, peft, sentence-transformers and Triton's interpreter, which are tested
-with the releases in `constraints.txt` only, and `torch.compile` with torch 2.6, which can trace neither these models nor
-the library's own.
+with the releases in `constraints.txt` only, and `torch.compile` with torch 2.6, which can trace neither these models
+nor the library's own.
 
 ## Names without a stability guarantee
 
