@@ -152,7 +152,7 @@ def decoding_table(cases):
 def decoding_text(record):
     """What the next token costs after ever longer contexts, as Markdown lines, for the README."""
     return [
-        "**The next token costs the same after any context**, in time and in memory:",
+        "**The next token takes about the same time, and exactly the same memory, after any context:**",
         "",
         *decoding_table(Cases(record["rows"])),
         f"One sequence, {record['layers']} layers, {record['width']} wide, {record['dtype']}, on {origin(record)}. "
