@@ -1,9 +1,9 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Builds the C++ library of neuron-astrocyte attention ahead, as in a container that is to have no compiler:
+"""Builds the C++ library of neuron-astrocyte attention in advance, for example for a container without a compiler:
 
     python -m astroformer_hf.build
 
-It prints where the library lies. If it cannot be built or kept, it says why and ends with status 1.
+Prints the path of the library. If it cannot be built or stored, says why and exits with status 1.
 """
 
 import argparse
@@ -14,7 +14,9 @@ from .neuron_astrocyte_cpu import build
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m astroformer_hf.build", description=__doc__.split(",")[0] + ".")
-    parser.add_argument("--rebuild", action="store_true", help="build it also if it is there, by another CXX, say")
+    parser.add_argument(
+        "--rebuild", action="store_true", help="build it even if it exists, for example with another CXX"
+    )
     try:
         print(build(parser.parse_args(arguments).rebuild))
     except (OSError, RuntimeError) as error:

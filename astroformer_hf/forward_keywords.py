@@ -1,8 +1,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Which keyword arguments a forward takes beside those in its signature. Any other is an error that names it: what is
-ignored without a word is a wrong answer.
+"""Which keyword arguments a forward accepts beyond its signature. Any other is an error that names it, because silently
+ignoring an argument gives a wrong answer.
 
-None is as good as not given, and is taken under any name.
+None counts as not given, and is accepted under any name.
 """
 
 import difflib
@@ -16,21 +16,21 @@ from .library_compatibility import CACHE_NAME
 from .token_layout import known_value
 
 
-# What the libraries around pass to any model: who does, and what becomes of it.
+# What other libraries pass to any model: which ones do, and how it is used.
 FROM_LIBRARIES = {
-    "cache_position": "generation loops written for older releases: it must say what the cache says",
+    "cache_position": "generation loops written for older releases: it must agree with the cache",
     "is_causal": "sentence-transformers and others that turn decoders into encoders: it must agree with the model",
-    "num_items_in_batch": "Trainer: a loss is a mean over so many labels; a model without a loss has no use for it",
+    "num_items_in_batch": "Trainer: the number of labels that a loss is averaged over; without a loss it is ignored",
     "output_attentions": "generate, peft: attention maps are returned",
     "output_hidden_states": "generate, peft: hidden states are returned",
     "return_dict": "generate, peft, sentence-transformers: an output with names, or a tuple",
-    "use_cache": "generate, pipelines, trl: decoders return their state; others have none",
+    "use_cache": "generate, pipelines, trl: decoders return their state; other models have none",
 }
 
-# Sequences that lie behind one another in a row, as `DataCollatorWithFlattening` and trl's packing make them.
+# Several sequences in one row, as `DataCollatorWithFlattening` and trl's packing produce them.
 PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
-# What only the library's continuous batching passes.
+# Passed only by continuous batching in transformers.
 CONTINUOUS_BATCHING_KEYWORDS = (
     "block_table",
     "logits_indices",
@@ -46,11 +46,13 @@ NO_CONTINUOUS_BATCHING = (
 
 
 def checks_keywords(*names, beside=None):
-    """Decorator of a forward: a TypeError for any keyword argument but those in its signature, in `FROM_LIBRARIES`, and
+    """Decorator that makes a forward raise a TypeError for keyword arguments that it does not know.
+
+    It knows those in its signature, those in `FROM_LIBRARIES`, and the following.
 
     Args:
-        names (`str`): more that it takes in its `**kwargs`.
-        beside (function, *optional*): a forward that its `**kwargs` go on to, whose own arguments it takes as well.
+        names (`str`): further names that it accepts in its `**kwargs`.
+        beside (function, *optional*): a decorated forward that receives its `**kwargs`, whose arguments it accepts too.
     """
 
     def decorate(forward):
@@ -83,12 +85,12 @@ def _unexpected(forward_name, name, value, known):
 
 
 def check_library_keywords(keywords, config, length=0, past_length=0):
-    """Raises a ValueError for keywords of the library that ask for what a model does not do.
+    """Raises a ValueError for library keywords that request something the model does not do.
 
     Args:
         keywords (`dict`): the keyword arguments of a forward beyond its signature.
-        config (`AstroformerBaseConfig`): the model's.
-        length, past_length (`int`): tokens of the input, and in the cache.
+        config (`AstroformerBaseConfig`): the model's configuration.
+        length, past_length (`int`): number of tokens in the input and in the cache.
     """
     is_causal = keywords.get("is_causal")
     if is_causal is None:
@@ -96,21 +98,21 @@ def check_library_keywords(keywords, config, length=0, past_length=0):
     if is_causal is not None and bool(is_causal) != config.is_decoder:
         raise ValueError(
             f"is_causal={is_causal!r} does not fit a model with is_decoder={config.is_decoder}, whose attention is "
-            f"{'causal' if config.is_decoder else 'not causal'} always"
+            f"{'always' if config.is_decoder else 'never'} causal"
         )
     positions = keywords.get("cache_position")
     if may_look_at(positions) and positions.flatten().tolist() != list(range(past_length, past_length + length)):
         raise ValueError(
-            f"cache_position must be the positions from {past_length}, which the cache says, to "
+            f"cache_position must be the positions from {past_length}, the number of tokens in the cache, to "
             f"{past_length + length - 1}, got {positions.flatten().tolist()}"
         )
 
 
 def may_wait_for(tensor):
-    """Whether the values of a tensor, or None, can be had, as of `known_value`."""
+    """Whether `tensor` is a tensor whose values can be read; see `known_value`."""
     return isinstance(tensor, torch.Tensor) and known_value(lambda: tensor.flatten()[:1].sum()) is not None
 
 
 def may_look_at(tensor):
-    """Whether they can be had at no cost, too: elsewhere than in main memory, a look would stall the device."""
+    """Whether they can also be read at no cost: anywhere but in main memory, reading would stall the device."""
     return isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and may_wait_for(tensor)

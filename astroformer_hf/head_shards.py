@@ -1,10 +1,10 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Several processes: which heads are this process's under tensor parallelism, and what is refused.
+"""Several processes: which heads belong to this process under tensor parallelism, and what is not supported.
 
 A tensor-parallel plan shards the projections to queries, keys and values by rows, that is, by heads: each process
-attends with its own, and the output projection sums over the processes. Heads never meet inside the operation, so
-nothing else is exchanged. The parameters of the astrocyte code, which are small, are whole on every process; each takes
-the rows of its own heads.
+computes attention for its own heads, and the output projection sums over the processes. Heads do not interact inside
+the operation, so nothing else is exchanged. The parameters of the astrocyte code are small: every process holds all of
+them and uses the rows of its own heads.
 """
 
 import sys
@@ -18,47 +18,47 @@ class HeadShard(NamedTuple):
     """The heads of this process.
 
     Attributes:
-        mesh: the `DeviceMesh`, of one dimension, that the heads are divided over.
+        mesh: the one-dimensional `DeviceMesh` over which the heads are divided.
     """
 
     mesh: Any
 
     def rows(self, parameter):
-        """The rows of this process's heads of a parameter that is whole on every process, `(heads, ...)`.
+        """The rows that belong to this process's heads, of a parameter `(heads, ...)` that every process holds in full.
 
-        Its gradient is whole on every process, too.
+        Every process receives the full gradient, too.
         """
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
         if isinstance(parameter, DTensor):
             raise ValueError(
                 "the parameters of the astrocyte code must not be in the tensor-parallel plan: every process holds "
-                f"them whole and takes the rows of its heads; got one placed as {parameter.placements}"
+                f"all of them and uses the rows of its heads; got one placed as {parameter.placements}"
             )
         whole = DTensor.from_local(parameter, self.mesh, [Replicate()], run_check=False)
         return whole.redistribute(placements=[Shard(0)]).to_local()
 
     def gather(self, attention_map):
-        """The maps of all heads, `(batch, heads, ...)`, from those of each process's."""
+        """The maps of all heads, `(batch, heads, ...)`, from those of this process's heads."""
         from torch.distributed.tensor import DTensor, Shard
 
         return DTensor.from_local(attention_map, self.mesh, [Shard(1)], run_check=False).full_tensor()
 
 
 def split_heads(projected, sizes, num_heads, weights):
-    """Queries, keys and values by heads, and which heads those are.
+    """Splits queries, keys and values by head, and finds out which heads are on this process.
 
     Args:
-        projected (`dict` of `str` to `torch.Tensor`): `(batch, length, columns)`, by the names of the projections.
-        sizes (sequence of `int`): columns per head, of each.
-        num_heads (`int`): heads of the whole layer.
-        weights (`dict` of `str` to `torch.Tensor`): of the projections.
+        projected (`dict` of `str` to `torch.Tensor`): `(batch, length, columns)`, by the name of the projection.
+        sizes (sequence of `int`): columns per head, for each projection.
+        num_heads (`int`): number of heads in the whole layer.
+        weights (`dict` of `str` to `torch.Tensor`): the weights of the projections.
 
     Returns:
-        A list of tensors `(batch, heads here, length, size)`, and the `HeadShard`, None where all heads are here.
+        A list of tensors `(batch, local heads, length, size)`, and the `HeadShard`, None where all heads are local.
 
     Raises:
-        ValueError: the plan does not leave each process the same number of whole heads.
+        ValueError: the plan does not give each process the same number of whole heads.
     """
     shard = None
     if any(x.shape[-1] != num_heads * size for x, size in zip(projected.values(), sizes, strict=True)):
@@ -83,7 +83,7 @@ def _head_shard(projected, sizes, num_heads, weights):
             f"tensor parallelism over {mesh.size()} processes needs num_attention_heads to be a multiple of "
             f"{mesh.size()}, so that no head is split; got num_attention_heads={num_heads}"
         )
-    # by the class's name: a strided shard, a subclass, would deal out the heads in another order
+    # compared by class name: a strided shard, a subclass, would assign the heads in another order
     by_rows = all(type(p[0]).__name__ == "Shard" and p[0].dim == 0 for p in placements.values())
     if heads != {num_heads / mesh.size()} or not by_rows:
         raise ValueError(
@@ -95,11 +95,11 @@ def _head_shard(projected, sizes, num_heads, weights):
 
 
 def refuse_pipeline(distributed_config):
-    """Raises a NotImplementedError if layers are to be divided over processes: the library hands the hidden states of
-    one to the next as input embeddings, to which these models would add the positions once more.
+    """Raises a NotImplementedError if layers are to be divided over processes: transformers passes the hidden states of
+    one process to the next as input embeddings, to which these models would add the positions again.
 
     Args:
-        distributed_config (`DistributedConfig` or `dict`, *optional*): what `from_pretrained` was given.
+        distributed_config (`DistributedConfig` or `dict`, *optional*): the argument of `from_pretrained`.
     """
     is_dict = isinstance(distributed_config, dict)
     size = distributed_config.get("pp_size") if is_dict else getattr(distributed_config, "pp_size", None)
@@ -111,10 +111,10 @@ def refuse_pipeline(distributed_config):
 
 
 def refuse_sharded_sequence(**inputs):
-    """Raises where the sequence is divided over several processes: attention here would be within each part alone.
+    """Raises if the sequence is divided over several processes: attention would be confined to each part.
 
     Args:
-        inputs (`torch.Tensor`, *optional*): the model's inputs by their names.
+        inputs (`torch.Tensor`, *optional*): the model's inputs by name.
 
     Raises:
         ValueError: an input is a `DTensor`.
@@ -125,22 +125,22 @@ def refuse_sharded_sequence(**inputs):
     for name, x in inputs.items():
         if hasattr(x, "placements"):
             raise ValueError(
-                f"{name} must be a plain tensor with whole sequences, got a DTensor placed as {x.placements}; give "
+                f"{name} must be a plain tensor with whole sequences, got a DTensor placed as {x.placements}; pass "
                 f"{name}.full_tensor()"
             )
     engine = _sequence_engine()
     if engine is not None:
         raise NotImplementedError(
-            f"{engine} divides each sequence over several processes, which Astroformer does not support: each would "
-            "attend to its own part alone. Divide the batch (data parallelism, FSDP) or the heads (tensor "
+            f"{engine} divides each sequence over several processes, which Astroformer does not support: each process "
+            "would attend only to its own part. Divide the batch (data parallelism, FSDP) or the heads (tensor "
             "parallelism) instead"
         )
 
 
 @torch.compiler.assume_constant_result
 def _sequence_engine():
-    """What divides sequences over processes at the moment, in words, or None."""
-    # torch puts a function of its own in the place of PyTorch's attention while context parallelism is on
+    """What currently divides sequences over processes, in words, or None."""
+    # while context parallelism is on, torch replaces its attention function with another
     patched = getattr(nn.functional.scaled_dot_product_attention, "__module__", None) or ""
     if patched.startswith("torch.distributed.tensor.experimental"):
         return "torch's context_parallel"

@@ -1,12 +1,12 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Rows in which several documents stand one after the other ("packing", "padding-free" training), as collators say it:
+"""Rows that hold several documents one after another ("packing", "padding-free" training). Collators mark them by
 
-- `position_ids` that begin again at 0 with each document (`DataCollatorWithFlattening`, trl's packing);
-- `seq_idx`, `(batch, length)`, the number of each token's document;
-- `cu_seq_lens_q` (and `cu_seq_lens_k`, the same), `(documents + 1,)`, where each document of the only row begins and,
-  last, where the row ends; `max_length_q` and `max_length_k` say what follows from it.
+- `position_ids` that restart at 0 with each document (`DataCollatorWithFlattening`, trl's packing);
+- `seq_idx`, `(batch, length)`, the index of each token's document;
+- `cu_seq_lens_q` (and `cu_seq_lens_k`, the same), `(documents + 1,)`: where each document of a single row begins and,
+  last, where the row ends; `max_length_q` and `max_length_k` follow from it.
 
-Whichever says it, a document is encoded as if it stood in a row of its own.
+However they are marked, each document is encoded as if it were in a row of its own.
 """
 
 import torch
@@ -16,19 +16,19 @@ from .token_layout import known_value, last_real, number_documents, starts_of_do
 
 
 def packed_documents(shape, attention_mask, position_ids, keywords, past_length=0):
-    """The number of each token's document, `(batch, length)` as of `number_documents`; None if each row is one.
+    """The index of each token's document, `(batch, length)` as from `number_documents`; None if no row has several.
 
-    Where the values of `position_ids` cannot be asked (in a graph that is being traced), rows count as packed: the
-    same numbers come out, in a form that is slower.
+    Where the values of `position_ids` cannot be read (while a graph is being traced), rows are treated as packed: the
+    results are the same, but slower to compute.
 
     Args:
         shape (pair of `int`): `(batch, length)`.
-        attention_mask, position_ids (`torch.Tensor`, *optional*): as of `AstroformerModel.forward`.
-        keywords (`dict`): what else that was given, with `PACKING_KEYWORDS` among it.
-        past_length (`int`): tokens in the cache.
+        attention_mask, position_ids (`torch.Tensor`, *optional*): as for `AstroformerModel.forward`.
+        keywords (`dict`): its other keyword arguments, `PACKING_KEYWORDS` among them.
+        past_length (`int`): number of tokens in the cache.
 
     Raises:
-        ValueError: the arguments contradict each other, or go on from a cache.
+        ValueError: the arguments contradict each other, or a document begins after cached tokens.
     """
     length = shape[1]
     padding_mask = None if attention_mask is None else attention_mask[:, past_length:] != 0
@@ -43,7 +43,9 @@ def packed_documents(shape, attention_mask, position_ids, keywords, past_length=
     if starts is not None:
         documents = number_documents(starts, padding_mask)
         if may_look_at(restarts) and bool((number_documents(restarts & ~starts, padding_mask) > 0).any()):
-            raise ValueError("position_ids begin again at 0 where no document begins by seq_idx or cu_seq_lens_q")
+            raise ValueError(
+                "position_ids begin again at 0 where no document begins according to seq_idx or cu_seq_lens_q"
+            )
     elif restarts is not None and length > 1:
         documents = number_documents(restarts, padding_mask)
         if known_value(documents.any) is False:
@@ -52,27 +54,29 @@ def packed_documents(shape, attention_mask, position_ids, keywords, past_length=
         goes_on_anew = restarts is not None and _begins_anew(restarts, attention_mask, padding_mask, past_length)
         if goes_on_anew or (documents is not None and known_value(documents.any)):
             raise ValueError(
-                "a document begins, by position_ids that are 0 again or by seq_idx or cu_seq_lens_q, while the cache "
-                "holds what came before: packed rows take no cache; leave it out, or give each document a row"
+                "a document begins (position_ids restart at 0, or seq_idx or cu_seq_lens_q say so) while the cache "
+                "holds what came before: packed rows cannot use a cache; leave it out, or give each document a row"
             )
         return None
     return documents
 
 
 def refuse_packed_rows(task, hidden_states, attention_mask, position_ids, keywords):
-    """Raises a ValueError if rows hold several documents, for a head that gives one answer per row.
+    """Raises a ValueError if rows hold several documents, for a head that returns one answer per row.
 
     Args:
-        task (`str`): what the head does, for the message.
+        task (`str`): what the head does, for the error message.
         hidden_states (`torch.Tensor`): `(batch, length, hidden_size)`.
-        attention_mask, position_ids, keywords: as of `packed_documents`.
+        attention_mask, position_ids, keywords: as for `packed_documents`.
     """
     documents = packed_documents(hidden_states.shape[:2], attention_mask, position_ids, keywords)
     if documents is None:
         return
     is_packed = known_value(documents.any)
     if is_packed or is_packed is None and is_packed_explicitly(keywords):
-        raise ValueError(f"{task} takes one document per row, and these are packed; give each a row, padded")
+        raise ValueError(
+            f"{task} takes one document per row, but these rows are packed; give each document its own, padded row"
+        )
 
 
 def is_packed_explicitly(keywords):
@@ -81,8 +85,8 @@ def is_packed_explicitly(keywords):
 
 
 def without_first_tokens(labels, attention_mask, position_ids, keywords, ignored=-100):
-    """Labels of a causal language model, `(batch, length)`; `ignored` at the first token of each document after the
-    first: the token before it, the last of another document, is not to predict it."""
+    """Labels of a causal language model, `(batch, length)`, with `ignored` at the first token of each document but the
+    first: the preceding token, the last of another document, must not predict it."""
     length = labels.shape[1]
     padding_mask = None if attention_mask is None else attention_mask[:, -length:] != 0
     starts = _explicit_starts(labels.shape, padding_mask, keywords)
@@ -95,7 +99,7 @@ def without_first_tokens(labels, attention_mask, position_ids, keywords, ignored
 
 
 def _explicit_starts(shape, padding_mask, keywords):
-    """Where documents begin by `seq_idx` or `cu_seq_lens_q`: `(batch, length)` bool, None without them."""
+    """Where documents begin according to `seq_idx` or `cu_seq_lens_q`: `(batch, length)` bool, None without them."""
     if not is_packed_explicitly(keywords):
         return None
     given = {name: keywords[name] for name in PACKING_KEYWORDS if keywords.get(name) is not None}
@@ -115,8 +119,8 @@ def _explicit_starts(shape, padding_mask, keywords):
             )
         if batch_size != 1 or bounds.dim() != 1 or len(bounds) < 2:
             raise ValueError(
-                "cu_seq_lens_q must have shape (documents + 1,) and go with one row that holds all documents, got "
-                f"shape {tuple(bounds.shape)} with {batch_size} rows"
+                "cu_seq_lens_q must have shape (documents + 1,) and a batch of one row that holds all documents, got "
+                f"shape {tuple(bounds.shape)} and {batch_size} rows"
             )
         if may_look_at(bounds) and (bounds[0] != 0 or bounds[-1] != length or bool((bounds.diff() < 0).any())):
             raise ValueError(f"cu_seq_lens_q must rise from 0 to the row's length {length}, got {bounds.tolist()}")
@@ -126,12 +130,12 @@ def _explicit_starts(shape, padding_mask, keywords):
         raise ValueError(f"{', '.join(given)} do not say where documents begin; give cu_seq_lens_q or position_ids")
     if len(starts) == 2 and may_look_at(starts[0]):
         if not torch.equal(*(number_documents(x, padding_mask) for x in starts)):
-            raise ValueError("seq_idx and cu_seq_lens_q say different things of where documents begin")
+            raise ValueError("seq_idx and cu_seq_lens_q say different things about where documents begin")
     return starts[0]
 
 
 def _check_order(position_ids, padding_mask):
-    """Raises a ValueError if positions go back from one real token to the next, to elsewhere than 0."""
+    """Raises a ValueError if positions decrease from one real token to the next, other than to 0."""
     if not may_look_at(position_ids):
         return
     follows = torch.ones_like(position_ids[:, 1:], dtype=torch.bool)  # whether a real token comes after another
@@ -143,12 +147,12 @@ def _check_order(position_ids, padding_mask):
         row, place = back.nonzero()[0].tolist()
         raise ValueError(
             f"position_ids must not go back within a document, got {position_ids[row, place]} and then "
-            f"{position_ids[row, place + 1]} in row {row}; a document that begins within a row begins at 0"
+            f"{position_ids[row, place + 1]} in row {row}; the positions of each further document start at 0"
         )
 
 
 def _begins_anew(restarts, attention_mask, padding_mask, past_length):
-    """Whether a real token stands at position 0 after others in the cache, where the values can be asked."""
+    """Whether a real token has position 0 although others are in the cache, where the values can be read."""
     if not (may_look_at(restarts) or (restarts.shape[1] > 1 and may_wait_for(restarts))):
         return False
     if attention_mask is not None:

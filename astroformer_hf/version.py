@@ -1,8 +1,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""The release, and the releases of other packages that it works with.
+"""The version of this package, and the versions of other packages that it works with.
 
-Importing this module checks them. The configuration imports it before anything of those packages, so that code which
-came with a checkpoint fails with a clear message on a machine that it was not made for.
+Importing this module checks them. The configuration imports it before anything from those packages, so that code that
+came with a checkpoint fails with a clear message if the installed versions do not fit.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from packaging.version import Version
 
 __version__ = "0.2.0"
 
-# What pyproject.toml declares; pip does not see it where the code comes with a checkpoint.
+# As in pyproject.toml, which pip does not see where the code comes with a checkpoint.
 REQUIREMENTS = {
     "huggingface-hub": ">=1.31,<3",
     "packaging": ">=24",
@@ -22,11 +22,11 @@ REQUIREMENTS = {
     "torch": ">=2.6,!=2.7.*",  # transformers 5.20 fails to import with 2.7
     "transformers": ">=5.20,<6",
 }
-TESTED_TRANSFORMERS = "5.24"  # the newest minor release that the tests ran with; a newer one is a warning
+TESTED_TRANSFORMERS = "5.24"  # the newest minor release that was tested; a newer one causes a warning
 
 
 def check_requirements(requirements=REQUIREMENTS):
-    """Raises ImportError, with what to install, unless each package is there in a release within its range."""
+    """Raises an ImportError that says what to install, unless each package is installed in a supported version."""
     misfits = []
     for package, specifier in requirements.items():
         try:
@@ -42,12 +42,12 @@ def check_requirements(requirements=REQUIREMENTS):
 
 
 def warn_of_untested(tested=TESTED_TRANSFORMERS):
-    """Warns if the installed transformers is of a newer minor release than the newest tested one."""
+    """Warns if the installed transformers is newer than the newest tested minor release."""
     found = importlib.metadata.version("transformers")
     if Version(found).release[:2] > Version(tested).release[:2]:
         warnings.warn(
             f"Astroformer {__version__} was tested with transformers up to {tested}, and here it has version {found}. "
-            "Where something fails or looks wrong, a newer astroformer-hf may help, or\n"
+            "If something fails or looks wrong, upgrade astroformer-hf, or\n"
             f"    pip install 'transformers=={tested}.*'",
             stacklevel=2,
         )

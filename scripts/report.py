@@ -2,11 +2,11 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Writes tables, figures and model cards from the JSON files under results/.
 
-    python scripts/report.py            rewrites README.md, results/README.md, docs/initialisation.md, docs/export.md,
-                                        docs/supported.md, figures and cards
-    python scripts/report.py --check    fails if a text does not agree with the JSON files
+    python scripts/report.py            rewrites README.md, results/README.md, docs/speed.md, docs/training.md,
+                                        docs/initialisation.md, docs/export.md, docs/supported.md, figures and cards
+    python scripts/report.py --check    fails if a text disagrees with the JSON files
 
-In README.md, docs/initialisation.md and docs/export.md it rewrites what stands between two markers.
+results/README.md and docs/supported.md are written as a whole; in the other pages only what stands between two markers.
 """
 
 import argparse
@@ -34,13 +34,14 @@ RESULTS = ROOT / "results"
 BEGIN, END = "<!-- written by scripts/report.py -->", "<!-- end -->"
 RESULTS_HEAD = """# Results
 
-What each biological effect buys: every arm in one skeleton, trained by `scripts/reproduce.py`. The README tells what
-the effects are, `scripts/comparison.py` what arms and presets are made of. Each file here is the full record of one
-run. This text and the figures are written from them by `python scripts/report.py`.
+What each biological effect contributes: every arm in the same skeleton, trained by `scripts/reproduce.py`.
+[Concepts](../docs/concepts.md) explains the effects; `python scripts/reproduce.py --help` the presets. Each JSON file
+here is the full record of one run. `python scripts/report.py` writes this page and the figures from the records.
 
-Data in `outputs/data/NAME` are local folders with a file for each split. Those of IMDB and CIFAR-10 are the official
-training halves, split anew: 20,000 and 5,000 reviews; 45,000 and 5,000 images, stored as JPEG of quality 75. The
-official test halves were not touched. Of Shakespeare the first 90 % are for training, the last 10 % for validation.
+`outputs/data/NAME` stands for a local folder with one file per split. For IMDB and CIFAR-10 these are the official
+training sets, split again: 20,000 and 5,000 reviews; 45,000 and 5,000 images, stored as JPEG of quality 75. The
+official test sets were not touched. For Shakespeare, the first 90 % of the text is for training and the last 10 % for
+validation.
 """
 
 
@@ -51,13 +52,18 @@ def comparisons():
 
 
 def readme_lines(known, benchmarks):
+    lines = report_comparison.headline_lines(known[0]) if known else []
+    for record in benchmarks:
+        lines += report_benchmark.decoding_text(record)
+    return lines
+
+
+def speed_lines(benchmarks):
     lines = []
-    for comparison in known:
-        lines += [f"### Preset `{comparison.preset}`", "", *report_comparison.overview_lines(comparison)]
     for record in benchmarks:
         device = report_benchmark.device_of(record)
         lines += [f"### Speed and memory on a {device.upper()}", "", *report_benchmark.benchmark_text(record), ""]
-        lines += [f"![Speed and memory](docs/benchmark_{device}.png)", ""]
+        lines += [f"![Speed and memory](benchmark_{device}.png)", ""]
     return lines
 
 
@@ -87,6 +93,7 @@ def texts():
         ROOT / "docs/export.md": between_markers(
             ROOT / "docs/export.md", report_quantization.quantization_lines(quantized)
         ),
+        ROOT / "docs/speed.md": between_markers(ROOT / "docs/speed.md", speed_lines(benchmarks)),
         ROOT / "docs/supported.md": report_supported.page(),
         ROOT / "docs/training.md": between_markers(ROOT / "docs/training.md", report_benchmark.packing_text(packed)),
         RESULTS / "README.md": "\n".join(results).rstrip() + "\n",

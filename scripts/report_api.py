@@ -23,8 +23,8 @@ from astroformer_hf.model_classes import IMAGE_MODELS, TEXT_MODELS
 PAGE = ROOT / "docs/api.md"
 HEAD = """# API
 
-Everything that `astroformer_hf` exports, written from the code by `python scripts/report_api.py`. What the models
-inherit (`from_pretrained`, `save_pretrained`, `generate`, `push_to_hub`, ...) is documented with
+Everything that `astroformer_hf` exports, generated from the code by `python scripts/report_api.py`. What the models
+inherit (`from_pretrained`, `save_pretrained`, `generate`, `push_to_hub`, ...) is documented in
 [transformers](https://huggingface.co/docs/transformers/main_classes/model). [Concepts](concepts.md) explains the terms.
 
 """

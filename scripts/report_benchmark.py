@@ -55,13 +55,14 @@ def benchmark_text(record):
     cases, hardware, versions = Cases(record["rows"]), record["hardware"], record["versions"]
     machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['threads']} threads"
     ways = [(causal, backward) for causal in (False, True) for backward in (False, True)]
-    names = ["forward", "and backward", "causal, forward", "and backward"]
+    names = ["forward", "forward + backward", "causal, forward", "forward + backward"]
     lines = [
-        "Measured by one command, taken up again where it was stopped, on "
+        "Measured with one command, resumed where it was interrupted, on "
         f"{machine}, {record['dtype']}, torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; {record['heads']} heads of {record['head_dim']}, alpha 0.5, about 2,048 tokens "
-        "per batch or one longer sequence. **How many times as fast as PyTorch's `scaled_dot_product_attention`** is "
-        'the operation, with a code that is given ("learned" or "sinusoidal"):',
+        f"{versions['transformers']}; {record['heads']} heads of size {record['head_dim']}, alpha 0.5, about 2,048 "
+        "tokens per batch, or one longer sequence. **Speed of the operation relative to PyTorch's "
+        "`scaled_dot_product_attention`** (2 means twice as fast), with an astrocyte code that is computed beforehand "
+        '("learned" or "sinusoidal"):',
         "",
         *table(
             ["tokens", *names],
@@ -70,19 +71,19 @@ def benchmark_text(record):
                 for n in cases.lengths("operation")
             ],
         ),
-        "Where a cell is empty, softmax attention would have taken too long. The same operation against the least that "
-        "any linear attention must do, its two bare matrix products (1 would be the limit), and against its own plain "
-        "form in PyTorch's operations:",
+        "Where a cell is empty, softmax attention would have taken too long. The next table has the operation's time "
+        "over that of its two bare matrix products, the least that any linear attention must do (1 would be the "
+        "limit), and its speed relative to its own plain form in PyTorch operations:",
         "",
         *table(
             [
                 "tokens",
-                "of the products' time: forward",
-                "and backward",
+                "time over products: forward",
+                "forward + backward",
                 "without an astrocyte: forward",
-                "and backward",
+                "forward + backward",
             ]
-            + ["times as fast as the plain form: forward", "and backward"],
+            + ["speed over plain form: forward", "forward + backward"],
             [
                 [
                     f"{n:,}",
@@ -96,9 +97,9 @@ def benchmark_text(record):
                 for n in cases.lengths("operation")
             ],
         ),
-        f'**Whole models**, {record["layers"]} layers, {record["width"]} wide, with the default code "activity": a '
-        "training step, how many times as fast as that of the softmax arm in the same skeleton and of other models of "
-        "that size; and the peak of tensors' memory over that of the softmax arm (a batch of one).",
+        f'**Whole models**, {record["layers"]} layers, {record["width"]} wide, with the default code "activity": speed '
+        "of a training step relative to the softmax arm in the same skeleton and to other models of the same size, and "
+        "peak tensor memory relative to the softmax arm (batch size 1).",
         "",
         *table(
             ["tokens", "encoder / softmax", "/ BERT", "/ astrohebbian", "decoder / softmax", "/ Mamba-2"]
@@ -125,23 +126,39 @@ def benchmark_text(record):
         ),
         "**Decoding** after a context, one sequence:",
         "",
-        *table(
-            ["context", "ms per token", "softmax arm", "cache, MiB", "softmax arm"],
-            [
-                [
-                    f"{n:,}",
-                    *(
-                        f"{cases.value(field, name, 'decoding', n, True) * factor:,.2f}"
-                        for field, factor in (("seconds", 1e3), ("cache_bytes", 2**-20))
-                        for name in ("neuron_astrocyte", "softmax")
-                    ),
-                ]
-                for n in cases.lengths("decoding")
-            ],
-        ),
+        *decoding_table(cases),
         f"`{record['command']}`",
     ]
     return lines
+
+
+def decoding_table(cases):
+    return table(
+        ["context", "ms per token", "with softmax attention", "cache, MiB", "with softmax attention"],
+        [
+            [
+                f"{n:,}",
+                *(
+                    f"{cases.value(field, name, 'decoding', n, True) * factor:,.2f}"
+                    for field, factor in (("seconds", 1e3), ("cache_bytes", 2**-20))
+                    for name in ("neuron_astrocyte", "softmax")
+                ),
+            ]
+            for n in cases.lengths("decoding")
+        ],
+    )
+
+
+def decoding_text(record):
+    """What the next token costs after ever longer contexts, as Markdown lines, for the README."""
+    return [
+        "**The next token takes about the same time, and exactly the same memory, after any context:**",
+        "",
+        *decoding_table(Cases(record["rows"])),
+        f"One sequence, {record['layers']} layers, {record['width']} wide, {record['dtype']}, on {origin(record)}. "
+        "[More on speed](docs/speed.md#measurements).",
+        "",
+    ]
 
 
 def packing_text(records):
@@ -165,11 +182,12 @@ def packing_lines(cases):
             ]
             rows.append([arm, documents.split()[-1], *(times(a / b if a and b else None) for a, b in found)])
     return [
-        f"**Packed rows** of {cases.lengths('packing')[0]:,} tokens: the time of a row of several documents over that "
-        "of the same tokens as one document, in whole models, forward and backward:",
+        f"**Packed rows** of {cases.lengths('packing')[0]:,} tokens: the time for a row of several documents over that "
+        "for the same tokens as one document, in whole models:",
         "",
         *table(
-            ["arm", "tokens per document", "encoder, forward", "and backward", "decoder, forward", "and backward"],
+            ["arm", "tokens per document"]
+            + [f"{kind}, {way}" for kind in ("encoder", "decoder") for way in ("forward", "forward + backward")],
             rows,
         ),
     ]

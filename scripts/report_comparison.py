@@ -14,12 +14,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-GOALS = (0.8, 0.95)  # shares of the gap between a guess and the end of the softmax arm's mean validation curve
+GOALS = (0.8, 0.95)  # shares of the gap between chance and the end of the softmax arm's mean validation curve
 COLOURS = dict(zip(ARMS, plt.get_cmap("tab20").colors[::2] + plt.get_cmap("Dark2").colors, strict=False))
 
 
 class Comparison:
-    """What is known of a preset: for each task the arms whose runs are complete.
+    """What is known about a preset: for each task the arms whose runs are complete.
 
     Args:
         folder (`str`): where the records are.
@@ -49,6 +49,11 @@ class Comparison:
 def option(record, name):
     """The value of an option of a run."""
     return dict(zip(record["arguments"], record["arguments"][1:], strict=False))[name]
+
+
+def split_of(record):
+    """The split that a run's reported metric was measured on."""
+    return record.get("test_split", record["split"])
 
 
 def what_it_is(arm, record):
@@ -81,11 +86,11 @@ def difference(definition, summary, other):
 
 
 def task_lines(known, task):
-    """All that is known of a task, as Markdown lines."""
+    """Everything known about a task, as Markdown lines."""
     definition, arms, goals = TASKS[task], known.tasks[task], known.goals(task)
     example = "full" if "full" in arms else next(iter(arms))
     first = arms[example].records[0]
-    metric = f"{first.get('test_split', first['split'])} {definition.metric}"
+    metric = f"{split_of(first)} {definition.metric}"
     rows = []
     for arm, summary in arms.items():
         memory = summary.average("peak_memory_bytes")
@@ -103,7 +108,7 @@ def task_lines(known, task):
                 "" if memory is None else f"{memory / 2**20:,.0f}",
             ]
         )
-    header = ["arm", "what it is", metric, "better than linear by", "than softmax by", "seeds", "rate"]
+    header = ["arm", "description", metric, "better than linear by", "than softmax by", "seeds", "rate"]
     header += [f"steps to {comparison.format_value(definition, goal)}" for goal in goals]
     header += ["parameters", "seconds", "peak MiB"]
     setting = PRESETS[known.preset][task]
@@ -113,11 +118,11 @@ def task_lines(known, task):
         *table(header, rows),
         *explanation(definition, arms, goals, first, metric),
         "",
-        f"The choice of the learning rate, by the {first['split']} {definition.metric} from the seed "
+        f"Choice of the learning rate by {first['split']} {definition.metric} with seed "
         f"{setting.seeds[0]}, the best in bold{edge_note(known, task)}:",
         "",
         *table(["arm", *(f"{rate:g}" for rate in setting.rates)], sweep_rows(known, task)),
-        f"All of it again: `{repeat(known, task, first)}`. One run, the first of `{example}`:",
+        f"To repeat all of it: `{repeat(known, task, first)}`. One run, the first of `{example}`:",
         "",
         "```bash",
         first["command"],
@@ -127,40 +132,39 @@ def task_lines(known, task):
 
 
 def explanation(definition, arms, goals, first, metric):
-    """What the columns mean, a line for each thing."""
+    """What the columns mean, one line each."""
     samples = first.get("test_samples", first["eval_samples"])
     unit = f"blocks of {first['block_size']} tokens" if "block_size" in first else "examples"
-    better = "more is better" if definition.metric == "accuracy" else "in nats per token, less is better"
+    better = "higher is better" if definition.metric == "accuracy" else "in nats per token, lower is better"
     lines = [
-        f"- **{metric}** ({better}): of the model after the last of {first['steps']:,} steps, mean ± standard "
-        f"deviation over the seeds. {first['train_samples']:,} {unit} to train and {samples:,} to measure, of "
-        f"`{first['dataset']}`."
+        f"- **{metric}** ({better}): after the last of {first['steps']:,} steps, mean ± standard deviation over the "
+        f"seeds. Trained on {first['train_samples']:,} {unit} of `{first['dataset']}` and measured on {samples:,}."
         + sampling_error(definition, arms, samples)
         + (
             ""
             if "test_split" in first
-            else " The learning rate of every arm was chosen on the same examples from the first seed, which is in the "
-            "mean: all are a little optimistic."
+            else " Each arm's learning rate was chosen on the same examples with the first seed, which is included in "
+            "the mean, so all figures are slightly optimistic."
         ),
         "- **better by**: the difference of the means ± its standard error, positive where the arm is better."
-        + (" Points of a percent." if definition.metric == "accuracy" else ""),
+        + (" In percentage points." if definition.metric == "accuracy" else ""),
     ]
     if goals:
         values = " and ".join(comparison.format_value(definition, goal) for goal in goals)
         shares = " and ".join(f"{share:.0%}" for share in GOALS)
         lines.append(
-            f"- **steps**: {values} are {shares} of the way from a guess to where the softmax arm's mean validation "
-            "curve ends; read off each seed's curve, between two evaluations on a straight line."
+            f"- **steps**: {values} are {shares} of the way from chance to the end of the softmax arm's mean "
+            "validation curve; read off each seed's curve, with linear interpolation between evaluations."
         )
     is_gpu = bool(first["hardware"]["gpus"])
     memory = (
         "of tensors on the GPU"
         if is_gpu
-        else "of the whole process, in which other runs may have come before: a hundred MiB more or less mean nothing. "
-        "`scripts/benchmark.py` measures both alone"
+        else "of the whole process, which may have done other runs before: a difference of a hundred MiB means "
+        "nothing. `scripts/benchmark.py` measures both in isolation"
     )
     lines.append(
-        f"- **seconds** of training with its evaluations, beside other runs on the same machine, and **peak memory** "
+        f"- **seconds** of training and evaluation, while other runs shared the machine, and **peak memory** "
         f"{memory}. {origin(first)}."
     )
     return lines
@@ -178,7 +182,7 @@ def sampling_error(definition, arms, samples):
         return ""
     accuracy = statistics.fmean(summary.mean for summary in arms.values())
     error = math.sqrt(accuracy * (1 - accuracy) / samples)
-    return f" An accuracy on so many has a standard error of {error:.1%} of its own, for all seeds alike."
+    return f" The sampling error of an accuracy on that many examples is {error:.1%}, the same for all seeds."
 
 
 def sweep_rows(known, task):
@@ -199,12 +203,12 @@ def edge_note(known, task):
     edges = [arm for arm in known.tasks[task] if known.records.chosen_rate(task, arm) in (min(rates), max(rates))]
     if not edges:
         return ""
-    return f" (at the edge of what was tried for {', '.join(f'`{arm}`' for arm in edges)})"
+    return f" (at the edge of the range tried for {', '.join(f'`{arm}`' for arm in edges)})"
 
 
 def results_lines(known):
     """The full tables of a preset for results/README.md."""
-    lines = [f"## Preset `{known.preset}`", ""]
+    lines = [f"## Preset `{known.preset}`", "", *overview_lines(known)]
     for name, title in FIGURES:
         lines += [f"![{title}](figures/{known.preset}_{name}.png)", ""]
     for task in known.tasks:
@@ -213,7 +217,7 @@ def results_lines(known):
 
 
 def overview_lines(known):
-    """One table of a preset, arms by tasks, for the README."""
+    """One table of a preset, arms by tasks."""
     arms = [arm for arm in ARMS if any(arm in found for found in known.tasks.values())]
     header = ["arm"]
     for task in known.tasks:
@@ -225,6 +229,16 @@ def overview_lines(known):
             summary = found.get(arm)
             cells.append(comparison.with_spread(TASKS[task], summary.mean, summary.spread) if summary else "")
         rows.append([ARMS[arm].title, *cells])
+    return [
+        *table(header, rows),
+        f"Mean and standard deviation over the seeds. {sizes_of(known)} Each arm has the learning rate that suits it "
+        "best, chosen on the first seed from the same three or four. A higher accuracy or a lower loss is better.",
+        "",
+    ]
+
+
+def sizes_of(known):
+    """How large the models of a preset are and how long they were trained, as a sentence."""
     sizes = []
     for task, found in known.tasks.items():
         record = next(iter(found.values())).records[0]
@@ -234,14 +248,37 @@ def overview_lines(known):
             f"{TASKS[task].title.split(',')[0]}: {config.get('num_hidden_layers', '')} layers, "
             f"{config.get('hidden_size', '')} wide, {record['steps']:,} steps, {seeds} seeds"
         )
+    return "; ".join(sizes) + "."
+
+
+HEADLINES = {
+    "softmax": "softmax attention",
+    "linear": "linear attention",
+    "full": "neuron-astrocyte, all three effects",
+}
+
+
+def headline_lines(known):
+    """Softmax, linear and full attention and the best arm with an astrocyte, arms by tasks, for the README."""
+    header = ["attention"]
+    rows = [[title] for title in HEADLINES.values()] + [["neuron-astrocyte, best arm of each task"]]
+    for task, found in known.tasks.items():
+        definition = TASKS[task]
+        header.append(f"{definition.title.split(',')[0]}, {definition.metric}")
+        others = {arm: definition.sign * x.mean for arm, x in found.items() if arm not in ("softmax", "linear")}
+        best = max(others, key=others.get, default=None)
+        for row, arm in zip(rows, [*HEADLINES, best], strict=True):
+            summary = found.get(arm)
+            cell = comparison.with_spread(definition, summary.mean, summary.spread) if summary else ""
+            row.append(f"{cell} (`{arm}`)" if summary and row is rows[-1] else cell)
+    seeds = sorted({len(summary.values) for found in known.tasks.values() for summary in found.values()})
+    record = next(iter(next(iter(known.tasks.values())).values())).records[0]
     return [
         *table(header, rows),
-        f"Mean and standard deviation over the seeds, {'; '.join(sizes)}. Each arm has the learning rate that suits it "
-        "best, of the same three or four, chosen on the first seed; accuracy: more is better, loss: less. "
-        "[results/README.md](results/README.md) has learning speed, parameters, time, memory, the choice of the rates "
-        "and the commands.",
-        "",
-        f"![Learning curves](results/figures/{known.preset}_learning.png)",
+        "Small models, trained from scratch, that differ in their attention and the learning rate that suits it best: "
+        f"accuracy (higher is better) or loss in nats per token (lower is better) on {split_of(record)} data, mean ± "
+        f"standard deviation over {' or '.join(map(str, seeds))} seeds. The best arm was picked afterwards on the same "
+        "data. Sizes, all arms, learning curves and commands are in [results/README.md](results/README.md).",
         "",
     ]
 
@@ -288,7 +325,7 @@ def plot_ablation(known):
         axis.set_yticks(range(len(names)), names, fontsize=8)
         if "softmax" in arms:
             axis.axvline(arms["softmax"].mean, color="black", linewidth=0.6, linestyle=":")
-        better = "more is better" if TASKS[task].metric == "accuracy" else "less is better"
+        better = "higher is better" if TASKS[task].metric == "accuracy" else "lower is better"
         axis.set(title=TASKS[task].title, xlabel=f"{TASKS[task].metric}: {better}", ylim=(-0.6, len(names) - 0.4))
         axis.grid(alpha=0.3, axis="x")
     return figure
@@ -330,7 +367,11 @@ def plot_alpha(known):
     return figure
 
 
-FIGURES = (("learning", "Learning curves"), ("ablation", "What each effect buys"), ("alpha", "Presynaptic plasticity"))
+FIGURES = (
+    ("learning", "Learning curves"),
+    ("ablation", "What each effect contributes"),
+    ("alpha", "Presynaptic plasticity"),
+)
 PLOTS = {"learning": plot_learning, "ablation": plot_ablation, "alpha": plot_alpha}
 
 

@@ -64,11 +64,11 @@ def initialisation_lines(runs):
     first = min(runs, key=lambda run: run["seed"])
     return [
         *table(names, ordered),
-        "Validation loss in nats per character, lower is better, at the best of the evaluations along "
+        "Validation loss in nats per character, lower is better, at the best of the evaluations during "
         f"{first['learning_curve']['evaluation'][-1]['step']:,} steps; "
         f"{first['train_samples']:,} blocks of {first['block_size']} characters, "
-        f"{field(first, 'num_hidden_layers')} layers, {field(first, 'hidden_size')} wide, one run each or "
-        f"one for each of several seeds in turn, from {first['seed']} on; {origin(first)}. `scale` is "
+        f"{field(first, 'num_hidden_layers')} layers, {field(first, 'hidden_size')} wide, one run each, "
+        f"or one per seed in order, starting with {first['seed']}; {origin(first)}. `scale` is "
         "`astrocyte_scale`, `resting` `astrocyte_resting_activity`, `init` `initializer_range`, `rate` the learning "
         "rate; the softmax and linear arms have no α.",
         "",

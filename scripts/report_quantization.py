@@ -24,16 +24,16 @@ def quantization_lines(records):
             ]
         )
     header = [
-        *("data, arm", "accuracy: PyTorch", "ONNX", "ONNX int8", "int8 says the same"),
-        *("MiB: ONNX", "int8", "times as fast as PyTorch: ONNX", "int8", "ONNX differs by"),
+        *("data, arm", "accuracy: PyTorch", "ONNX", "ONNX int8", "int8 agrees"),
+        *("MiB: ONNX", "int8", "speed over PyTorch: ONNX", "int8", "ONNX differs by"),
     ]
     examples = ", ".join(f"{record['eval_samples']:,} of {record['dataset']}" for record in records)
     first = records[0]
     return [
         *table(header, rows),
-        f"Validation split, in this order: {examples}; batches of {first['batch_size']}, the models in turn on each "
-        f"batch, PyTorch with its C++ attention; onnxruntime {first['versions']['onnxruntime']} on {origin(first)}. "
-        "The last column is the largest difference to PyTorch's logits over batches of several sizes, as a share of "
+        f"Validation split, in this order: {examples}; batches of {first['batch_size']}, each run by the models in "
+        f"turn, PyTorch with its C++ attention; onnxruntime {first['versions']['onnxruntime']} on {origin(first)}. "
+        "The last column is the largest difference from PyTorch's logits over batches of several sizes, relative to "
         "the largest logit.",
         "",
         *["<details><summary>Commands</summary>", "", "```console", *(record["command"] for record in records)],

@@ -28,14 +28,14 @@ COLUMNS |= {"huggingface-hub": "huggingface-hub", "safetensors": "safetensors"}
 
 HEAD = """# Supported versions
 
-What `pyproject.toml` allows is tested at both ends (of what has no upper end, as Python and torch, the release in the
-table): the wheel is built, installed with its dependencies into an empty environment, and the tests of the library run
-there. Between the ends, development itself uses the releases in `constraints.txt`. A release of these libraries outside
-the range is an error on import, also for code that came with a checkpoint.
+The range of versions in `pyproject.toml` is tested at both ends (where there is no upper limit, as for Python and
+torch, with the release in the table): the wheel is built and installed with its dependencies into an empty environment,
+and the library's tests run there. In between, development uses the releases in `constraints.txt`. Importing the
+package, or code that came with a checkpoint, with a release outside the range is an error.
 
-transformers brings a new minor release about every nine days. Each is taken, up to 6; one that is newer than those
-tested (`TESTED_TRANSFORMERS` in `astroformer_hf/version.py`) is a warning on import, once. transformers 5.22 and later
-need Python 3.11; with 3.10 pip installs 5.21.
+transformers publishes a new minor release about every nine days. All are accepted below 6; one newer than those tested
+(`TESTED_TRANSFORMERS` in `astroformer_hf/version.py`) causes one warning on import. transformers 5.22 and later need
+Python 3.11; with 3.10, pip installs 5.21.
 
 """
 TAIL = """
@@ -45,18 +45,18 @@ bash scripts/test_supported.sh highest
 bash scripts/test_supported.sh newest
 ```
 
-"highest" takes the newest minor release of transformers that is called tested, "newest" whatever the index serves, so
-that it fails first where a new release changes something.
+"highest" installs the newest minor release of transformers marked as tested, and "newest" whatever the package index
+serves, so it is the first to fail when a new release changes something.
 
-The records are in [`results/supported`](../results/supported). Not run there are export, the demo, the benchmark, the
-comparison, the common tests of transformers, peft, sentence-transformers and Triton's interpreter: those are tested
-with the releases in `constraints.txt`. Nor, with torch 2.6, `torch.compile`: it traces neither these models nor the
-library's own.
+The records are in [`results/supported`](../results/supported). They leave out export, the demo, the benchmark, the
+comparison, the common tests of transformers, peft, sentence-transformers and Triton's interpreter, which are tested
+with the releases in `constraints.txt` only, and `torch.compile` with torch 2.6, which can trace neither these models
+nor the library's own.
 
-## Names that nothing promises
+## Names without a stability guarantee
 
-What the package leans on in transformers and torch though it is private or changes without notice, and what would
-replace it; a test looks for each in the release that is installed:
+The package relies on some names in transformers and torch that are private or may change without notice. Here is what
+would replace each; a test checks that they exist in the installed release:
 
 """
 

@@ -166,7 +166,7 @@ def test_blocks_of_a_page_run(page, scratch, capsys):
         if language == "python":
             capsys.readouterr()
             exec(compile(text, page.name, "exec"), names)
-            shown = re.findall(r"^ *print\(.*\)  # (True|torch\.Size\(.*\))$", text, flags=re.MULTILINE)
+            shown = re.findall(r"^ *print\(.*\)  # (True|torch\.Size\(.*\)|\w+ 0\.\d+)$", text, flags=re.MULTILINE)
             printed = capsys.readouterr().out.splitlines()
             assert not shown or printed == shown  # what a comment says is printed is printed
         elif language == "bash":
@@ -206,13 +206,19 @@ def test_state_of_the_readme_does_not_grow(capsys):
 
 
 def test_links_lead_somewhere():
-    for page in PAGES:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         text = re.sub(BLOCK, "", page.read_text(encoding="utf-8"))
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
             path = page.parent / target if target else page
             assert path.exists(), f"{page.name}: {target}"
             if anchor:
                 assert anchor in anchors(path), f"{page.name}: {target}#{anchor}"
+
+
+def test_map_names_every_module():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (ROOT / "astroformer_hf").glob("*.py")} - {"__init__.py"}
+    assert sorted(name for name in modules if name not in text) == []
 
 
 def anchors(page):

@@ -389,6 +389,9 @@ def test_report_says_what_the_records_say(made_up, tmp_path):
     assert "abacus, 1 thread; torch 9.9" in text and "--seed 42" in text
     overview = "\n".join(report_comparison.overview_lines(known))
     assert "| softmax attention | 81.0% ± 1.4 |" in overview and "2 seeds" in overview
+    headlines = "\n".join(report_comparison.headline_lines(known))
+    assert "| softmax attention | 81.0% ± 1.4 |" in headlines and "| linear attention |  |" in headlines
+    assert "best arm of each task | 91.0% ± 1.4 (`full`) |" in headlines and "over 2 seeds" in headlines
     report_comparison.write_figures(known, tmp_path / "figures")
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert drawn == ["smoke_ablation.png", "smoke_alpha.png", "smoke_learning.png"]
