@@ -1,6 +1,5 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 import os
-import sys
 from pathlib import Path
 
 
@@ -15,7 +14,6 @@ from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
 
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
 # Every arm, and every variant of the neuron-astrocyte arm that takes a path of its own through the code.
 VARIANTS = {
@@ -36,8 +34,8 @@ VARIANTS = {
 HIDE_PACKAGE = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "scripts")!r})
-from answers import PackageIsAbsent
-sys.meta_path.insert(0, PackageIsAbsent())
+from sharing.compare_loading import HidePackage
+sys.meta_path.insert(0, HidePackage())
 """
 
 

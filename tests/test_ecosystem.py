@@ -10,7 +10,7 @@ import transformers
 from conftest import HEADS, VARIANTS, VISION, make_model, tiny_config
 from datasets import Dataset, Value
 from PIL import Image
-from tokenization import train_bpe_tokenizer, train_character_tokenizer, train_wordpiece_tokenizer
+from training.tokenization import train_bpe_tokenizer, train_character_tokenizer, train_wordpiece_tokenizer
 from transformers import (
     AutoConfig,
     DataCollatorForLanguageModeling,

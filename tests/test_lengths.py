@@ -7,8 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, make_model, tiny_config, tiny_vision_config
 from safetensors.torch import load_file
-from tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
-from training_common import tell_longest_input
+from training.tokenization import tell_longest_input, train_bpe_tokenizer, train_wordpiece_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification

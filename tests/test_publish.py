@@ -23,7 +23,7 @@ from conftest import HIDE_PACKAGE, ROOT, tiny_config
 from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, LoopbackHub, Repository
 from publish import Publisher, PublishError
 from safetensors.torch import load_file, save_file
-from tokenization import train_bpe_tokenizer
+from training.tokenization import train_bpe_tokenizer
 from transformers import pipeline
 
 from astroformer_hf import AstroformerForCausalLM

@@ -4,11 +4,13 @@
 The checkpoint of an arm is that of the first seed at its chosen learning rate.
 """
 
-import comparison
 import jinja2
-import report_comparison
-from comparison import ARMS, TASKS
+from comparison.arms import ARMS
+from comparison.summaries import with_spread
+from comparison.tasks import TASKS
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from reporting.comparisons import repeat
 
 
 LICENSE = "apache-2.0"
@@ -24,7 +26,7 @@ def model_name(preset, task, arm):
 
 
 def cards(known, folder):
-    """The text of the card of each arm and task of a `report_comparison.Comparison`, by its path in `folder`."""
+    """The text of the card of each arm and task of a `comparisons.Comparison`, by its path in `folder`."""
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), keep_trailing_newline=True)
     template = templates.get_template("comparison.md.jinja")
     found = {}
@@ -37,8 +39,7 @@ def cards(known, folder):
 
 def dataset_on_hub(task):
     """The name of a task's data on the Hub, None if they come with Python."""
-    hub = list(TASKS[task].hub)
-    return hub[hub.index("--dataset_name") + 1] if hub else None
+    return (TASKS[task].hub or {}).get("dataset_name")
 
 
 def card(template, name, known, task, arm, summary):
@@ -70,10 +71,7 @@ def card(template, name, known, task, arm, summary):
         **({} if record["pipeline_tag"] == "image-classification" else {"language": "en"}),
         **({"datasets": [dataset]} if "/" in dataset else {}),
     )
-    others = {
-        other: comparison.with_spread(definition, found.mean, found.spread)
-        for other, found in known.tasks[task].items()
-    }
+    others = {other: with_spread(definition, found.mean, found.spread) for other, found in known.tasks[task].items()}
     text = template.render(
         card_data=data.to_yaml(),
         name=name,
@@ -87,7 +85,7 @@ def card(template, name, known, task, arm, summary):
         summary=summary,
         dataset=dataset,
         is_from_hub=is_from_hub,
-        repeat=report_comparison.repeat(known, task, record),
+        repeat=repeat(known, task, record),
         split=split,
         samples=record.get("test_samples", record["eval_samples"]),
         metrics={metric: metrics[metric] for metric in shown},
