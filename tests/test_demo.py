@@ -13,11 +13,13 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
+from looking import checkpoint
 from looking.checkpoint import load
 from looking.colours import colour, spell_number
 from looking.page import describe_attention, describe_calcium
 from looking.reading import MOST_BYTES, run
 from PIL import Image
+from sharing import demo_space
 from training.tokenization import train_wordpiece_tokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -285,7 +287,8 @@ def test_space_does_not_overwrite_its_model(space):
 def test_space_loads_a_model_of_the_hub_from_there(monkeypatch, text_model, tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed")
     loaded = load(text_model)
-    monkeypatch.setattr(demo, "load", lambda *_: loaded)
+    for module in (demo_space, checkpoint):
+        monkeypatch.setattr(module, "load", lambda *_: loaded)
     demo.main(["--model", "user/name", "--revision", "v1", "--space", str(tmp_path), "--examples", 'A "b".', "It's."])
     assert "load('user/name', 'v1', False)" in (tmp_path / "app.py").read_text()
     assert yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])["models"] == ["user/name"]
