@@ -26,7 +26,6 @@ import gc
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -36,10 +35,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says on every st
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import training_common as common
+from training.files import write_json
+from training.provenance import command, hardware, versions
 
 from astroformer_hf import (
     AstroformerConfig,
@@ -542,13 +539,13 @@ def cache_bytes(cache):
 class Record:
     """Rows of results in a file that is written whole or not at all, and taken up again."""
 
-    def __init__(self, path, arguments):
+    def __init__(self, path, arguments, command):
         self.path, self.rows = path, []
         packages = ("triton", "flash-linear-attention", "astrohebbian")
         self.origin = {
-            "command": common.command(),
-            "versions": {**common.versions(), **common.versions(packages)},
-            "hardware": common.hardware(),
+            "command": command,
+            "versions": {**versions(), **versions(packages)},
+            "hardware": hardware(),
             "dtype": arguments.dtype,
             "heads": HEADS,
             "head_dim": HEAD_DIM,
@@ -568,7 +565,7 @@ class Record:
         self.rows.append({**case, **measured})
 
     def save(self):
-        common.write_json(self.path, {**self.origin, "rows": self.rows})
+        write_json(self.path, {**self.origin, "rows": self.rows})
 
 
 def parse_arguments(arguments=None):
@@ -605,10 +602,11 @@ def parse_arguments(arguments=None):
 
 
 def main(arguments=None):
+    repeat = command(__file__, arguments)
     arguments = parse_arguments(arguments)
     torch.manual_seed(0)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    record = Record(arguments.output_dir / f"{arguments.device}.json", arguments)
+    record = Record(arguments.output_dir / f"{arguments.device}.json", arguments, repeat)
     for section in arguments.sections:
         if section == "operation":
             measure_operation(record, arguments)

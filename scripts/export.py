@@ -24,10 +24,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import train_text_classification
 import transformers
+from datasets import Image
+from looking.checkpoint import takes_images
 from packaging.version import Version
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from training import provenance
+from training.data import dataset_title, load_examples
+from training.files import write_json
+from training.images import Collator, digits
+from training.labels import Labels
+from training.metrics import Classification
+from training.provenance import command, hardware, versions
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -40,14 +50,6 @@ from transformers import (
     DataCollatorWithPadding,
     HfArgumentParser,
 )
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import train_image_classification
-import train_text_classification
-import training_common as common
-from datasets import Image
-from inspection_common import takes_images
 
 
 MODELS = {
@@ -104,11 +106,11 @@ class DataArguments(train_text_classification.DataArguments):
 
 def require_packages(export_format):
     """Raises ImportError, with what to install, unless a format's packages are there."""
-    versions = common.versions(NEEDED)
-    old = [f"{name}>={low}" for name, low in NEEDED.items() if Version(versions[name]) < Version(low)]
+    found = versions(NEEDED)
+    old = [f"{name}>={low}" for name, low in NEEDED.items() if Version(found[name]) < Version(low)]
     missing = [name for name in PACKAGES[export_format] if importlib.util.find_spec(name) is None]
     if old or missing:
-        here = ", ".join(f"{name} {version}" for name, version in versions.items())
+        here = ", ".join(f"{name} {version}" for name, version in found.items())
         raise ImportError(
             f"--format {export_format} needs {', '.join([*old, *missing])} (here are {here}); install with\n"
             f"    pip install {' '.join(map(repr, [*old, *missing]))}"
@@ -216,11 +218,11 @@ def evaluation_batches(model, processor, args, data_args):
     """Name of the split, and its batches, each of which has `labels`; those of text with texts of like length."""
     columns = (data_args.label_column,)
     if takes_images(model):
-        examples = common.load_examples(data_args, args.seed, columns, offline=train_image_classification.digits)
+        examples = load_examples(data_args, args.seed, columns, offline=digits)
     else:
-        examples = common.load_examples(data_args, args.seed, (data_args.text_column, *columns))
+        examples = load_examples(data_args, args.seed, (data_args.text_column, *columns))
     (_, train), (name, split) = list(examples.items())[:2]
-    labels = common.Labels(train, data_args.label_column)
+    labels = Labels(train, data_args.label_column)
     known = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if labels.problem_type != "single_label_classification" or labels.names != known:
         raise ValueError(f"--evaluate needs data with one label each of {known}, got {labels.names}")
@@ -230,7 +232,7 @@ def evaluation_batches(model, processor, args, data_args):
         if column is None:
             raise ValueError(f"the data has no column {' or '.join(wanted)}; it has {split.column_names}")
         split = split.cast_column(column, Image())
-        collate = train_image_classification.Collator(processor, column, data_args.label_column, labels.encode)
+        collate = Collator(processor, column, data_args.label_column, labels.encode)
     else:
 
         def encode(batch):
@@ -271,7 +273,7 @@ def measure(runs, batches):
     predictions = {name: torch.cat(parts).numpy() for name, parts in predictions.items()}
     metrics = {
         name: {
-            **common.Classification().compute(predictions=predictions[name], references=references),
+            **Classification().compute(predictions=predictions[name], references=references),
             "seconds": round(seconds[name], 3),
         }
         for name in runs
@@ -324,12 +326,12 @@ def main(arguments=None):
                 f"{values['seconds']:.1f} s"
             )
         evaluation = {
-            "dataset": common.dataset_title(data_args, "scikit-learn digits"),
+            "dataset": dataset_title(data_args, "scikit-learn digits"),
             "split": split,
             "eval_samples": len(batches.dataset),
             "batch_size": args.batch_size,
         }
-    common.write_json(
+    write_json(
         output_dir / "results.json",
         {
             "model": args.model,
@@ -341,9 +343,9 @@ def main(arguments=None):
             "models": record,
             "tolerance": args.tolerance,
             "seed": args.seed,
-            "command": common.command(),
-            "versions": common.versions((*common.PACKAGES, "onnx", "onnxscript", "onnxruntime")),
-            "hardware": common.hardware(),
+            "command": command(__file__, arguments),
+            "versions": versions((*provenance.PACKAGES, "onnx", "onnxscript", "onnxruntime")),
+            "hardware": hardware(),
         },
     )
     print(f"The exported model and results.json are in {output_dir}")

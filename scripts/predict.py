@@ -7,19 +7,14 @@ python scripts/predict.py --model outputs/imdb --text "What a lovely film." --te
 """
 
 import argparse
-import sys
-from pathlib import Path
 
+from training.data import load_splits, pick_split
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import training_common as common
 
 import astroformer_hf  # noqa: F401 (registers the classes)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="folder of a trained model, or its name on the Hub")
     parser.add_argument("--text", action="append", default=[], help="a text to classify; may be given several times")
@@ -27,26 +22,26 @@ def main():
     parser.add_argument("--split", default="validation", help="split to measure on")
     parser.add_argument("--max_length", type=int, help="tokens read of each text; all that the model takes by default")
     parser.add_argument("--examples", type=int, default=4, help="how many of its texts to show")
-    arguments = parser.parse_args()
-    if not arguments.text and arguments.dataset_dir is None:
+    args = parser.parse_args(arguments)
+    if not args.text and args.dataset_dir is None:
         parser.error("give --text or --dataset_dir")
 
-    model = AutoModelForSequenceClassification.from_pretrained(arguments.model)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    longest = arguments.max_length or model.config.longest_input
+    model = AutoModelForSequenceClassification.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    longest = args.max_length or model.config.longest_input
     options = {"truncation": longest is not None, "max_length": longest}
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=32, **options)
-    for text in arguments.text:
+    for text in args.text:
         show(text, classify(text)[0])
-    if arguments.dataset_dir is None:
+    if args.dataset_dir is None:
         return
-    _, data = common.pick_split(common.load_splits(dataset_dir=arguments.dataset_dir), arguments.split)
+    _, data = pick_split(load_splits(dataset_dir=args.dataset_dir), args.split)
     texts, references = list(data["text"]), [data.features["label"].int2str(label) for label in data["label"]]
     answers = classify(texts)
     hits = sum(answer["label"] == reference for answer, reference in zip(answers, references, strict=True))
-    for i in range(0, len(texts), max(1, len(texts) // arguments.examples))[: arguments.examples]:
+    for i in range(0, len(texts), max(1, len(texts) // args.examples))[: args.examples]:
         show(texts[i], answers[i], references[i])
-    print(f"accuracy {hits / len(texts):.4f} on {len(texts)} texts of split {arguments.split}")
+    print(f"accuracy {hits / len(texts):.4f} on {len(texts)} texts of split {args.split}")
 
 
 def show(text, answer, reference=None):

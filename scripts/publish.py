@@ -34,9 +34,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session, validate_repo_id
 from safetensors.numpy import load_file
+from training.files import ROOT
 
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "astroformer_hf"
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 PROCESSORS = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
@@ -203,7 +203,7 @@ def problems_of_card(folder, repo_id):
 
 
 def check_answers(folder):
-    """Loads the staged folder twice in fresh processes, with the package and as a stranger without it, and compares.
+    """Loads the staged folder in two fresh processes, with and without the package, and compares their outputs.
 
     Raises:
         PublishError: it does not load, or answers differently.
@@ -216,11 +216,11 @@ def check_answers(folder):
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         runs = {}
-        for name, flags in (("with the package", []), ("with the code in it", ["--as_stranger"])):
+        for name, flags in (("with the package", []), ("with the code in it", ["--without_package"])):
             output = Path(scratch) / f"{len(runs)}.safetensors"
             command = [
                 sys.executable,
-                str(ROOT / "scripts/answers.py"),
+                str(ROOT / "scripts/sharing/compare_loading.py"),
                 "--model",
                 str(folder),
                 "--output",
@@ -238,13 +238,13 @@ def check_answers(folder):
         finally:
             for process, _ in runs.values():
                 process.kill()
-        package, stranger = (load_file(output) for _, output in runs.values())
+        with_package, without = (load_file(output) for _, output in runs.values())
     different = sorted(
         name
-        for name in package.keys() | stranger.keys()
-        if name not in package
-        or name not in stranger
-        or not np.array_equal(package[name], stranger[name], equal_nan=package[name].dtype.kind == "f")
+        for name in with_package.keys() | without.keys()
+        if name not in with_package
+        or name not in without
+        or not np.array_equal(with_package[name], without[name], equal_nan=with_package[name].dtype.kind == "f")
     )
     if different:
         raise PublishError(f"the code in the folder does not answer as the package does: {', '.join(different)} differ")
@@ -550,8 +550,8 @@ def parse_arguments(arguments=None):
     return arguments
 
 
-def main():
-    arguments = parse_arguments()
+def main(arguments=None):
+    arguments = parse_arguments(arguments)
     publisher = Publisher(
         arguments.repo_id,
         arguments.revision,

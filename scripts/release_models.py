@@ -17,21 +17,22 @@ import io
 import json
 import os
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from comparison.cells import Cell
+from comparison.presets import PRESETS
 from datasets import ClassLabel, Dataset
+from reporting import model_cards
+from reporting.comparisons import Comparison
 from safetensors.torch import load_file, save_file
+from training.data import load_splits
+from training.files import ROOT, read_json, write_json
+from training.metrics import Classification
+from training.provenance import command, hardware, versions
+from training.runs import losses_of_examples
 from transformers import AutoImageProcessor, AutoTokenizer
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import report_cards
-import report_comparison
-import training_common as common
-from comparison import PRESETS, ROOT, Cell
 
 import astroformer_hf
 
@@ -43,7 +44,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Release:
-    """Which arm of which task a released model is: `comparison.TASKS`, `comparison.ARMS`."""
+    """Which arm of which task a released model is: `comparison.tasks.TASKS`, `comparison.arms.ARMS`."""
 
     task: str
     arm: str
@@ -123,7 +124,7 @@ def evaluate(model, processor, examples, max_length=None):
         labels = batch.pop("labels")
         with torch.no_grad():
             logits = model(**batch).logits
-        losses.append(common.losses_of_examples(logits, labels, model.config).double())
+        losses.append(losses_of_examples(logits, labels, model.config).double())
         predictions.append(logits.argmax(-1))
         references.append(labels)
     sums, counts = torch.cat(losses).unbind(-1)
@@ -132,13 +133,13 @@ def evaluate(model, processor, examples, max_length=None):
     if model.config.is_decoder:
         metrics["perplexity"] = torch.tensor(loss).double().exp().item()
     else:
-        metrics |= common.Classification().compute(predictions=torch.cat(predictions), references=torch.cat(references))
+        metrics |= Classification().compute(predictions=torch.cat(predictions), references=torch.cat(references))
     return metrics, (sums / counts).tolist()
 
 
 def load_validation(folder):
     """The validation split of a folder of files named by split."""
-    return common.load_splits(dataset_dir=str(folder))["validation"]
+    return load_splits(dataset_dir=str(folder))["validation"]
 
 
 def sample_of(task, examples):
@@ -212,7 +213,7 @@ def to_float16(folder):
 
 def rounded(metrics):
     """The metrics of a card as it prints them."""
-    return {name: report_cards.in_words(name, value) for name, value in metrics.items() if name in report_cards.SHOWN}
+    return {name: model_cards.in_words(name, value) for name, value in metrics.items() if name in model_cards.SHOWN}
 
 
 def release(name, trained, validation, folder, sample):
@@ -228,7 +229,7 @@ def release(name, trained, validation, folder, sample):
     Returns:
         The figures on the sample, for the tests.
     """
-    record = common.read_json(trained / "results.json")
+    record = read_json(trained / "results.json")
     max_length = max_length_of(record)
     model, processor = load(trained)
     shutil.rmtree(folder, ignore_errors=True)
@@ -266,12 +267,12 @@ def release(name, trained, validation, folder, sample):
         "evaluations": evaluations,
         **({"metrics_of_whole_texts": evaluate(model, processor, validation)[0]} if reads_on else {}),
         "example": {"code": code, "printed": run_example(code)},
-        "command": common.command(),
-        "versions": common.versions(),
-        "hardware": common.hardware(),
+        "command": command(__file__),
+        "versions": versions(),
+        "hardware": hardware(),
         "training": {field: record[field] for field in TRAINING_FIELDS if field in record},
     }
-    common.write_json(folder / "results.json", content)
+    write_json(folder / "results.json", content)
     metrics, losses = evaluate(model, processor, sample, max_length)
     return {**metrics, "losses": losses}
 
@@ -286,7 +287,7 @@ def max_length_of(record):
 def trained_folder(name, trained_dir):
     """Where training left a model: the first seed at the learning rate that was chosen for its arm."""
     released = RELEASES[name]
-    rate = report_comparison.Comparison(ROOT / "results", PRESET).records.chosen_rate(released.task, released.arm)
+    rate = Comparison(ROOT / "results", PRESET).records.chosen_rate(released.task, released.arm)
     cell = Cell(PRESET, released.task, released.arm, rate, PRESETS[PRESET][released.task].seeds[0])
     return trained_dir / cell.name.partition("/")[2]
 
@@ -332,17 +333,17 @@ def parse_arguments(arguments=None):
 def main():
     args = parse_arguments()
     expected_path = SAMPLES / "expected.json"
-    expected = common.read_json(expected_path) if expected_path.exists() else {}
+    expected = read_json(expected_path) if expected_path.exists() else {}
     for name in args.models:
         task, trained = RELEASES[name].task, trained_folder(name, args.trained_dir)
-        words = common.read_json(trained / "results.json")["command"].split()
+        words = read_json(trained / "results.json")["command"].split()
         validation = load_validation(args.data.get(task) or words[words.index("--dataset_dir") + 1])
         sample = sample_of(task, validation)
         write_sample(task, sample, SAMPLES / task)
         expected[name] = release(name, trained, validation, CARDS / name, load_validation(SAMPLES / task))
-        common.write_json(expected_path, {name: expected[name] for name in RELEASES if name in expected})
+        write_json(expected_path, {name: expected[name] for name in RELEASES if name in expected})
         print(f"{name}: {json.dumps(rounded(expected[name]))} on the sample")
-    for path, text in report_cards.cards(report_comparison.Comparison(ROOT / "results", PRESET), CARDS).items():
+    for path, text in model_cards.cards(Comparison(ROOT / "results", PRESET), CARDS).items():
         path.write_text(text, encoding="utf-8")
 
 

@@ -26,13 +26,16 @@ import traceback
 from pathlib import Path
 
 import torch
+from comparison.arms import ARMS
+from comparison.cells import as_arguments
+from comparison.presets import PRESETS, default_arms
+from comparison.records import Records
+from comparison.summaries import summary_lines
+from comparison.tasks import TASKS
 from filelock import FileLock, Timeout
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import comparison
-import training_common as common
-from comparison import ARMS, PRESETS, ROOT, TASKS
+from training import docstrings
+from training.files import ROOT, read_json, write_json
+from training.provenance import forget_peak_memory
 
 
 def parse_arguments(arguments=None):
@@ -65,7 +68,7 @@ def parse_arguments(arguments=None):
     setting = PRESETS[args.preset]
     args.output_dir = args.output_dir or ROOT / "outputs/reproduce" / args.results_dir.resolve().name
     args.tasks = args.tasks or list(setting)
-    args.arms = args.arms or list(comparison.default_arms(args.preset))
+    args.arms = args.arms or list(default_arms(args.preset))
     for task in args.tasks:
         if task not in setting:
             parser.error(f"--tasks: {task!r} is not in the preset {args.preset!r}, which has {', '.join(setting)}")
@@ -91,21 +94,9 @@ def data_arguments(task, folder=None):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not (folder / "validation.parquet").exists():
-                with command_line("scripts/docstrings_dataset.py", ["--output_dir", str(folder)]):
-                    importlib.import_module("docstrings_dataset").main()
+                docstrings.write_labelled(folder)
         return ["--dataset_dir", str(folder)]
-    return list(TASKS[task].hub)
-
-
-@contextlib.contextmanager
-def command_line(script, arguments):
-    """Lets a script see a command line of its own, so that its record names the command that repeats it."""
-    own = sys.argv
-    sys.argv = [str(ROOT / script), *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = own
+    return as_arguments(TASKS[task].hub or {})
 
 
 def train(cell, folder, data):
@@ -116,22 +107,21 @@ def train(cell, folder, data):
     """
     task, own = TASKS[cell.task], {"arguments": cell.arguments, "data": data}
     mark = folder / "cell.json"
-    if mark.exists() and common.read_json(mark) != own:
+    if mark.exists() and read_json(mark) != own:
         raise ValueError(f"{folder} holds a run with other arguments or data, see {mark}; move the folder away")
-    common.write_json(mark, own)
+    write_json(mark, own)
     if not (folder / "results.json").exists():
-        common.forget_peak_memory()
+        forget_peak_memory()
         with (
             open(folder / "log.txt", "a", encoding="utf-8") as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
-            command_line(f"scripts/{task.script}.py", [*data, *cell.arguments, "--output_dir", str(folder)]),
         ):
             try:
-                importlib.import_module(task.script).main()
+                importlib.import_module(task.script).main([*data, *cell.arguments, "--output_dir", str(folder)])
             except SystemExit as error:  # of the script's argument parser
                 raise RuntimeError(f"{task.script} ended with {error}") from error
-    results = common.read_json(folder / "results.json")
+    results = read_json(folder / "results.json")
     return {
         "task": cell.task,
         "arm": cell.arm,
@@ -164,7 +154,7 @@ def try_to_train(cell, args, records):
             record = train(cell, folder, data_arguments(cell.task, args.data.get(cell.task)))
             path = records.path(cell)
             path.parent.mkdir(parents=True, exist_ok=True)
-            common.write_json(path, record)
+            write_json(path, record)
             for checkpoint in folder.glob("checkpoint-*"):  # the model itself stays
                 shutil.rmtree(checkpoint, ignore_errors=True)
             metric = TASKS[cell.task].metric
@@ -218,7 +208,7 @@ def main(arguments=None):
     args.data = {task: str(relative(folder)) for task, folder in args.data.items()}
     args.results_dir, args.output_dir = relative(args.results_dir), relative(args.output_dir)
     os.chdir(ROOT)
-    records = comparison.Records(args.results_dir, args.preset)
+    records = Records(args.results_dir, args.preset)
     if args.list:
         total, done = records.count(args.tasks, args.arms, args.seeds)
         for cell in records.missing(args.tasks, args.arms, args.seeds):
@@ -226,7 +216,7 @@ def main(arguments=None):
         print(f"{done} of {total} cells are done")
     failed = {} if args.list else run(args, records)
     for task in args.tasks:
-        print("\n".join(["", TASKS[task].title, *comparison.summary_lines(records, task, args.arms, args.seeds)]))
+        print("\n".join(["", TASKS[task].title, *summary_lines(records, task, args.arms, args.seeds)]))
     if failed:
         sys.exit(f"{len(failed)} cells failed: {'; '.join(map(str, failed))}")
 

@@ -52,5 +52,5 @@ status=0
 PATH="$venv/bin:$PATH" "$venv/bin/pytest" --quiet --junitxml "$scratch/junit.xml" \
     $(printf 'tests/%s.py ' ${tests//\//\/test_}) ${untraced:+-k "not ($untraced)"} "$@" || status=$?
 [ "$status" -le 1 ] || exit "$status"  # the tests did not run to their end
-[ $# -gt 0 ] || "$venv/bin/python" scripts/report_supported.py --record "$end" --junit "$scratch/junit.xml"
+[ $# -gt 0 ] || "$venv/bin/python" scripts/report.py --record "$end" --junit "$scratch/junit.xml"
 exit "$status"

@@ -12,27 +12,24 @@ come with scikit-learn are taken. Without --model_name_or_path a model is traine
 checkpoint with its image processor and code, `results.json`, `learning_curve.png` and a model card.
 """
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
 import transformers
-from datasets import Dataset, DatasetDict, Image
-from PIL import Image as PilImage
-from sklearn.datasets import load_digits
+from datasets import Image
+from training import options, runs
+from training.data import dataset_title, load_examples, test_of
+from training.images import Collator, augment, common_size, digits, make_image_processor
+from training.labels import Labels
+from training.provenance import command
+from training.resuming import resume_from
+from training.run_records import classification_record
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import training_common as common
 
 from astroformer_hf import AstroformerVisionConfig
 
 
 @dataclass
-class ModelArguments(common.ModelArguments):
+class ModelArguments(options.ModelArguments):
     """The model: a checkpoint, or the shape of a new one."""
 
     num_hidden_layers: int = field(default=4, metadata={"help": "Blocks of a new model."})
@@ -48,7 +45,7 @@ class ModelArguments(common.ModelArguments):
 
 
 @dataclass
-class DataArguments(common.DataArguments):
+class DataArguments(options.DataArguments):
     """The data."""
 
     image_column: str | None = field(default=None, metadata={"help": "Column of the image. Default: image, or img."})
@@ -62,76 +59,7 @@ class DataArguments(common.DataArguments):
     )
 
 
-def digits():
-    """scikit-learn's 8 x 8 handwritten digits, every fifth for validation: a `DatasetDict` of `image` and `label`."""
-    data = load_digits()
-    images = [PilImage.fromarray((image * 255 / 16).round().astype("uint8")) for image in data.images]
-    rows = Dataset.from_dict({"image": images, "label": data.target}).cast_column("image", Image())
-    return DatasetDict(
-        train=rows.select([i for i in range(len(rows)) if i % 5]),
-        validation=rows.select(range(0, len(rows), 5)),
-    )
-
-
-def common_size(images):
-    """The size that all of the given square images have, or 224."""
-    sizes = {image.size for image in images}
-    width, height = next(iter(sizes))
-    return width if len(sizes) == 1 and width == height else 224
-
-
-def make_image_processor(image_size):
-    """An image processor that resizes any image to a square of so many pixels, in colour, with values from -1 to 1."""
-    return ViTImageProcessorPil(size={"height": image_size, "width": image_size}, do_convert_rgb=True)
-
-
-class Collator:
-    """Turns examples into a batch: the image processor, then, for training, augmentation.
-
-    Args:
-        image_processor: makes pixel values of PIL images.
-        image_column, label_column (`str`): columns of an example.
-        encode (function): makes of a label what the model takes.
-    """
-
-    def __init__(self, image_processor, image_column, label_column, encode):
-        self.image_processor = image_processor
-        self.image_column, self.label_column = image_column, label_column
-        self.encode = encode
-
-    def __call__(self, examples):
-        images = [example[self.image_column].convert("RGB") for example in examples]
-        labels = [self.encode(example[self.label_column]) for example in examples]
-        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "labels": torch.tensor(labels)}
-
-
-def augment(pixel_values, mirror):
-    """Shifts each image by up to an eighth of its size, into its own reflection, and mirrors half of them if asked to.
-
-    Args:
-        pixel_values (`torch.Tensor`): `(batch, channels, height, width)`.
-        mirror (`bool`): whether to mirror.
-
-    Returns:
-        `torch.Tensor` of the same shape.
-    """
-    batch_size, channels, height, width = pixel_values.shape
-    reach = [size // 8 for size in (height, width)]
-    padded = torch.nn.functional.pad(pixel_values, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
-    # drawn on the CPU, whatever the device, so that a seed means the same everywhere
-    rows, columns = (
-        torch.randint(2 * r + 1, (batch_size, 1)) + torch.arange(size)
-        for r, size in zip(reach, (height, width), strict=True)
-    )
-    if mirror:
-        columns = torch.where(torch.rand(batch_size, 1) < 0.5, columns, columns.flip(1))
-    rows, columns = rows.to(pixel_values.device), columns.to(pixel_values.device)
-    padded = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3]))
-    return padded.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
-
-
-class ImageTrainer(common.ExactTrainer):
+class ImageTrainer(runs.ExactTrainer):
     """A `Trainer` that augments its training batches, where they already are tensors and it costs little."""
 
     mirror = None  # True or False; None turns augmentation off
@@ -144,7 +72,7 @@ class ImageTrainer(common.ExactTrainer):
 
 def parse_arguments(arguments=None):
     """Command-line (or given) arguments as (ModelArguments, DataArguments, TrainingArguments)."""
-    return common.parse_arguments(
+    return options.parse_arguments(
         ModelArguments,
         DataArguments,
         __doc__,
@@ -163,7 +91,7 @@ def main(arguments=None):
     model_args, data_args, training_args = parse_arguments(arguments)
     transformers.set_seed(training_args.seed)
     is_offline = data_args.dataset_name is None and data_args.dataset_dir is None
-    examples = common.load_examples(data_args, training_args.seed, (data_args.label_column,), offline=digits)
+    examples = load_examples(data_args, training_args.seed, (data_args.label_column,), offline=digits)
     train_name, validation_name, *_ = examples
     train = examples[train_name]
     columns = [data_args.image_column] if data_args.image_column else ["image", "img"]
@@ -171,7 +99,7 @@ def main(arguments=None):
     if image_column is None:
         raise ValueError(f"the data has no column {' or '.join(map(repr, columns))}; it has {train.column_names}")
     examples = {name: split.cast_column(image_column, Image()) for name, split in examples.items()}
-    labels = common.Labels(train, data_args.label_column)
+    labels = Labels(train, data_args.label_column)
 
     if model_args.source:
         image_processor = AutoImageProcessor.from_pretrained(**model_args.source)
@@ -208,16 +136,17 @@ def main(arguments=None):
         trainer.mirror = not is_offline if data_args.mirror is None else data_args.mirror
     known = {
         "task": "image-classification",
-        "dataset": common.dataset_title(data_args, "scikit-learn digits"),
+        "dataset": dataset_title(data_args, "scikit-learn digits"),
         "split": validation_name,
     }
     unit = f"images, resized to {config.image_size} pixels"
-    return common.train(
+    return runs.train(
         trainer,
-        common.resume_from(training_args),
+        resume_from(training_args),
         known,
-        common.classification_record(labels, training_args, unit),
-        common.test_of(data_args, examples),
+        classification_record(labels, training_args, unit),
+        command=command(__file__, arguments),
+        test=test_of(data_args, examples),
     )
 
 

@@ -16,14 +16,17 @@ its tokenizer and code, `results.json`, `learning_curve.png` and a model card.
 """
 
 import math
-import sys
-import sysconfig
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import transformers
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
+from training import docstrings, options, runs
+from training.data import dataset_title, load_examples, test_of
+from training.provenance import command
+from training.resuming import once, resume_from
+from training.run_records import plot_learning_curve, title, write_model_card
+from training.tokenization import tell_longest_input, train_bpe_tokenizer, train_character_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,12 +36,6 @@ from transformers import (
     default_data_collator,
 )
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import docstrings_dataset
-import training_common as common
-from tokenization import train_bpe_tokenizer, train_character_tokenizer
-
 from astroformer_hf import AstroformerConfig
 
 
@@ -46,7 +43,7 @@ OBJECTIVES = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
 
 
 @dataclass
-class ModelArguments(common.ModelArguments):
+class ModelArguments(options.ModelArguments):
     """The model: a checkpoint, or the shape of a new one."""
 
     num_hidden_layers: int = field(default=4, metadata={"help": "Blocks of a new model."})
@@ -58,7 +55,7 @@ class ModelArguments(common.ModelArguments):
 
 
 @dataclass
-class DataArguments(common.DataArguments):
+class DataArguments(options.DataArguments):
     """The data, and what is to be predicted of it."""
 
     objective: str = field(
@@ -72,15 +69,6 @@ class DataArguments(common.DataArguments):
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
             raise ValueError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
-
-
-def docstrings():
-    """The docstrings of Python's standard library: a `DatasetDict` with the column `text`."""
-    texts = sorted(docstrings_dataset.collect(Path(sysconfig.get_path("stdlib"))))
-    return DatasetDict(
-        train=Dataset.from_dict({"text": [t for t in texts if not docstrings_dataset.is_validation(t)]}),
-        validation=Dataset.from_dict({"text": [t for t in texts if docstrings_dataset.is_validation(t)]}),
-    )
 
 
 def make_tokenizer(model_args, texts):
@@ -124,7 +112,7 @@ def hide_once(blocks, collator):
     return blocks.map(hide, batched=True, desc="Hiding tokens")
 
 
-class LanguageModelTrainer(common.ExactTrainer):
+class LanguageModelTrainer(runs.ExactTrainer):
     """A `Trainer` whose evaluation takes examples that have their labels, and tells the perplexity."""
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -143,7 +131,7 @@ class LanguageModelTrainer(common.ExactTrainer):
 
 def parse_arguments(arguments=None):
     """Command-line (or given) arguments as (ModelArguments, DataArguments, TrainingArguments)."""
-    return common.parse_arguments(
+    return options.parse_arguments(
         ModelArguments,
         DataArguments,
         __doc__,
@@ -160,10 +148,10 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     model_args, data_args, training_args = parse_arguments(arguments)
     transformers.set_seed(training_args.seed)
-    examples = common.load_examples(data_args, training_args.seed, (data_args.text_column,), offline=docstrings)
+    examples = load_examples(data_args, training_args.seed, (data_args.text_column,), offline=docstrings.texts)
     train_name, validation_name, *_ = examples
     texts = examples[train_name][data_args.text_column]
-    tokenizer = common.once(training_args, lambda: make_tokenizer(model_args, texts))
+    tokenizer = once(training_args, lambda: make_tokenizer(model_args, texts))
     is_masked = data_args.objective == "masked"
     if is_masked and tokenizer.mask_token_id is None:
         raise ValueError("--objective masked needs a tokenizer with a mask token; this one has none")
@@ -184,7 +172,7 @@ def main(arguments=None):
             is_decoder=not is_masked,
         )
         model = auto_class.from_config(config)
-    common.tell_longest_input(tokenizer, config)
+    tell_longest_input(tokenizer, config)
 
     blocks = {
         name: in_blocks(split, tokenizer, data_args.text_column, data_args.block_size, f"Tokenizing {name}")
@@ -209,15 +197,13 @@ def main(arguments=None):
     )
 
     def record(results, output_dir):
-        common.plot_learning_curve(
-            results["learning_curve"], "perplexity", output_dir / "learning_curve.png", common.title(results)
-        )
+        plot_learning_curve(results["learning_curve"], "perplexity", output_dir / "learning_curve.png", title(results))
         if not is_masked:
             # by the model that was saved: that in training may be divided over processes, and this is one of them
             saved = auto_class.from_pretrained(output_dir, trust_remote_code=model_args.trust_remote_code)
             results["sample"] = sample(saved.to(training_args.device), tokenizer, data_args.num_sample_tokens)
             print(results["sample"])
-        common.write_model_card(
+        write_model_card(
             output_dir / "README.md",
             "language_model.md.jinja",
             results,
@@ -230,11 +216,18 @@ def main(arguments=None):
 
     known = {
         "task": "fill-mask" if is_masked else "text-generation",
-        "dataset": common.dataset_title(data_args, "Python docstrings"),
+        "dataset": dataset_title(data_args, "Python docstrings"),
         "split": validation_name,
         "block_size": data_args.block_size,
     }
-    return common.train(trainer, common.resume_from(training_args), known, record, common.test_of(data_args, blocks))
+    return runs.train(
+        trainer,
+        resume_from(training_args),
+        known,
+        record,
+        command=command(__file__, arguments),
+        test=test_of(data_args, blocks),
+    )
 
 
 def sample(model, tokenizer, num_tokens):

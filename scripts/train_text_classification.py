@@ -11,11 +11,16 @@ scratch. A run that was killed continues when the same command is given again. I
 checkpoint with its tokenizer and code, `results.json`, `learning_curve.png` and a model card.
 """
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import transformers
+from training import options, runs
+from training.data import dataset_title, load_examples, test_of
+from training.labels import Labels
+from training.provenance import command
+from training.resuming import once, resume_from
+from training.run_records import classification_record
+from training.tokenization import tell_longest_input, train_wordpiece_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -23,16 +28,11 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import training_common as common
-from tokenization import train_wordpiece_tokenizer
-
 from astroformer_hf import AstroformerConfig
 
 
 @dataclass
-class ModelArguments(common.ModelArguments):
+class ModelArguments(options.ModelArguments):
     """The model: a checkpoint, or the shape of a new one."""
 
     pooling: str = field(default=AstroformerConfig.pooling, metadata={"help": "mean, cls or last."})
@@ -40,7 +40,7 @@ class ModelArguments(common.ModelArguments):
 
 
 @dataclass
-class DataArguments(common.DataArguments):
+class DataArguments(options.DataArguments):
     """The data."""
 
     text_column: str = field(default="text", metadata={"help": "Column of the text."})
@@ -50,7 +50,7 @@ class DataArguments(common.DataArguments):
 
 def parse_arguments(arguments=None):
     """Command-line (or given) arguments as (ModelArguments, DataArguments, TrainingArguments)."""
-    return common.parse_arguments(
+    return options.parse_arguments(
         ModelArguments,
         DataArguments,
         __doc__,
@@ -65,17 +65,17 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     model_args, data_args, training_args = parse_arguments(arguments)
     transformers.set_seed(training_args.seed)
-    examples = common.load_examples(data_args, training_args.seed, (data_args.text_column, data_args.label_column))
+    examples = load_examples(data_args, training_args.seed, (data_args.text_column, data_args.label_column))
     train_name, validation_name, *_ = examples
     train = examples[train_name]
-    labels = common.Labels(train, data_args.label_column)
+    labels = Labels(train, data_args.label_column)
 
     if model_args.source:
         tokenizer = AutoTokenizer.from_pretrained(**model_args.source)
         config = AutoConfig.from_pretrained(**model_args.source)
     else:
         texts = train[data_args.text_column]
-        tokenizer = common.once(training_args, lambda: train_wordpiece_tokenizer(texts, model_args.vocab_size))
+        tokenizer = once(training_args, lambda: train_wordpiece_tokenizer(texts, model_args.vocab_size))
         config = AstroformerConfig(
             **model_args.architecture,
             pooling=model_args.pooling,
@@ -83,7 +83,7 @@ def main(arguments=None):
             max_position_embeddings=data_args.max_length,
             pad_token_id=tokenizer.pad_token_id,
         )
-    common.tell_longest_input(tokenizer, config)
+    tell_longest_input(tokenizer, config)
     labels.describe(config)
     if model_args.source:
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -104,7 +104,7 @@ def main(arguments=None):
     }
     if training_args.metric_for_best_model == "auto":
         training_args.metric_for_best_model = labels.best
-    trainer = common.ExactTrainer(
+    trainer = runs.ExactTrainer(
         model=model,
         args=training_args,
         train_dataset=encoded[train_name],
@@ -115,16 +115,17 @@ def main(arguments=None):
     )
     known = {
         "task": "text-classification",
-        "dataset": common.dataset_title(data_args, None),
+        "dataset": dataset_title(data_args, None),
         "split": validation_name,
     }
     unit = f"texts, cut at {data_args.max_length} tokens"
-    return common.train(
+    return runs.train(
         trainer,
-        common.resume_from(training_args),
+        resume_from(training_args),
         known,
-        common.classification_record(labels, training_args, unit),
-        common.test_of(data_args, encoded),
+        classification_record(labels, training_args, unit),
+        command=command(__file__, arguments),
+        test=test_of(data_args, encoded),
     )
 
 

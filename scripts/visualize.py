@@ -21,26 +21,15 @@ import argparse
 import base64
 import html
 import io
-import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from looking.checkpoint import class_probabilities, load, patches, spell, takes_images
+from looking.colours import TEXT_STYLE, coloured_text
 from PIL import Image
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import training_common as common
-from inspection_common import (
-    TEXT_STYLE,
-    class_probabilities,
-    colour,  # noqa: F401 (part of this module's surface)
-    coloured_text,
-    load,
-    patches,
-    spell,
-    takes_images,
-)
+from training.data import load_splits, pick_split
+from training.files import write_whole
 
 from astroformer_hf.inspection import look_inside
 
@@ -76,7 +65,7 @@ def example_of(args, is_image):
         ValueError: the model takes the other kind, or there is no such example.
     """
     if args.dataset_dir is not None:
-        _, split = common.pick_split(common.load_splits(dataset_dir=args.dataset_dir), args.split)
+        _, split = pick_split(load_splits(dataset_dir=args.dataset_dir), args.split)
         if not 0 <= args.index < len(split):
             raise ValueError(f"--index must be from 0 to {len(split) - 1}, got {args.index}")
         columns = ("image", "img") if is_image else ("text",)
@@ -289,11 +278,11 @@ def main(arguments=None):
     figures = {name: (caption, as_png(figure)) for name, (caption, figure) in plots.items()}
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, (_, png) in figures.items():
-        common.write_whole(args.output_dir / f"{name}.png", lambda path, png=png: path.write_bytes(png))
+        write_whole(args.output_dir / f"{name}.png", lambda path, png=png: path.write_bytes(png))
     answer = answer_of(model, output)
     title = f"Inside {Path(args.model).name}"
     content = page(title, answer, records, names, texts, figures)
-    common.write_whole(args.output_dir / "index.html", lambda path: path.write_text(content, encoding="utf-8"))
+    write_whole(args.output_dir / "index.html", lambda path: path.write_text(content, encoding="utf-8"))
     if answer:
         print(answer)
     print(f"{', '.join(f'{name}.png' for name in figures)} and index.html are in {args.output_dir}")

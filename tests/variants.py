@@ -36,8 +36,8 @@ VARIANTS = {
 HIDE_PACKAGE = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "scripts")!r})
-from answers import PackageIsAbsent
-sys.meta_path.insert(0, PackageIsAbsent())
+from sharing.compare_loading import HidePackage
+sys.meta_path.insert(0, HidePackage())
 """
 
 

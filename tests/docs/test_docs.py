@@ -18,9 +18,9 @@ import sys
 
 import datasets
 import pytest
-import report_api
 import sklearn.datasets
 from PIL import Image
+from reporting import api_page
 from reviews import write_reviews
 from variants import ROOT
 
@@ -233,9 +233,9 @@ def test_index_names_every_page():
 
 
 def test_reference_is_what_the_code_says():
-    assert report_api.PAGE.read_text(encoding="utf-8") == report_api.page()
+    assert api_page.PAGE.read_text(encoding="utf-8") == api_page.page()
 
 
 def test_reference_names_everything_exported():
-    named = [name for names in report_api.GROUPS.values() for name in names]
+    named = [name for names in api_page.GROUPS.values() for name in names]
     assert sorted([*named, "__version__"]) == sorted(astroformer_hf.__all__)

@@ -12,9 +12,14 @@ import demo
 import pytest
 import torch
 import yaml
-from inspection_common import load, spell_number
+from looking import checkpoint
+from looking.checkpoint import load
+from looking.colours import colour, spell_number
+from looking.page import describe_attention, describe_calcium
+from looking.reading import MOST_BYTES, run
 from PIL import Image
-from tokenization import train_wordpiece_tokenizer
+from sharing import demo_space
+from training.tokenization import train_wordpiece_tokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from variants import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
 
@@ -139,7 +144,7 @@ def test_an_image_is_shown_as_the_model_reads_it(image_model):
         drawn = reading.html(layer, head)
         assert hints(drawn) == expected_hints(names, response[1:], feedback[1:])  # without the class token
         brightest = re.findall(r'<rect x="(\d)" y="(\d)" width="1" height="1" fill="(.*?)">', drawn)
-        column, row, _ = next(place for place in brightest if place[2] == demo.colour(1.0)[0])
+        column, row, _ = next(place for place in brightest if place[2] == colour(1.0)[0])
         assert int(row) * 4 + int(column) == response[1:].argmax()
     assert 'viewBox="0 0 4 2"' in drawn and drawn.count("data:image/png;base64,") == 2
     with pytest.raises(ValueError, match="Please choose an image"):
@@ -180,7 +185,7 @@ def test_the_page_refuses_files_beyond_measure_before_they_are_decoded(image_mod
     for content, message in (
         (large_png(13_000), "13,000 x 13,000 pixels"),
         (large_png(20_000), "too many pixels"),
-        (bytes(demo.MOST_BYTES + 1), "The file has 20,971,521 bytes"),
+        (bytes(MOST_BYTES + 1), "The file has 20,971,521 bytes"),
     ):
         path.write_bytes(content)
         with pytest.raises(gr.Error, match=message):
@@ -189,7 +194,7 @@ def test_the_page_refuses_files_beyond_measure_before_they_are_decoded(image_mod
     options = {}
     monkeypatch.setattr(page, "launch", lambda **given: options.update(given))
     demo.launch(page)
-    assert options["max_file_size"] == demo.MOST_BYTES
+    assert options["max_file_size"] == MOST_BYTES
 
 
 def test_without_calcium_there_is_an_answer_only(text_model):
@@ -198,7 +203,7 @@ def test_without_calcium_there_is_an_answer_only(text_model):
     answer, reading = demo.read_text(model, tokenizer, REVIEW)
     logits = model(**tokenizer(REVIEW, return_tensors="pt")).logits[0]
     assert list(answer.values()) == pytest.approx(logits.softmax(-1).tolist()) and reading is None
-    assert "without an astrocyte and its calcium" in demo.describe_calcium(model)
+    assert "without an astrocyte and its calcium" in describe_calcium(model)
 
 
 def test_the_page_of_a_model_without_calcium(text_model):
@@ -223,16 +228,16 @@ def test_the_page_of_a_model_without_calcium(text_model):
 )
 def test_the_page_tells_the_arm(variant, attention, calcium):
     model = make_model("AstroformerForSequenceClassification", **VARIANTS[variant])
-    assert attention in demo.describe_attention(model) and calcium in demo.describe_calcium(model)
+    assert attention in describe_attention(model) and calcium in describe_calcium(model)
 
 
 def test_other_answers_than_one_of_several_classes(text_model):
     _, tokenizer = load(text_model)
     inputs, name = tokenizer(REVIEW, return_tensors="pt"), "AstroformerForSequenceClassification"
     several = make_model(name, vocab_size=120, problem_type="multi_label_classification")
-    assert list(demo.run(several, inputs)[0].values()) == several(**inputs).logits[0].sigmoid().tolist()
+    assert list(run(several, inputs)[0].values()) == several(**inputs).logits[0].sigmoid().tolist()
     number = make_model(name, vocab_size=120, num_labels=1, problem_type="regression")
-    assert demo.run(number, inputs)[0] == f"{number(**inputs).logits.item():.4g}"
+    assert run(number, inputs)[0] == f"{number(**inputs).logits.item():.4g}"
 
 
 def test_what_is_no_classifier_or_no_file_is_refused(image_model):
@@ -282,7 +287,8 @@ def test_space_does_not_overwrite_its_model(space):
 def test_space_loads_a_model_of_the_hub_from_there(monkeypatch, text_model, tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed")
     loaded = load(text_model)
-    monkeypatch.setattr(demo, "load", lambda *_: loaded)
+    for module in (demo_space, checkpoint):
+        monkeypatch.setattr(module, "load", lambda *_: loaded)
     demo.main(["--model", "user/name", "--revision", "v1", "--space", str(tmp_path), "--examples", 'A "b".', "It's."])
     assert "load('user/name', 'v1', False)" in (tmp_path / "app.py").read_text()
     assert yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])["models"] == ["user/name"]

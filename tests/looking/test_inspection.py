@@ -4,8 +4,10 @@
 import pytest
 import torch
 import visualize
+from looking.checkpoint import spell
+from looking.colours import colour, coloured_text
 from PIL import Image
-from tokenization import train_character_tokenizer, train_wordpiece_tokenizer
+from training.tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from variants import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
 
@@ -180,8 +182,8 @@ def test_script_names_what_does_not_fit(image_model):
 
 
 def test_colours_run_from_the_lowest_to_the_highest_response():
-    text = visualize.coloured_text(["low", "##er", "high"], [" low", "er", " high"], torch.tensor([1.0, 2.0, 3.0]))
-    lowest, highest = visualize.colour(0.0)[0], visualize.colour(1.0)[0]
+    text = coloured_text(["low", "##er", "high"], [" low", "er", " high"], torch.tensor([1.0, 2.0, 3.0]))
+    lowest, highest = colour(0.0)[0], colour(1.0)[0]
     assert text.index(lowest) < text.index(">low<") < text.index(">er<") < text.index(highest) < text.index(">high<")
     assert 'title="##er: C = 2"' in text and "</span><span" in text and "</span> <span" in text
 
@@ -189,7 +191,7 @@ def test_colours_run_from_the_lowest_to_the_highest_response():
 def test_tokens_are_spelt_as_the_text_is():
     words = train_wordpiece_tokenizer(["lower lowest lovely films"] * 5, 60, 16)
     ids = words("lower films").input_ids
-    spelt = visualize.spell(words, ids)
+    spelt = spell(words, ids)
     assert len(spelt) == len(ids) and "".join(spelt) == words.decode(ids) == "[CLS] lower films [SEP]"
     characters = train_character_tokenizer(["a b"], 8)
-    assert visualize.spell(characters, characters("ab a").input_ids) == ["a", "b", " ", "a"]
+    assert spell(characters, characters("ab a").input_ids) == ["a", "b", " ", "a"]

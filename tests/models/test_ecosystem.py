@@ -9,7 +9,7 @@ import torch
 import transformers
 from datasets import Dataset, Value
 from PIL import Image
-from tokenization import train_bpe_tokenizer, train_character_tokenizer, train_wordpiece_tokenizer
+from training.tokenization import train_bpe_tokenizer, train_character_tokenizer, train_wordpiece_tokenizer
 from transformers import (
     AutoConfig,
     DataCollatorForLanguageModeling,

@@ -6,8 +6,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
-from training_common import tell_longest_input
+from training.tokenization import tell_longest_input, train_bpe_tokenizer, train_wordpiece_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from variants import ROOT, make_model, tiny_config, tiny_vision_config
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-import train_image_classification as script
 from PIL import Image
+from training.images import augment, digits, make_image_processor
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 from variants import ROOT, VARIANTS, make_model, tiny_vision_config
 
@@ -94,7 +94,7 @@ def test_image_processor_travels_with_the_model(tmp_path):
     with torch.no_grad():
         model.classifier.weight.zero_()
     model.save_pretrained(tmp_path)
-    script.make_image_processor(16).save_pretrained(tmp_path)
+    make_image_processor(16).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     pixels = processor(Image.new("L", (40, 30), 128), return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 16, 16)
@@ -107,7 +107,7 @@ def test_augmentation_shifts_and_mirrors():
     pixels = torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16).float()
     seen, mirrored = set(), 0
     for _ in range(200):
-        output = script.augment(pixels, mirror=True)
+        output = augment(pixels, mirror=True)
         assert output.shape == pixels.shape
         centre = output[0, 0, 8, 7:10]
         step = (centre[1] - centre[0]).item()
@@ -118,7 +118,7 @@ def test_augmentation_shifts_and_mirrors():
         seen.add((round(shift / 16), shift - 16 * round(shift / 16)))
     assert 60 < mirrored < 140
     assert seen == {(i, j) for i in range(-2, 3) for j in range(-2, 3)}
-    upright = script.augment(pixels, mirror=False)
+    upright = augment(pixels, mirror=False)
     assert (upright[..., 8, 8] - upright[..., 8, 7]).min() > 0
 
 
@@ -138,7 +138,7 @@ def test_script_learns_the_digits_that_are_on_every_machine(tmp_path, scripts):
     assert results["task"] == "image-classification" and results["dataset"] == "scikit-learn digits"
     model = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert model.config.image_size == 8 and model.config.id2label[3] == "3"
-    data = script.digits()["validation"][:200]
+    data = digits()["validation"][:200]
     answers = pipeline("image-classification", model=str(tmp_path), top_k=1)(data["image"])
     accuracy = np.mean([int(answer[0]["label"]) == label for answer, label in zip(answers, data["label"], strict=True)])
     assert accuracy > 0.6

@@ -95,7 +95,7 @@ def test_they_are_saved_and_loaded(backend, tmp_path):
 
 
 def test_the_scripts_offer_them():
-    from training.arguments import choices_of
+    from training.options import choices_of
 
     assert {"signed", "softplus"} <= set(choices_of("feature_map")) and "mean" in choices_of("astrocyte_code")
 

@@ -9,7 +9,7 @@ def test_readme_agrees_with_the_records(scripts):
     scripts.run(ROOT / "scripts/report.py", "--check")
 
 
-SCRIPTS = [path.stem for path in (ROOT / "scripts").glob("*.py") if "def main" in path.read_text()]
+SCRIPTS = [path.stem for path in (ROOT / "scripts").glob("*.py")] + ["sharing/compare_loading"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -18,7 +18,7 @@ def test_scripts_explain_themselves(script, scripts):
 
 
 def test_docstrings_become_a_data_set(tmp_path):
-    import docstrings_dataset
+    from training import docstrings
 
     package = tmp_path / "alpha"
     (package / "tests").mkdir(parents=True)
@@ -29,7 +29,7 @@ def test_docstrings_become_a_data_set(tmp_path):
         'class B:\n    """Words of a class here."""\n    def g():\n        "Said in both of them."\n'
     )
     (package / "b.py").write_text('def h():\n    "Said in both of them."\n')
-    found = docstrings_dataset.collect(tmp_path, ("alpha", "beta", "missing"))
+    found = docstrings.collect(tmp_path, ("alpha", "beta", "missing"))
     assert found == {"Words of the module here.": "alpha", "Words of a class here.": "beta"}
-    shares = [docstrings_dataset.is_validation(str(i)) for i in range(2000)]
+    shares = [docstrings.is_validation(str(i)) for i in range(2000)]
     assert 0.17 < sum(shares) / 2000 < 0.23

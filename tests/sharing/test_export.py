@@ -15,9 +15,9 @@ import astroformer_hf
 
 pytest.importorskip("datasets", reason="the scripts need the extra 'train'")
 import export
-import training_common as common
-from tokenization import train_wordpiece_tokenizer
-from train_image_classification import make_image_processor
+from training import files
+from training.images import make_image_processor
+from training.tokenization import train_wordpiece_tokenizer
 
 
 MISSING = [name for name in export.PACKAGES["onnx"] if importlib.util.find_spec(name) is None]
@@ -97,7 +97,7 @@ def test_text_classifier_to_onnx_and_int8(classifier, tmp_path):
     options = ["--quantize", "int8", "--evaluate", "--dataset_dir", str(data), "--batch_size", "16"]
     export.main(["--model", str(model), "--output_dir", str(output), *options])
 
-    record = common.read_json(output / "results.json")
+    record = files.read_json(output / "results.json")
     pytorch, float32, int8 = (record["models"][name] for name in ("pytorch", "float32", "int8"))
     assert record["eval_samples"] == 120 and record["split"] == "validation"
     assert float32["largest_difference"] < 1e-5 and 1e-5 < int8["largest_difference"] < 0.1
@@ -130,7 +130,7 @@ def test_other_models_to_onnx(kind, tmp_path, classifier):
     for part in (model, processor):
         part.save_pretrained(tmp_path / "in")
     export.main(["--model", str(tmp_path / "in"), "--output_dir", str(tmp_path / "out")])
-    record = common.read_json(tmp_path / "out/results.json")
+    record = files.read_json(tmp_path / "out/results.json")
     assert record["models"]["float32"]["largest_difference"] < 1e-5
     names = (
         "model.onnx",
@@ -145,7 +145,7 @@ def test_other_models_to_onnx(kind, tmp_path, classifier):
 def test_script_to_torch_export(classifier, tmp_path, monkeypatch):
     arguments = ["--model", str(classifier[0]), "--format", "torch", "--output_dir", str(tmp_path / "out")]
     export.main(arguments)
-    assert common.read_json(tmp_path / "out/results.json")["models"]["float32"]["largest_difference"] < 1e-5
+    assert files.read_json(tmp_path / "out/results.json")["models"]["float32"]["largest_difference"] < 1e-5
     assert (tmp_path / "out/model.pt2").exists()
 
     exported = export.load_exported(tmp_path / "out", True)

@@ -11,10 +11,11 @@ import tarfile
 import zipfile
 
 import pytest
-import report_supported
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+from reporting import supported
+from training.files import read_json
 from variants import ROOT
 
 import astroformer_hf
@@ -174,8 +175,8 @@ def test_supported_range_is_said_once_and_was_tested_at_both_ends():
         r"^transformers==(\S+?)(?:;|$)", (ROOT / "constraints.txt").read_text(), re.MULTILINE
     )
     assert pinned_for_development and all(Version(v).release[:2] <= tested.release for v in pinned_for_development)
-    for end in report_supported.ENDS:
-        record = report_supported.read_json(report_supported.RECORDS / f"{end}.json")
+    for end in supported.ENDS:
+        record = read_json(supported.RECORDS / f"{end}.json")
         assert record["tests"]["passed"] > 1000 and not record["tests"]["failed"]
         for name, specifier in declared.items():
             if name in record["versions"]:

@@ -23,7 +23,7 @@ from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, Loopbac
 from publish import Publisher, PublishError
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
-from tokenization import train_bpe_tokenizer
+from training.tokenization import train_bpe_tokenizer
 from transformers import pipeline
 from variants import HIDE_PACKAGE, ROOT, tiny_config
 

@@ -8,15 +8,16 @@ import shutil
 import publish
 import pytest
 import release_models
-import report_cards
-import report_comparison
 import torch
 import transformers
-from comparison import ROOT, TASKS
+from comparison.tasks import TASKS
 from huggingface_hub import ModelCard
 from release_models import CARDS, RELEASES, SAMPLES
+from reporting import model_cards
+from reporting.comparisons import Comparison
 from safetensors.torch import load_file
 from transformers import pipeline
+from variants import ROOT
 
 from astroformer_hf import attention_backend, neuron_astrocyte_cpu
 
@@ -43,7 +44,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def known():
     """The comparison that the released models are of."""
-    return report_comparison.Comparison(ROOT / "results", release_models.PRESET)
+    return Comparison(ROOT / "results", release_models.PRESET)
 
 
 def record_of(name):
@@ -116,7 +117,7 @@ def test_card_says_what_the_record_says(name):
 
 
 def test_cards_are_written_for_every_released_model(known):
-    paths = {path.relative_to(CARDS).as_posix() for path in report_cards.cards(known, CARDS)}
+    paths = {path.relative_to(CARDS).as_posix() for path in model_cards.cards(known, CARDS)}
     assert paths == {"README.md", *(f"{name}/README.md" for name in RELEASES)}
 
 

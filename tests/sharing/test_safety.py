@@ -244,7 +244,7 @@ def test_no_pickle_is_read_even_if_asked(tmp_path):
     loaded = AstroformerModel.from_pretrained(None, config=config, state_dict=state)
     assert torch.equal(loaded.norm.weight, state["norm.weight"])
     source = "\n".join(
-        path.read_text() for folder in ("astroformer_hf", "scripts") for path in ROOT.glob(f"{folder}/*.py")
+        path.read_text() for folder in ("astroformer_hf", "scripts") for path in ROOT.glob(f"{folder}/**/*.py")
     )
     assert not re.search(r"torch\.load|pickle\.load|import pickle|allow_pickle", source)
 

@@ -7,14 +7,17 @@ import os
 import shlex
 import time
 
-import comparison
 import pytest
-import report
-import report_comparison
 import reproduce
 import torch
-import training_common
-from comparison import ARMS, PRESETS, TASKS, Cell, Records
+from comparison.arms import ARMS
+from comparison.cells import Cell
+from comparison.presets import PRESETS, default_arms
+from comparison.records import Records
+from comparison.summaries import first_crossing, summaries, with_spread
+from comparison.tasks import IMAGE, LANGUAGE, TASKS
+from reporting import comparisons, texts
+from training import data, provenance
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 from variants import ROOT
 
@@ -59,7 +62,7 @@ def table_of(output):
 
 def test_smoke_preset_trains_every_cell(whole):
     folder, output = whole
-    arms, tasks = comparison.default_arms("smoke"), PRESETS["smoke"]
+    arms, tasks = default_arms("smoke"), PRESETS["smoke"]
     number = sum(len(arms) * (len(task.rates) + len(task.seeds) - 1) for task in tasks.values())
     found = records_in(folder)
     assert len(found) == number and f"{number} of {number} cells" in output
@@ -220,15 +223,15 @@ def build(preset, task, arm, **smaller):
     )
     assert training_args.learning_rate == 1e-3 and training_args.seed == 42
     assert not training_args.load_best_model_at_end
-    if TASKS[task].script == comparison.IMAGE:
+    if TASKS[task].script == IMAGE:
         config = AstroformerVisionConfig(**model_args.architecture, image_size=32, patch_size=4)
         return AutoModelForImageClassification.from_config(config)
-    length = data_args.block_size if TASKS[task].script == comparison.LANGUAGE else data_args.max_length
+    length = data_args.block_size if TASKS[task].script == LANGUAGE else data_args.max_length
     config = AstroformerConfig(
         **model_args.architecture,
         vocab_size=100,
         max_position_embeddings=length,
-        is_decoder=TASKS[task].script == comparison.LANGUAGE,
+        is_decoder=TASKS[task].script == LANGUAGE,
     )
     auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForSequenceClassification
     return auto_class.from_config(config)
@@ -330,7 +333,7 @@ def test_a_run_that_diverged_is_not_chosen(tmp_path):
 def test_records_of_different_data_are_not_averaged(made_up):
     write_record(made_up, Cell("smoke", "digits", "full", 4e-3, 43), 0.9, dataset="letters")
     with pytest.raises(ValueError, match="differ in dataset: .*digits.*letters"):
-        comparison.summaries(Records(made_up, "smoke"), "digits", ["full"])
+        summaries(Records(made_up, "smoke"), "digits", ["full"])
 
 
 def test_local_folders_say_which_splits_they_have(tmp_path):
@@ -351,11 +354,11 @@ def test_a_record_of_other_arguments_is_refused(made_up):
 
 
 def test_summary(made_up):
-    found = comparison.summaries(Records(made_up, "smoke"), "digits", ["softmax", "full", "linear"])
+    found = summaries(Records(made_up, "smoke"), "digits", ["softmax", "full", "linear"])
     assert list(found) == ["softmax", "full"]  # of linear there is nothing
     full = found["full"]
     assert full.mean == pytest.approx(0.91) and full.spread == pytest.approx(0.02 / 2**0.5)
-    assert comparison.with_spread(full.task, full.mean, full.spread) == "91.0% ± 1.4"
+    assert with_spread(full.task, full.mean, full.spread) == "91.0% ± 1.4"
     # the curves of 0.9 and 0.92 go through 1/4, 3/4 and all of that at 10, 20 and 30 steps
     assert full.steps_to(0.45) == pytest.approx([15.0, 10 + 10 * (0.45 - 0.23) / 0.46])
     assert full.steps_to(0.91) == [None, pytest.approx(20 + 10 * (0.91 - 0.69) / 0.23)]
@@ -365,7 +368,7 @@ def test_summary(made_up):
     "goal, sign, step", [(0.1, 1, 5.0), (0.5, 1, 15.0), (0.8, 1, 30.0), (0.9, 1, None), (0.1, -1, None), (0.3, -1, 5.0)]
 )
 def test_first_crossing(goal, sign, step):
-    assert comparison.first_crossing([5, 10, 20, 30], [0.2, 0.4, 0.6, 0.8], goal, sign) == (
+    assert first_crossing([5, 10, 20, 30], [0.2, 0.4, 0.6, 0.8], goal, sign) == (
         None if step is None else pytest.approx(step)
     )
 
@@ -375,32 +378,32 @@ def test_test_split_is_reported_where_there_is_one(made_up):
         cell = Cell("smoke", "digits", "full", 4e-3, seed)
         more = {"test_metrics": {"accuracy": accuracy}, "test_split": "test", "test_samples": 70}
         write_record(made_up, cell, 0.9, **more)
-    found = comparison.summaries(Records(made_up, "smoke"), "digits", ["full"])["full"]
+    found = summaries(Records(made_up, "smoke"), "digits", ["full"])["full"]
     assert found.mean == pytest.approx(0.55)
 
 
 def test_report_says_what_the_records_say(made_up, tmp_path):
-    known = report_comparison.Comparison(made_up, "smoke")
-    text = "\n".join(report_comparison.results_lines(known))
+    known = comparisons.Comparison(made_up, "smoke")
+    text = "\n".join(comparisons.results_lines(known))
     goal = 0.1 + 0.8 * (0.81 - 0.1)
     assert f"steps to {goal:.1%}" in text and "81.0% ± 1.4" in text and "91.0% ± 1.4" in text
     assert "| `full` | 80.0% | **90.0%** |" in text and "at the edge" in text
     assert f"| +10.0 ± {100 * 0.02 / 2**0.5:.1f} |" in text  # better than softmax, two seeds each
     assert "abacus, 1 thread; torch 9.9" in text and "--seed 42" in text
-    overview = "\n".join(report_comparison.overview_lines(known))
+    overview = "\n".join(comparisons.overview_lines(known))
     assert "| softmax attention | 81.0% ± 1.4 |" in overview and "2 seeds" in overview
-    headlines = "\n".join(report_comparison.headline_lines(known))
+    headlines = "\n".join(comparisons.headline_lines(known))
     assert "| softmax attention | 81.0% ± 1.4 |" in headlines and "| linear attention |  |" in headlines
     assert "best arm of each task | 91.0% ± 1.4 (`full`) |" in headlines and "over 2 seeds" in headlines
-    report_comparison.write_figures(known, tmp_path / "figures")
+    comparisons.write_figures(known, tmp_path / "figures")
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert drawn == ["smoke_ablation.png", "smoke_alpha.png", "smoke_learning.png"]
 
 
 def test_texts_are_rewritten_between_their_markers(tmp_path):
     path = tmp_path / "text.md"
-    path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert report.between_markers(path, ["new", ""]) == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    path.write_text(f"before\n{texts.BEGIN}\nold\n{texts.END}\nafter\n")
+    assert texts.between_markers(path, ["new", ""]) == f"before\n{texts.BEGIN}\nnew\n{texts.END}\nafter\n"
 
 
 def test_committed_records_are_of_the_presets_as_they_are():
@@ -431,29 +434,29 @@ def test_validation_is_held_out_of_train_where_there_is_none(tmp_path):
         (tmp_path / f"{split}.csv").write_text(
             "text,label\n" + "".join(f"{split} {i},{i % 2}\n" for i in range(number))
         )
-    found = training_common.load_examples(Arguments(tmp_path, validation_share=0.2, test_split="test"), 0, ("text",))
+    found = data.load_examples(Arguments(tmp_path, validation_share=0.2, test_split="test"), 0, ("text",))
     assert {name: len(split) for name, split in found.items()} == {"train": 40, "held out": 10, "test": 7}
     assert not set(found["train"]["text"]) & set(found["held out"]["text"])
-    other_seed = training_common.load_examples(Arguments(tmp_path, validation_share=0.2), 1, ("text",))
+    other_seed = data.load_examples(Arguments(tmp_path, validation_share=0.2), 1, ("text",))
     assert set(other_seed["held out"]["text"]) == set(found["held out"]["text"])
-    without = training_common.load_examples(Arguments(tmp_path), 0, ("text",))
+    without = data.load_examples(Arguments(tmp_path), 0, ("text",))
     assert {name: len(split) for name, split in without.items()} == {"train": 50, "test": 7}
     with pytest.raises(ValueError, match="--validation_share must be between 0 and 1, got 1.5"):
-        training_common.load_examples(Arguments(tmp_path, validation_share=1.5), 0, ("text",))
+        data.load_examples(Arguments(tmp_path, validation_share=1.5), 0, ("text",))
     with pytest.raises(ValueError, match="must differ, got train, test, test; .* --validation_share holds out"):
-        training_common.load_examples(Arguments(tmp_path, test_split="test"), 0, ("text",))
+        data.load_examples(Arguments(tmp_path, test_split="test"), 0, ("text",))
     with pytest.raises(ValueError, match="no split 'exam'"):
-        training_common.load_examples(Arguments(tmp_path, test_split="exam"), 0, ("text",))
+        data.load_examples(Arguments(tmp_path, test_split="exam"), 0, ("text",))
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not count anew")
 def test_memory_is_counted_anew(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    training_common.forget_peak_memory()
-    before = training_common.peak_memory_bytes()
+    provenance.forget_peak_memory()
+    before = provenance.peak_memory_bytes()
     held = torch.ones(2**26)  # 256 MiB
-    after = training_common.peak_memory_bytes()
+    after = provenance.peak_memory_bytes()
     assert after - before > 200 * 2**20 and len(held)
     del held
-    training_common.forget_peak_memory()
-    assert training_common.peak_memory_bytes() < after - 100 * 2**20
+    provenance.forget_peak_memory()
+    assert provenance.peak_memory_bytes() < after - 100 * 2**20

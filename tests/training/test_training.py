@@ -15,12 +15,19 @@ import pytest
 import torch
 import train_language_model
 import train_text_classification
-import training_common
 from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from reviews import write_reviews
-from tokenization import train_character_tokenizer, train_wordpiece_tokenizer
+from training.data import load_splits, pick_split
+from training.files import write_json
+from training.labels import Labels
+from training.metrics import Classification, MultiLabelClassification, Regression
+from training.options import choices_of
+from training.provenance import launcher
+from training.resuming import check_batch_size
+from training.runs import losses_of_examples
+from training.tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -33,6 +40,7 @@ from variants import ROOT, tiny_config
 
 import astroformer_hf
 from astroformer_hf import AstroformerForSequenceClassification
+from astroformer_hf.configuration_astroformer import CHOICES
 
 
 HEADS = {
@@ -189,12 +197,12 @@ def test_script_trains_the_same_over_two_processes(tmp_path, environment, script
 def test_another_number_of_processes_does_not_go_on_with_a_run(tmp_path):
     state = {"global_step": 5, "max_steps": 10, "stateful_callbacks": {"Stopwatch": {"attributes": {"batch_size": 8}}}}
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
-    training_common.check_batch_size(tmp_path, 8, 2)
+    check_batch_size(tmp_path, 8, 2)
     with pytest.raises(ValueError, match="8 examples per step, this one has 4 over 1 processes.*--gradient_accum"):
-        training_common.check_batch_size(tmp_path, 4, 1)
+        check_batch_size(tmp_path, 4, 1)
     state["stateful_callbacks"] = {}  # of an earlier release
     (tmp_path / "trainer_state.json").write_text(json.dumps(state))
-    training_common.check_batch_size(tmp_path, 4, 1)
+    check_batch_size(tmp_path, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,7 @@ def test_another_number_of_processes_does_not_go_on_with_a_run(tmp_path):
     ],
 )
 def test_the_recorded_command_has_its_launcher(variables, words):
-    assert training_common.launcher({name: str(value) for name, value in variables.items()}) == words.split()
+    assert launcher({name: str(value) for name, value in variables.items()}) == words.split()
     if words.startswith("accelerate"):  # an option that the launcher does not know would end it
         launch_command_parser().parse_args([*words.split()[2:], "script.py"])
 
@@ -245,7 +253,7 @@ def test_the_exact_loss_is_that_of_the_model(head):
         model, ids = kind(tiny_config()), torch.randint(1, 50, (6, 5))
         labels = ids.masked_fill(torch.rand(6, 5) < 0.5, -100)
     output = model.eval()(input_ids=ids, labels=labels)
-    losses = training_common.losses_of_examples(output.logits, labels, model.config)
+    losses = losses_of_examples(output.logits, labels, model.config)
     total, number = losses.sum(0)
     torch.testing.assert_close(total / number, output.loss)
     assert losses.shape == (6, 2)
@@ -268,6 +276,18 @@ def test_script_fine_tunes_a_checkpoint(tmp_path, scripts):
     assert not torch.equal(tuned.classifier.weight, start.classifier.weight)
 
 
+@pytest.mark.parametrize("option", ["attention_type", "astrocyte_code", "feature_map", "calcium_normalization"])
+def test_choices_are_those_of_the_configuration_at_the_time(option, monkeypatch, capsys):
+    given = [f"--{option}", "new"]
+    with pytest.raises(SystemExit):
+        train_text_classification.parse_arguments(given)
+    known, message = choices_of(option), capsys.readouterr().err
+    assert f"--{option}" in message and "'new'" in message and all(choice in message for choice in known)
+    monkeypatch.setitem(CHOICES, option, (*known, "new"))
+    model_args, *_ = train_text_classification.parse_arguments(given)
+    assert getattr(model_args, option) == "new"
+
+
 def test_a_checkpoint_brings_its_shape():
     with pytest.raises(ValueError, match="--attention_type, --hidden_size shape a new model.*'some/model'"):
         train_text_classification.parse_arguments(
@@ -285,43 +305,43 @@ def test_a_checkpoint_brings_its_shape():
     ],
 )
 def test_kinds_of_labels(labels, problem_type, encoded):
-    kind = training_common.Labels(Dataset.from_dict({"label": labels}), "label")
+    kind = Labels(Dataset.from_dict({"label": labels}), "label")
     assert kind.problem_type == problem_type
     assert [kind.encode(label) for label in labels] == encoded
 
 
 def test_a_label_that_was_never_trained_is_named():
-    kind = training_common.Labels(Dataset.from_dict({"label": ["a", "b"]}), "label")
+    kind = Labels(Dataset.from_dict({"label": ["a", "b"]}), "label")
     with pytest.raises(ValueError, match=r"label 'c' does not occur .* \['a', 'b'\]"):
         kind.encode("c")
 
 
 def test_metrics_work_without_a_network():
-    assert training_common.Classification().compute(predictions=[0, 1, 1, 1], references=[0, 1, 0, 1]) == {
+    assert Classification().compute(predictions=[0, 1, 1, 1], references=[0, 1, 0, 1]) == {
         "accuracy": 0.75,
         "f1": pytest.approx((2 / 3 + 0.8) / 2),
         "matthews_correlation": pytest.approx(3**-0.5),
     }
-    multi = training_common.MultiLabelClassification("multilabel")
+    multi = MultiLabelClassification("multilabel")
     assert multi.compute(predictions=[[1, 0], [1, 1]], references=[[1, 0], [0, 1]])["accuracy"] == 0.5
-    assert training_common.Regression().compute(predictions=[1.0, 2.0], references=[1.0, 4.0])["mse"] == 2.0
+    assert Regression().compute(predictions=[1.0, 2.0], references=[1.0, 4.0])["mse"] == 2.0
 
 
 def test_bad_data_is_named(tmp_path):
     with pytest.raises(ValueError, match="exactly one of --dataset_name and --dataset_dir"):
-        training_common.load_splits()
+        load_splits()
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(ValueError, match=r"--dataset_dir must be a folder .*train.parquet"):
-        training_common.load_splits(dataset_dir=str(tmp_path))
+        load_splits(dataset_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"no split 'train'; it has \['other'\]"):
-        training_common.pick_split({"other": None}, "train")
+        pick_split({"other": None}, "train")
 
 
 def test_json_is_whole_or_absent(tmp_path):
     path = tmp_path / "results.json"
-    training_common.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        training_common.write_json(path, {"a": object()})
+        write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
 
 

@@ -3,12 +3,14 @@
 
 import json
 
-import comparison
 import jinja2
-import report_comparison
-from comparison import ARMS, TASKS
+from comparison.arms import ARMS
+from comparison.summaries import with_spread
+from comparison.tasks import TASKS
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from report_tables import origin, table
+
+from reporting import comparisons
+from reporting.tables import origin, table
 
 
 LICENSE = "apache-2.0"
@@ -34,7 +36,7 @@ def in_words(metric, value):
 
 
 def cards(known, folder):
-    """The card of each released model of a `report_comparison.Comparison`, and an index of them, by their paths."""
+    """The card of each released model of a `comparisons.Comparison`, and an index of them, by their paths."""
     paths = sorted(folder.glob("*/results.json"))
     records = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     records = {path: record for path, record in records.items() if record["preset"] == known.preset}
@@ -66,12 +68,12 @@ def index(known, records):
 
 
 def what_it_is(known, record):
-    return report_comparison.what_it_is(record["arm"], known.tasks[record["task"]][record["arm"]].records[0])
+    return comparisons.what_it_is(record["arm"], known.tasks[record["task"]][record["arm"]].records[0])
 
 
 def dataset_on_hub(task):
     """The name of a task's data on the Hub."""
-    return TASKS[task].hub[TASKS[task].hub.index("--dataset_name") + 1]
+    return TASKS[task].hub["dataset_name"]
 
 
 def card_data(record):
@@ -110,8 +112,8 @@ def card(template, known, record):
         rows.append(
             [
                 f"**{name}**" if arm == record["arm"] else name,
-                comparison.with_spread(definition, summary.mean, summary.spread),
-                *(report_comparison.difference(definition, summary, arms[other]) for other in ("softmax", "linear")),
+                with_spread(definition, summary.mean, summary.spread),
+                *(comparisons.difference(definition, summary, arms[other]) for other in ("softmax", "linear")),
                 str(len(summary.values)),
             ]
         )

@@ -3,10 +3,10 @@
 
 import shlex
 
-from report_tables import origin, table
-from training_common import DEFAULT_TRAINING_ARGUMENTS
+from training.options import DEFAULT_TRAINING_ARGUMENTS
 
 from astroformer_hf import AstroformerConfig
+from reporting.tables import origin, table
 
 
 ARMS = ("neuron_astrocyte", "softmax", "linear")

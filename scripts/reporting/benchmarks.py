@@ -4,7 +4,8 @@
 import json
 
 import matplotlib
-from report_tables import origin, table
+
+from reporting.tables import origin, table
 
 
 matplotlib.use("Agg")

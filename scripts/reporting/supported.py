@@ -1,22 +1,14 @@
-#!/usr/bin/env python
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Records the tests at an end of the supported range, from which `scripts/report.py` writes docs/supported.md.
+"""Supported versions: the record of the tests at an end of the range, and docs/supported.md, written from them."""
 
-python scripts/report_supported.py --record lowest --junit FILE       writes results/supported/lowest.json
-"""
-
-import argparse
-import sys
 import xml.etree.ElementTree
 from collections import Counter
-from pathlib import Path
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from report_tables import origin, table
-from training_common import ROOT, hardware, read_json, versions, write_json
+from training.files import ROOT, read_json, write_json
+from training.provenance import hardware, versions
 
 from astroformer_hf.library_compatibility import PRIVATE_NAMES
+from reporting.tables import origin, table
 
 
 RECORDS = ROOT / "results/supported"
@@ -95,23 +87,26 @@ def page():
     return HEAD + "\n".join(lines) + "\n" + TAIL + "\n".join(names).rstrip() + "\n"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--record", choices=(*ENDS, NEWEST), required=True, help="which end was tested")
-    parser.add_argument("--junit", required=True, help="JUnit XML file that pytest wrote")
-    arguments = parser.parse_args()
+def record(end, junit):
+    """Writes the record of tests at an end of the range, or at the newest releases.
+
+    Args:
+        end (`str`): one of `ENDS`, or `NEWEST`.
+        junit (`str`): JUnit XML file that pytest wrote.
+
+    Returns:
+        `Path` of the record.
+    """
     RECORDS.mkdir(parents=True, exist_ok=True)
+    path = RECORDS / f"{end}.json"
     write_json(
-        RECORDS / f"{arguments.record}.json",
+        path,
         {
-            "end": arguments.record,
-            "tests": outcome(arguments.junit),
-            "command": f"bash scripts/test_supported.sh {arguments.record}",
+            "end": end,
+            "tests": outcome(junit),
+            "command": f"bash scripts/test_supported.sh {end}",
             "versions": versions(PACKAGES),
             "hardware": hardware(),
         },
     )
-
-
-if __name__ == "__main__":
-    main()
+    return path

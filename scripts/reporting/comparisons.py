@@ -4,10 +4,14 @@
 import math
 import statistics
 
-import comparison
 import matplotlib
-from comparison import ARMS, PRESETS, TASKS
-from report_tables import origin, table
+from comparison.arms import ARMS
+from comparison.presets import PRESETS, default_arms
+from comparison.records import Records
+from comparison.summaries import chance, format_value, summaries, with_spread
+from comparison.tasks import TASKS
+
+from reporting.tables import origin, table
 
 
 matplotlib.use("Agg")
@@ -23,15 +27,15 @@ class Comparison:
 
     Args:
         folder (`str`): where the records are.
-        preset (`str`): which of `comparison.PRESETS`.
+        preset (`str`): which of `comparison.presets.PRESETS`.
     """
 
     def __init__(self, folder, preset):
         self.preset = preset
-        self.records = comparison.Records(folder, preset)
+        self.records = Records(folder, preset)
         self.tasks = {}
         for task in PRESETS[preset]:
-            found = comparison.summaries(self.records, task, comparison.default_arms(preset))
+            found = summaries(self.records, task, default_arms(preset))
             if found:
                 self.tasks[task] = found
 
@@ -40,7 +44,7 @@ class Comparison:
         arms = self.tasks[task]
         if "softmax" not in arms:
             return []
-        start = comparison.chance(TASKS[task], arms["softmax"].records[0])
+        start = chance(TASKS[task], arms["softmax"].records[0])
         _, curves = arms["softmax"].curves()
         end = statistics.fmean(curve[-1] for curve in curves)
         return [start + share * (end - start) for share in GOALS]
@@ -98,7 +102,7 @@ def task_lines(known, task):
             [
                 f"`{arm}`",
                 what_it_is(arm, summary.records[0]),
-                comparison.with_spread(definition, summary.mean, summary.spread),
+                with_spread(definition, summary.mean, summary.spread),
                 *(difference(definition, summary, arms.get(other)) for other in ("linear", "softmax")),
                 str(len(summary.values)),
                 f"{known.records.chosen_rate(task, arm):g}",
@@ -109,7 +113,7 @@ def task_lines(known, task):
             ]
         )
     header = ["arm", "description", metric, "better than linear by", "than softmax by", "seeds", "rate"]
-    header += [f"steps to {comparison.format_value(definition, goal)}" for goal in goals]
+    header += [f"steps to {format_value(definition, goal)}" for goal in goals]
     header += ["parameters", "seconds", "peak MiB"]
     setting = PRESETS[known.preset][task]
     return [
@@ -150,7 +154,7 @@ def explanation(definition, arms, goals, first, metric):
         + (" In percentage points." if definition.metric == "accuracy" else ""),
     ]
     if goals:
-        values = " and ".join(comparison.format_value(definition, goal) for goal in goals)
+        values = " and ".join(format_value(definition, goal) for goal in goals)
         shares = " and ".join(f"{share:.0%}" for share in GOALS)
         lines.append(
             f"- **steps**: {values} are {shares} of the way from chance to the end of the softmax arm's mean "
@@ -191,7 +195,7 @@ def sweep_rows(known, task):
         chosen = known.records.chosen_rate(task, arm)
         cells = []
         for cell in known.records.sweep(task, arm):
-            value = comparison.format_value(TASKS[task], known.records.get(cell)["metrics"][TASKS[task].metric])
+            value = format_value(TASKS[task], known.records.get(cell)["metrics"][TASKS[task].metric])
             cells.append(f"**{value}**" if cell.rate == chosen else value)
         rows.append([f"`{arm}`", *cells])
     return rows
@@ -227,7 +231,7 @@ def overview_lines(known):
         cells = []
         for task, found in known.tasks.items():
             summary = found.get(arm)
-            cells.append(comparison.with_spread(TASKS[task], summary.mean, summary.spread) if summary else "")
+            cells.append(with_spread(TASKS[task], summary.mean, summary.spread) if summary else "")
         rows.append([ARMS[arm].title, *cells])
     return [
         *table(header, rows),
@@ -269,7 +273,7 @@ def headline_lines(known):
         best = max(others, key=others.get, default=None)
         for row, arm in zip(rows, [*HEADLINES, best], strict=True):
             summary = found.get(arm)
-            cell = comparison.with_spread(definition, summary.mean, summary.spread) if summary else ""
+            cell = with_spread(definition, summary.mean, summary.spread) if summary else ""
             row.append(f"{cell} (`{arm}`)" if summary and row is rows[-1] else cell)
     seeds = sorted({len(summary.values) for found in known.tasks.values() for summary in found.values()})
     record = next(iter(next(iter(known.tasks.values())).values())).records[0]
@@ -337,12 +341,12 @@ def alpha_of(summary):
     return 1.0 if record["attention_type"] == "linear" else float(option(record, "--presynaptic_alpha"))
 
 
-def draw_against_alpha(axis, summaries, style, label):
-    summaries = sorted(summaries, key=alpha_of)
+def draw_against_alpha(axis, arms, style, label):
+    arms = sorted(arms, key=alpha_of)
     axis.errorbar(
-        [alpha_of(summary) for summary in summaries],
-        [summary.mean for summary in summaries],
-        [summary.spread or 0 for summary in summaries],
+        [alpha_of(summary) for summary in arms],
+        [summary.mean for summary in arms],
+        [summary.spread or 0 for summary in arms],
         fmt=style,
         capsize=3,
         label=label,

@@ -1,10 +1,11 @@
-#!/usr/bin/env python
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Loads a checkpoint through its Auto classes and writes what it answers to a few inputs, so that two ways of loading
-can be compared.
+"""Loads a checkpoint through its Auto classes and writes its outputs for a few inputs, so that two ways of loading it
+can be compared: with the installed package, or without it, from the code in the checkpoint alone.
 
-python scripts/answers.py --model outputs/quickstart --output with_package.safetensors
-python scripts/answers.py --model outputs/quickstart --output as_a_stranger.safetensors --as_stranger
+python scripts/sharing/compare_loading.py --model outputs/quickstart --output with_package.safetensors
+python scripts/sharing/compare_loading.py --model outputs/quickstart --output without.safetensors --without_package
+
+A program of its own that imports none of the other scripts: the process that hides the package must not have it loaded.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from safetensors.torch import save_file
 TEXTS = ("What a lovely film.", "Two hours of my life are gone, and nobody will give them back to me.")
 
 
-class PackageIsAbsent(importlib.abc.MetaPathFinder):
-    """Hides the package where it is installed, as on the machine of somebody who has only the checkpoint."""
+class HidePackage(importlib.abc.MetaPathFinder):
+    """An import hook that hides the installed package, as on a machine that has only the checkpoint."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "astroformer_hf":
@@ -37,8 +38,8 @@ def auto_class_of(config):
     raise ValueError(f"auto_map must name a class for {architecture!r}, got {config.auto_map}")
 
 
-def answers(model_name, trust_remote_code):
-    """What a checkpoint answers, as tensors by name: to random input, and to what its processor makes of an example."""
+def outputs_of(model_name, trust_remote_code):
+    """A checkpoint's outputs as tensors by name: for random inputs, and for an example through its processor."""
     config = transformers.AutoConfig.from_pretrained(model_name, trust_remote_code=trust_remote_code)
     auto_class = auto_class_of(config)
     model = auto_class.from_pretrained(model_name, trust_remote_code=trust_remote_code)
@@ -75,17 +76,19 @@ def answers(model_name, trust_remote_code):
     return found
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="folder of a trained model, or its name on the Hub")
     parser.add_argument("--output", required=True, help="safetensors file to write")
-    parser.add_argument("--as_stranger", action="store_true", help="hide the package, use the code in the checkpoint")
-    arguments = parser.parse_args()
-    if arguments.as_stranger:
-        sys.meta_path.insert(0, PackageIsAbsent())
+    parser.add_argument(
+        "--without_package", action="store_true", help="hide the package and run the code in the checkpoint"
+    )
+    args = parser.parse_args(arguments)
+    if args.without_package:
+        sys.meta_path.insert(0, HidePackage())
     else:
         import astroformer_hf  # noqa: F401 (registers the classes)
-    save_file(answers(arguments.model, trust_remote_code=arguments.as_stranger), arguments.output)
+    save_file(outputs_of(args.model, trust_remote_code=args.without_package), args.output)
 
 
 if __name__ == "__main__":

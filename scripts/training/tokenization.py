@@ -3,6 +3,7 @@
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 
 WORDPIECE_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -125,3 +126,9 @@ def _language_model_tokenizer(tokenizer, max_length):
         bos_token="[EOS]",
         **LANGUAGE_MODEL_TOKENS,
     )
+
+
+def tell_longest_input(tokenizer, config):
+    """Writes into a tokenizer how long an input its model takes, by which tools cut; library models keep theirs."""
+    if hasattr(config, "longest_input"):
+        tokenizer.model_max_length = config.longest_input or VERY_LARGE_INTEGER

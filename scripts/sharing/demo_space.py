@@ -7,23 +7,27 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import demo
 import jinja2
-import training_common as common
+import looking
 from huggingface_hub import SpaceCardData
+from looking.checkpoint import load, takes_images
+from looking.page import build_demo, default_title, describe_attention
+from looking.reading import has_calcium
+from training.files import ROOT, write_whole
 
 import astroformer_hf
 
 
-SCRIPTS = Path(__file__).resolve().parent
+LOOKING = Path(looking.__file__).parent
 PACKAGE = Path(astroformer_hf.__file__).parent
 PACKAGES = ("torch", "transformers", "safetensors", "matplotlib", "pillow")  # gradio comes with the Space
 APP = '''\
-"""Starts the demo; `demo.py` has it."""
+"""Starts the demo; the folder `looking` has it."""
 
 from pathlib import Path
 
-from demo import build_demo, launch, load
+from looking.checkpoint import load
+from looking.page import build_demo, launch
 
 
 HERE = Path(__file__).resolve().parent
@@ -45,25 +49,25 @@ def write_space(folder, model_name, revision=None, trust_remote_code=False, titl
     Args:
         folder (`Path`): where it goes.
         model_name (`str`): folder of a trained classifier, or its name on the Hub.
-        revision (`str`, *optional*), trust_remote_code (`bool`): as of `demo.load`.
+        revision (`str`, *optional*), trust_remote_code (`bool`): as of `load`.
         title (`str`, *optional*): heading of the page and name of the Space; the name of the model by default.
         examples (list of `str`): texts, or image files, which are copied.
 
     Raises:
         ValueError: the model is not a classifier, or the folder is the one that the model is in.
     """
-    model, processor = demo.load(model_name, revision, trust_remote_code)
-    title = title or demo.default_title(model)
-    demo.build_demo(model, processor, title, examples)  # before anything is written: it checks them
+    model, processor = load(model_name, revision, trust_remote_code)
+    title = title or default_title(model)
+    build_demo(model, processor, title, examples)  # before anything is written: it checks them
     folder.mkdir(parents=True, exist_ok=True)
     is_local = Path(model_name).is_dir()
     if is_local and Path(model_name).resolve() == (folder / "model").resolve():
         raise ValueError(f"--space {str(folder)!r} would overwrite --model {model_name!r}")
 
-    for path in (SCRIPTS / "demo.py", SCRIPTS / "inspection_common.py", common.ROOT / "LICENSE"):
-        copy(path, folder / path.name)
-    for path in PACKAGE.glob("*.py"):
-        copy(path, folder / "astroformer_hf" / path.name)
+    copy(ROOT / "LICENSE", folder / "LICENSE")
+    for package in (LOOKING, PACKAGE):
+        for path in package.glob("*.py"):
+            copy(path, folder / package.name / path.name)
     if is_local:
         with tempfile.TemporaryDirectory(dir=folder) as saved:
             model.save_pretrained(saved)
@@ -72,7 +76,7 @@ def write_space(folder, model_name, revision=None, trust_remote_code=False, titl
                 copy(path, folder / "model" / path.name)
     source = 'HERE / "model"' if is_local else f"{model_name!r}, {revision!r}, {trust_remote_code}"
     shown = repr(list(examples))
-    if demo.takes_images(model):
+    if takes_images(model):
         for path in map(Path, examples):
             copy(path, folder / "examples" / path.name)
         shown = "[{}]".format(", ".join(f'HERE / "examples" / {Path(path).name!r}' for path in examples))
@@ -93,14 +97,14 @@ def write_space(folder, model_name, revision=None, trust_remote_code=False, titl
         tags=["astroformer", "neuron-astrocyte-attention"],
     )
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(common.ROOT / "model_cards"), keep_trailing_newline=True, trim_blocks=True
+        loader=jinja2.FileSystemLoader(ROOT / "model_cards"), keep_trailing_newline=True, trim_blocks=True
     )
     readme = templates.get_template("space.md.jinja").render(
         card_data=card_data.to_yaml(),
         title=title,
-        takes_images=demo.takes_images(model),
-        has_calcium=demo.has_calcium(model),
-        attention=demo.describe_attention(model),
+        takes_images=takes_images(model),
+        has_calcium=has_calcium(model),
+        attention=describe_attention(model),
         models=models,
         gradio_version=gradio_version,
     )
@@ -111,8 +115,8 @@ def write_space(folder, model_name, revision=None, trust_remote_code=False, titl
 
 def copy(source, target):
     target.parent.mkdir(exist_ok=True)
-    common.write_whole(target, lambda path: shutil.copyfile(source, path))
+    write_whole(target, lambda path: shutil.copyfile(source, path))
 
 
 def write_text(path, text):
-    common.write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,7 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The table of docs/export.md: what int8 costs and saves."""
 
-from report_tables import origin, table
+from reporting.tables import origin, table
 
 
 def quantization_lines(records):

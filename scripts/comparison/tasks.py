@@ -1,0 +1,59 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The tasks: what is learned, and from which data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned.
+
+    Args:
+        title (`str`): what it is, for tables.
+        script (`str`): name of the script that trains.
+        metric (`str`): "accuracy", or "loss" in nats per token.
+        hub (`dict`): options of the script, without their dashes, that take the data from the Hub; None if the data
+            come with Python.
+    """
+
+    title: str
+    script: str
+    metric: str
+    hub: dict | None = None
+
+    @property
+    def sign(self):
+        """1 where more of the metric is better, -1 where less is."""
+        return -1 if self.metric == "loss" else 1
+
+
+TEXT, IMAGE, LANGUAGE = "train_text_classification", "train_image_classification", "train_language_model"
+HELD_OUT = {"validation_share": 0.1, "test_split": "test"}  # choose on a part of train, measure on test
+WIKITEXT = {"dataset_name": "Salesforce/wikitext", "dataset_config_name": "wikitext-2-raw-v1"}
+
+TASKS = {
+    "imdb": Task(
+        title="IMDB, sentiment of film reviews",
+        script=TEXT,
+        metric="accuracy",
+        hub={"dataset_name": "stanfordnlp/imdb", **HELD_OUT},
+    ),
+    "cifar10": Task(
+        title="CIFAR-10, small images",
+        script=IMAGE,
+        metric="accuracy",
+        hub={"dataset_name": "uoft-cs/cifar10", **HELD_OUT},
+    ),
+    "shakespeare": Task(
+        title="Tiny Shakespeare, character by character",
+        script=LANGUAGE,
+        metric="loss",
+        hub={"dataset_name": "Trelis/tiny-shakespeare", "text_column": "Text", **HELD_OUT},
+    ),
+    "wikitext2": Task(
+        title="WikiText-2, in byte pairs", script=LANGUAGE, metric="loss", hub={**WIKITEXT, "test_split": "test"}
+    ),
+    "docstrings": Task(title="Docstrings of Python, by package", script=TEXT, metric="accuracy"),
+    "digits": Task(title="Digits of scikit-learn", script=IMAGE, metric="accuracy"),
+    "characters": Task(title="Docstrings of Python, character by character", script=LANGUAGE, metric="loss"),
+}

@@ -1,0 +1,2 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""What the demo and `visualize.py` show of a trained model."""

@@ -1,0 +1,26 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The repository's folder, and files that are whole or absent."""
+
+import json
+import os
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path, content):
+    """Writes JSON to a temporary name beside `path`, then renames it: the file is whole or absent."""
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+
+
+def write_whole(path, write):
+    """Lets `write` write to a temporary name beside `path`, then renames it: the file is whole or absent."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    write(temporary)
+    os.replace(temporary, path)

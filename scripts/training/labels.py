@@ -1,0 +1,76 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Kinds of labels, and how they become what a model takes."""
+
+import functools
+
+from datasets import ClassLabel
+
+from training.metrics import Classification, MultiLabelClassification, Regression
+
+
+class Labels:
+    """What kind of labels a column has, and how they become the numbers that a model takes."""
+
+    def __init__(self, dataset, column):
+        feature, values = dataset.features[column], dataset[column]
+        several = getattr(feature, "feature", None)  # of a column of lists
+        kind = several or feature
+        self.names = None
+        if isinstance(kind, ClassLabel):
+            self.names = list(kind.names)
+            self._number = int
+        elif kind.dtype.startswith("float"):
+            if several is not None:
+                raise ValueError(f"label column {column!r}: lists of real numbers are not supported")
+        elif kind.dtype.startswith(("int", "uint", "bool", "string", "large_string")):
+            flat = {value for row in values for value in row} if several else set(values)
+            self.names = [str(value) for value in sorted(flat)]
+            numbers = {name: i for i, name in enumerate(sorted(flat))}
+            self._number = functools.partial(self._look_up, numbers)
+        else:
+            raise ValueError(f"label column {column!r} has type {kind.dtype!r}; expected classes or numbers")
+        if self.names is None:
+            self.problem_type, self.metric, self.best = "regression", Regression(), "mse"
+        elif several is not None:
+            self.problem_type, self.best = "multi_label_classification", "f1"
+            self.metric = MultiLabelClassification("multilabel")
+        else:
+            self.problem_type, self.best = "single_label_classification", "accuracy"
+            self.metric = Classification()
+
+    @staticmethod
+    def _look_up(numbers, value):
+        if value not in numbers:
+            raise ValueError(
+                f"label {value!r} does not occur in the training split, whose labels are {sorted(numbers)}"
+            )
+        return numbers[value]
+
+    def encode(self, value):
+        """A label of the data set as the model takes it."""
+        if self.problem_type == "regression":
+            return float(value)
+        if self.problem_type == "single_label_classification":
+            return self._number(value)
+        present = {self._number(item) for item in value}
+        return [float(i in present) for i in range(len(self.names))]
+
+    def describe(self, config):
+        """Writes into a model's configuration what its head must know of the labels."""
+        config.problem_type = self.problem_type
+        if self.names is None:
+            config.num_labels = 1
+        else:
+            config.id2label = dict(enumerate(self.names))
+            config.label2id = {name: i for i, name in enumerate(self.names)}
+
+    def compute_metrics(self, prediction):
+        """Metrics of an evaluation, through `evaluate`."""
+        logits, references = prediction.predictions, prediction.label_ids
+        if self.problem_type == "regression":
+            predictions = logits.squeeze(-1)
+        elif self.problem_type == "single_label_classification":
+            predictions = logits.argmax(-1)
+        else:
+            predictions, references = (logits > 0).astype(int), references.astype(int)
+        return self.metric.compute(predictions=predictions, references=references)
