@@ -263,7 +263,7 @@ class _FusedPass(torch.autograd.Function):
         if torch.is_grad_enabled():  # a derivative of the gradients themselves will be asked for
             of_inputs = _plain_gradients(pass_, inputs, ctx.options, gradients)
         else:
-            of_inputs = _kernel_gradients(pass_, ctx.kernel, inputs, ctx.options, gradients)
+            of_inputs = dict(_kernel_gradients(pass_, ctx.kernel, inputs, ctx.options, gradients))
         return None, None, None, *(of_inputs.get(name) for name in pass_.tensors)
 
 
@@ -327,7 +327,6 @@ def _register_operators(pass_: Pass) -> None:
         tensors = {name: inputs[name] for name in pass_.tensors}
         options = {name: inputs[name] for name in pass_.options}
         backend = _choose_to_run(pass_, inputs)
-        of_inputs: Mapping[str, Tensor | None]
         if backend is None:
             tensors = {
                 name: x.detach().requires_grad_(name in pass_.differentiable) if x is not None else None
@@ -338,7 +337,7 @@ def _register_operators(pass_: Pass) -> None:
         else:
             kernel = backend.kernels[pass_.name]
             assert isinstance(kernel, Kernel), f"{pass_.name} is not resolved"
-            of_inputs = _kernel_gradients(pass_, kernel, tensors, options, gradients)
+            of_inputs = dict(_kernel_gradients(pass_, kernel, tensors, options, gradients))
         found = []
         for name in pass_.differentiable:
             if (x := inputs[name]) is not None:

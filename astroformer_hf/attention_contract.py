@@ -12,9 +12,9 @@ All of them are called by keyword. A name means the same thing in every pass; `S
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol, get_type_hints
+from typing import Any, NamedTuple, Protocol, get_type_hints
 
 import torch
 
@@ -206,13 +206,13 @@ class Backend:
 
 
 class CodeRecipe(Protocol):
-    """What attention takes of an astrocyte code. A tuple of tensors and numbers, so that hooks find its tensors.
+    """What attention takes of an astrocyte code. A tuple of tensors and numbers, so that hooks find its tensors."""
 
-    Attributes:
-        fused: from the names of passes that take R to those that make it as they go; empty if there are none.
-    """
+    @property
+    def fused(self) -> Mapping[str, str]:
+        """From the names of passes that take R to those that make it as they go; empty if there are none."""
 
-    fused: ClassVar[Mapping[str, str]]
+    def __iter__(self) -> Iterator[Any]: ...
 
     def materialize(
         self,
@@ -237,7 +237,9 @@ class MaterializedCode(NamedTuple):
     code: torch.Tensor
     state: Any = None
 
-    fused = {}  # type: ignore[misc]  # a constant of the class, not a field
+    @property
+    def fused(self) -> Mapping[str, str]:
+        return {}
 
     def materialize(
         self,

@@ -289,7 +289,14 @@ def neuron_astrocyte_attention(
         initial_state=initial_state,
         document_ids=documents,
     )
-    return (output, state) if output_final_state else output
+    if not output_final_state:
+        return output
+    assert state is not None, "only documents that are not causal have none, and those are refused"
+    return output, state
+
+
+def _tensors_of(recipe: CodeRecipe | None) -> list[torch.Tensor]:
+    return [] if recipe is None else [x for x in recipe if torch.is_tensor(x)]
 
 
 class Attended(NamedTuple):
@@ -344,7 +351,7 @@ def attend(
         inputs["document_ids"] = document_ids
     kernels_apply_phi = FEATURE_MAPS[feature_map].in_kernels
     passes[0] = fused_pass(passes[0], astrocyte_code) if kernels_apply_phi else passes[0]
-    tensors = [query, key, value, *(initial_state or ()), *(x for x in astrocyte_code or () if torch.is_tensor(x))]
+    tensors = [query, key, value, *(initial_state or ()), *_tensors_of(astrocyte_code)]
     backend = choose_backend(passes, inputs, tensors)
 
     with full_precision(query):

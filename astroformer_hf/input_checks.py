@@ -174,6 +174,7 @@ def check_cache_layer(memory: Any, config: AstroformerConfig, code_has_state: bo
     found: tuple
     expected: tuple
     head_size, num_neurons = config.hidden_size // config.num_attention_heads, config.num_hidden_neurons
+    assert num_neurons is not None  # the configuration has put the head size in its place
     if config.attention_type == "softmax":
         batch_in_cache = memory.keys.shape[0]
         found, expected = (memory.keys.shape[-1], memory.values.shape[-1]), (num_neurons, head_size)

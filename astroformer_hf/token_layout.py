@@ -410,11 +410,11 @@ class ActivityRecipe(NamedTuple):
     count: torch.Tensor | None  # type: ignore[assignment]  # as in `NeighbourhoodState`
     coupling_scale: float
 
-    fused = {  # type: ignore[misc]  # a constant of the class, not a field
-        "write_mode": "write_mode_with_activity",
-        "write_and_read_causally": "write_and_read_causally_with_activity",
-        "write_and_read_documents": "write_and_read_documents_with_activity",
-    }
+    @property
+    def fused(self):
+        """From the names of passes that take R to those that make this code as they go."""
+        passes = ("write_mode", "write_and_read_causally", "write_and_read_documents")
+        return {name: f"{name}_with_activity" for name in passes}
 
     def materialize(self, key, padding_mask=None, causal=False, document_ids=None):
         """R, `(batch, heads, length, m)`, and causally the `NeighbourhoodState` after the last real token."""
