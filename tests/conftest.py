@@ -14,13 +14,6 @@ from script_server import ScriptServer
 from variants import COMPILER, HEADS, ROOT, VARIANTS
 
 
-# Marks of the library's own tests, which test_library_suites.py runs.
-LIBRARY_MARKS = (
-    *("flash_attn_test", "flash_attn_3_test", "is_expert_parallel_test", "is_fsdp_test", "is_pipeline_test"),
-    *("is_tensor_parallel_test", "is_training_test", "order", "slow", "torch_compile_test", "torch_export_test"),
-)
-
-
 def pytest_addoption(parser):
     parser.addoption(
         "--all",
@@ -31,8 +24,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    for mark in LIBRARY_MARKS:
-        config.addinivalue_line("markers", f"{mark}: of the library's own tests")
+    # of the library's own tests, which test_library_suites.py runs: every release has others
+    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnknownMarkWarning")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -43,7 +36,11 @@ def pytest_collection_modifyitems(config, items):
         skips["compiler"] = "there is no C++ compiler on this machine, or it is not Linux"
     if not (shutil.which("chromedriver") and any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))):
         skips["browser"] = "there is no Chromium with its chromedriver on this machine"
+    known = {line.split(":")[0].split("(")[0].strip() for line in config.getini("markers")}
     for item in items:
+        unknown = {mark.name for mark in item.iter_markers()} - known
+        if unknown and "test_library_suites" not in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid} has the mark {', '.join(sorted(unknown))}, which nothing declares")
         for mark, reason in skips.items():
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
