@@ -16,8 +16,9 @@ from variants import COMPILER, HEADS, ROOT, VARIANTS
 
 # Marks of the library's own tests, which test_library_suites.py runs.
 LIBRARY_MARKS = (
-    *("flash_attn_test", "flash_attn_3_test", "is_expert_parallel_test", "is_fsdp_test", "is_pipeline_test"),
-    *("is_tensor_parallel_test", "is_training_test", "order", "slow", "torch_compile_test", "torch_export_test"),
+    *("accelerate_tests", "flash_attn_3_test", "flash_attn_4_test", "flash_attn_test", "is_agent_test"),
+    *("is_expert_parallel_test", "is_fsdp_test", "is_pipeline_test", "is_staging_test", "is_tensor_parallel_test"),
+    *("is_training_test", "order", "slow", "torch_compile_test", "torch_export_test"),
 )
 
 
