@@ -21,6 +21,12 @@ LIBRARY_MARKS = (
     *("is_training_test", "order", "slow", "torch_compile_test", "torch_export_test"),
 )
 
+# Files that take longest, which two processes are given first, so that they end at about the same time.
+LONG = (
+    *("test_reproduce.py", "test_publish.py", "test_training.py", "test_docs.py", "test_parallel.py", "test_demo.py"),
+    *("test_ecosystem.py", "test_packing.py", "test_packaging.py", "test_sharing.py", "test_library_suites.py"),
+)
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -44,6 +50,8 @@ def pytest_collection_modifyitems(config, items):
         skips["compiler"] = "there is no C++ compiler on this machine, or it is not Linux"
     if not (shutil.which("chromedriver") and any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))):
         skips["browser"] = "there is no Chromium with its chromedriver on this machine"
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
     for item in items:
         for mark, reason in skips.items():
             if item.get_closest_marker(mark):
