@@ -208,7 +208,7 @@ def test_sentence_transformers_wraps_the_encoder(folder):
     "name, head",
     some_each_time(
         itertools.product(("learned", "activity", "softmax"), ("AstroformerForCausalLM", "AstroformerForMaskedLM")),
-        [("learned", "AstroformerForCausalLM")],
+        [("softmax", "AstroformerForCausalLM")],
     ),
 )
 def test_compiles_to_one_graph_at_three_lengths(head, name):
