@@ -24,9 +24,12 @@ if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$asked_for" ]; then
     python=$(find_python)
     echo "Installing pinned versions into $venv with $("$python" --version), once..."
     "$python" -m venv "$venv"
-    # torch first and alone: what follows must find it, not choose another build
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+    # Not compiled ahead: most of the modules that pip would compile are never imported.
+    pip_install() {
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt "$@"
+    }
+    pip_install torch  # first and alone: what follows must find it, not choose another build
+    pip_install --editable '.[dev]'
     echo "$asked_for" > "$venv/.installed"
 fi
 export VIRTUAL_ENV=$venv PATH="$venv/bin:$PATH"

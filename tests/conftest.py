@@ -14,6 +14,13 @@ from script_server import ScriptServer
 from variants import COMPILER, HEADS, ROOT, VARIANTS
 
 
+# Files that take longest, which two processes are given first, so that they end at about the same time.
+LONG = (
+    *("test_reproduce.py", "test_publish.py", "test_training.py", "test_docs.py", "test_parallel.py", "test_demo.py"),
+    *("test_ecosystem.py", "test_packing.py", "test_packaging.py", "test_sharing.py", "test_library_suites.py"),
+)
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--all",
@@ -37,6 +44,8 @@ def pytest_collection_modifyitems(config, items):
     if not (shutil.which("chromedriver") and any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))):
         skips["browser"] = "there is no Chromium with its chromedriver on this machine"
     known = {line.split(":")[0].split("(")[0].strip() for line in config.getini("markers")}
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
     for item in items:
         unknown = {mark.name for mark in item.iter_markers()} - known
         if unknown and "test_library_suites" not in item.nodeid:

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -67,29 +68,45 @@ class ScriptServer:
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
-    def start(self, *args, cwd=None):
-        """Starts a script, the first of the arguments."""
+    def start(self, *args, cwd=None, environment=None):
+        """Starts a script, the first of the arguments, with more in its environment."""
         self.number += 1
         output = tuple(self.folder / f"{self.number}.{name}" for name in ("out", "err"))
         args = [str(arg) for arg in args]
-        pid = self.ask(args=args, cwd=str(cwd or os.getcwd()), output=[str(path) for path in output])
+        more = {"cwd": str(cwd or os.getcwd()), "environment": environment or {}}
+        pid = self.ask(args=args, output=[str(path) for path in output], **more)
         return Script(self, args, pid, output)
 
     def run(self, *args, check=True, cwd=None):
         """Runs a script to its end, and raises with what it said if it failed."""
-        script = self.start(*args, cwd=cwd)
+        return self._ended(self.start(*args, cwd=cwd), check)
+
+    def run_in_two(self, *args, cwd=None):
+        """Runs a script in two processes that know of each other as those of `torchrun --nproc-per-node 2` do, and
+        returns what both have printed."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+        group |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+        ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        started = [self.start(*args, cwd=cwd, environment=environment) for environment in ranks]
+        return "".join(self._ended(script, check=True).stdout for script in started)
+
+    def _ended(self, script, check):
         printed, complaints = script.communicate()
         assert not check or script.returncode == 0, f"{' '.join(script.args)}\n{printed}\n{complaints}"
         return subprocess.CompletedProcess(script.args, script.returncode, printed, complaints)
 
 
-def run(args, cwd, output):
+def run(args, cwd, environment, output):
     """What a forked process does: the script, and the status to end with."""
     for descriptor, path in enumerate((os.devnull, *output)):
         opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.chdir(cwd)
+    os.environ.update(environment)
     sys.argv, sys.path[0] = args, os.path.dirname(os.path.abspath(args[0]))
     try:
         runpy.run_path(args[0], run_name="__main__")

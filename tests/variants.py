@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import astroformer_hf
@@ -39,6 +40,14 @@ sys.path.insert(0, {str(ROOT / "scripts")!r})
 from sharing.compare_loading import HidePackage
 sys.meta_path.insert(0, HidePackage())
 """
+
+
+def some_each_time(cases, each_time):
+    """`cases` as parameters of a test, of which a run without `--all` leaves out those that are not in `each_time`."""
+    cases = list(cases)
+    assert set(each_time) <= set(cases), each_time
+    left = [case if isinstance(case, tuple) else (case,) for case in cases if case not in each_time]
+    return [*each_time, *(pytest.param(*case, marks=pytest.mark.on_demand) for case in left)]
 
 
 def tiny_config(**changes):

@@ -86,12 +86,15 @@ def run_script(path, arguments):
     return printed.getvalue()
 
 
-def run_in_several_processes(words):
+def run_in_several_processes(words, scripts):
     """Runs a command of a page that starts several processes, on the CPU."""
     start = next(i for i, word in enumerate(words) if word.endswith(".py"))
     program = [sys.executable, "-m", *LAUNCHERS[words[0]]]
     options = words[2 if words[0] == "accelerate" else 1 : start]
     shorter = [*shlex.split(SHORTER.get(words[start], "")), *(["--use_cpu"] if words[start] in SHORTER else [])]
+    if words[:start] == ["torchrun", "--nproc-per-node", "2"]:
+        scripts.run_in_two(*words[start:], *shorter)
+        return
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [*program, *options, *words[start:], *shorter]
     for _ in range(2):
@@ -102,11 +105,11 @@ def run_in_several_processes(words):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def run_command(words):
+def run_command(words, scripts):
     """Runs a command of a page. Those that make an environment are only read by the shell."""
     program, path, *arguments = words
     if program in LAUNCHERS:
-        run_in_several_processes(words)
+        run_in_several_processes(words, scripts)
     elif program == "python":
         run_script(path, [*arguments, *shlex.split(SHORTER.get(path, ""))])
     elif program == "bash":
@@ -156,7 +159,7 @@ def scratch(workplace, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name not in RECORDS], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_blocks_of_a_page_run(page, scratch, capsys):
+def test_blocks_of_a_page_run(page, scratch, scripts, capsys):
     for package in NEEDS.get(page.name, ()):
         pytest.importorskip(package)
     names = {"__name__": "__main__"}
@@ -171,7 +174,7 @@ def test_blocks_of_a_page_run(page, scratch, capsys):
             assert not shown or printed == shown  # what a comment says is printed is printed
         elif language == "bash":
             for words in commands(text):
-                run_command(words)
+                run_command(words, scripts)
         elif language == "console":
             for words in commands(text):
                 check_options(words)

@@ -112,10 +112,12 @@ class TestDecoders(
         self.assertFalse([name for name in plan if "embedding" in name or "lm_head" in name])
 
 
+@pytest.mark.on_demand
 class TestSoftmaxDecoders(TestDecoders):
     changes = {"is_decoder": True, "attention_type": "softmax"}
 
 
+@pytest.mark.on_demand
 class TestLearnedCodeEncoders(CommonSuites, unittest.TestCase):
     changes = {"astrocyte_code": "learned"}
 

@@ -389,6 +389,7 @@ def folder(trained, tmp_path):
 
 
 def stage(folder, repo_id="user/model"):
+    """Stages a folder beside it; where that is, and what was left out."""
     target = folder.parent / "target"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -520,6 +521,17 @@ def test_code_that_answers_otherwise_than_the_package_is_refused(folder):
         publish.check_answers(stage(folder)[0])
 
 
+def test_a_dry_run_checks_everything_and_sends_nothing(hub, folder, monkeypatch, capsys):
+    checked = []
+    monkeypatch.setattr(publish, "check_answers", lambda staged: checked.append(set(contents(staged))))
+    monkeypatch.setattr(sys, "argv", ["publish.py", "--model", str(folder), "--repo_id", "user/text", "--dry_run"])
+    publish.main()
+    assert len(checked) == 1 and {"config.json", "model.safetensors", "README.md"} <= checked[0]
+    printed = capsys.readouterr().out
+    assert "Nothing was sent" in printed and "model.safetensors" in printed and "training_args.bin" in printed
+    assert not hub.repositories and not hub.requests
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The stranger
 # --------------------------------------------------------------------------------------------------------------------
@@ -569,19 +581,19 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
         def run(*command, **more):
             return subprocess.run(command, env={**environment, **more}, cwd=tmp_path, capture_output=True, text=True)
 
-        def publish_it(name, *flags):
+        def publish_it(name):
             script = str(ROOT / "scripts/publish.py")
             model = ["--model", str(trained / name), "--repo_id", f"user/{name}"]
-            done = run(sys.executable, script, *model, *flags)
+            done = run(sys.executable, script, *model)
             assert done.returncode == 0, done.stderr
             return done.stdout
 
-        printed = publish_it("text", "--dry_run")
-        assert "Nothing was sent" in printed and "model.safetensors" in printed and "training_args.bin" in printed
-        assert not hub.repositories and not hub.requests
         first = re.search("at commit ([0-9a-f]{40})", publish_it("text")).group(1)
-        for name in ("image", "causal"):
-            publish_it(name)
+        publish_it("image")
+        folder = stage(Path(shutil.copytree(trained / "causal", tmp_path / "causal")), "user/causal")[0]
+        hub.repositories["model", "user/causal"] = Repository(private=False)
+        staged = {path: File(content, is_large=False) for path, content in contents(folder).items()}
+        hub.repositories["model", "user/causal"].commit("main", staged, "upload")
         assert run(sys.executable, "-c", PUSH, str(trained / "text")).returncode == 0
         # a later commit with other weights, which who pinned the first does not get
         weights = load_file(trained / "text" / "model.safetensors")

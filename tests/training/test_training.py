@@ -159,10 +159,6 @@ def test_script_continues_after_being_killed(tmp_path, scripts):
     assert results["metrics"]["loss"] == pytest.approx(expected["metrics"]["loss"], rel=1e-3, abs=1e-5)
 
 
-def in_two_processes(command):
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
-
-
 def test_script_trains_the_same_over_two_processes(tmp_path, environment, scripts):
     data, one, two = write_reviews(tmp_path / "reviews", 64), tmp_path / "one", tmp_path / "two"
     validation = data / "validation.csv"
@@ -172,7 +168,7 @@ def test_script_trains_the_same_over_two_processes(tmp_path, environment, script
     scripts.run(*script_command(data, one, *options))
     command = script_command(data, two, *options)
     command[command.index("--per_device_train_batch_size") + 1] = "4"
-    done = subprocess.run(in_two_processes(command), env=environment, check=True, capture_output=True, text=True)
+    printed = scripts.run_in_two(*command)
 
     alone, shared = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
     assert shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-3, abs=1e-5)
@@ -182,7 +178,7 @@ def test_script_trains_the_same_over_two_processes(tmp_path, environment, script
     assert alone["effective_batch_size"] == shared["effective_batch_size"] == 8
     assert "8 over 2 processes" in (two / "README.md").read_text()
     assert "processes" not in (one / "README.md").read_text()
-    assert done.stdout.count("results.json, learning_curve.png") == 1  # one process speaks for all
+    assert printed.count("results.json, learning_curve.png") == 1  # one process speaks for all
 
     again = shlex.split(shared["command"])
     assert again[:3] == ["torchrun", "--nproc-per-node", "2"]
@@ -411,13 +407,9 @@ def test_language_model_script_evaluates_behind_the_same_mask(tmp_path, scripts,
     assert first == second == results["metrics"]["loss"]
 
 
-def test_language_model_script_over_two_processes(tmp_path, environment, novel):
+def test_language_model_script_over_two_processes(tmp_path, scripts, novel):
     options = ("--dataset_dir", str(novel), "--max_steps", "4", "--num_sample_tokens", "5")
-
-    def run(*command):
-        subprocess.run(in_two_processes(command), env=environment, check=True, capture_output=True, text=True)
-
-    results = run_language_model(tmp_path, run, *options)
+    results = run_language_model(tmp_path, scripts.run_in_two, *options)
     assert results["world_size"] == 2 and results["effective_batch_size"] == 64
     assert results["sample"] and results["metrics"]["perplexity"] == pytest.approx(math.exp(results["metrics"]["loss"]))
 
