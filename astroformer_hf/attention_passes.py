@@ -17,7 +17,7 @@ import torch
 
 from .attention_contract import declares_pass
 from .feature_maps import phi
-from .token_layout import activity_code, documents_in_chunks, in_chunks
+from .token_layout import activity_code, documents_in_chunks, in_chunks, order_of_tokens
 
 
 # Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and
@@ -296,6 +296,7 @@ def write_mode_with_activity(
         weight,
         bias,
         padding_mask=padding_mask,
+        **_in_turn(padding_mask),
         coupling_scale=coupling_scale,
         causal=False,
     )
@@ -336,6 +337,7 @@ def write_and_read_causally_with_activity(
         document_ids=document_ids,
         total=total,
         count=count,
+        **_in_turn(padding_mask),
         coupling_scale=coupling_scale,
         causal=True,
     )
@@ -381,6 +383,7 @@ def write_and_read_documents_with_activity(
         bias,
         padding_mask=padding_mask,
         document_ids=document_ids,
+        **_in_turn(padding_mask),
         coupling_scale=coupling_scale,
         causal=False,
     )
@@ -397,6 +400,11 @@ def write_and_read_documents_with_activity(
         scale=scale,
         output_dtype=output_dtype,
     )
+
+
+def _in_turn(padding_mask: Tensor | None) -> dict[str, Tensor]:
+    """What `activity_code` needs to lay out padding of any kind."""
+    return {} if padding_mask is None else dict(zip(("order", "rank"), order_of_tokens(padding_mask), strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------------------

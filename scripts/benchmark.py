@@ -6,13 +6,13 @@
     python scripts/benchmark.py --quick              # the same table in minutes, up to 2,048 tokens
     python scripts/benchmark.py --sections operation decoding
 
-Six sections. "operation": the attention alone, 8 heads of 64, against PyTorch's `scaled_dot_product_attention`
-("sdpa"), against the same in its plain form ("plain"), and against the two bare matrix products that no linear
-attention can do without ("products"). "training": a step of a whole model, forward, backward and AdamW. "inference":
-its forward pass. "memory": the peak of operation and training step. "decoding": time per token, and bytes of the cache,
-after a long context. "packing": rows of several documents against the same tokens in one document. Models are 6 layers,
-512 wide; the arms share everything but the attention. Peers that are installed take part: BERT and Mamba-2 of
-transformers, astrohebbian, and flash-linear-attention on a GPU.
+Sections: "operation": the attention alone, 8 heads of 64, against PyTorch's `scaled_dot_product_attention` ("sdpa"),
+against the same in its plain form ("plain"), and against the two bare matrix products that no linear attention can do
+without ("products"). "training": a step of a whole model, forward, backward and AdamW. "inference": its forward pass.
+"memory": the peak of operation and training step. "decoding": time per token, and bytes of the cache, after a long
+context. "packing": rows of several documents against the same tokens in one document. Models are 6 layers, 512 wide;
+the arms share everything but the attention. On request only, "compiled": whole models by `torch.compile`. Peers that
+are installed take part: BERT and Mamba-2 of transformers, astrohebbian, and flash-linear-attention on a GPU.
 
 Contestants take turns, and the median of several rounds counts: what disturbs the machine disturbs all of them. What
 would take longer than --limit seconds is left out, with null for its time. Results go to OUTPUT_DIR/cpu.json (or
@@ -50,6 +50,7 @@ from astroformer_hf.library_compatibility import CACHE_NAME
 
 
 SECTIONS = ("operation", "training", "inference", "memory", "decoding", "packing")
+ON_REQUEST = ("compiled",)
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 CONTEXTS = (1024, 16384, 65536)
 ROW = 4096  # tokens of a packed row
@@ -332,6 +333,30 @@ def measure_models(section, record, arguments):
             time_all(contestants, case, record, limit, arguments)
 
 
+def measure_compiled(record, arguments):
+    """Whole models by `torch.compile` and without, in training and inference."""
+    for causal in (False, True):
+        for is_training in (False, True):
+            model = arm("neuron_astrocyte", causal, max(arguments.model_lengths))
+            model = model.to(arguments.device).train(is_training)
+            torch.compiler.reset()
+            ways = {"eager": model, "compiled": torch.compile(model)}
+            steps = {name: step_of(way, is_training, causal, arguments) for name, way in ways.items()}
+            for length in arguments.model_lengths:
+                batch = batch_of(length, arguments.tokens)
+                input_ids = torch.randint(VOCABULARY, (batch, length), device=arguments.device)
+                contestants = {name: lambda step=step, x=input_ids: step(x) for name, step in steps.items()}
+                case = {
+                    "section": "compiled",
+                    "causal": causal,
+                    "backward": is_training,
+                    "length": length,
+                    "batch": batch,
+                }
+                # compiling takes longer than what a call may
+                time_all(contestants, case, record, Limit(float("inf")), arguments, float("inf"))
+
+
 def step_of(model, is_training, causal, arguments):
     """A training step of a model, or its forward pass: a function of `input_ids`."""
     autocast = contextlib.nullcontext()
@@ -357,15 +382,15 @@ def step_of(model, is_training, causal, arguments):
     return step
 
 
-def time_all(contestants, case, record, limit, arguments):
-    """Times the contestants that the limit allows, and records them."""
+def time_all(contestants, case, record, limit, arguments, longest=None):
+    """Times the contestants that the limit allows, and records them; `longest` instead of `arguments.limit`."""
     if record.has(case):
         return
     allowed = {name: function for name, function in contestants.items() if limit.allows(name, case["length"])}
     for name, function in list(allowed.items()):
         first = attempt(function, arguments.device)
         limit.took(name, case["length"], first if first is not None else float("inf"))
-        if first is None or first > arguments.limit:
+        if first is None or first > (arguments.limit if longest is None else longest):
             del allowed[name]
     times, rounds = take_turns(allowed, arguments.device, arguments.rounds, arguments.budget)
     for name in contestants:
@@ -571,7 +596,13 @@ class Record:
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("results/benchmark"), help="folder of the record")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=(*SECTIONS, *ON_REQUEST),
+        default=SECTIONS,
+        help=f"default: all but {', '.join(ON_REQUEST)}",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="tokens per sequence, of the operation")
@@ -616,6 +647,8 @@ def main(arguments=None):
             measure_memory(record, arguments)
         elif section == "decoding":
             measure_decoding(record, arguments)
+        elif section == "compiled":
+            measure_compiled(record, arguments)
         else:
             measure_packing(record, arguments)
     print(f"wrote {record.path}; python scripts/report.py makes tables and figures of it")

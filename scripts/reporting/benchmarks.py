@@ -194,6 +194,29 @@ def packing_lines(cases):
     ]
 
 
+def compiled_text(records):
+    """The table of compiled models, one for each device, as Markdown lines."""
+    lines = []
+    for record in records:
+        cases = Cases(record["rows"])
+        ways = [(causal, backward) for causal in (False, True) for backward in (False, True)]
+        rows = []
+        for length in cases.lengths("compiled"):
+            pairs = [
+                [cases.value("seconds", name, "compiled", length, *way) for name in ("eager", "compiled")]
+                for way in ways
+            ]
+            rows.append([f"{length:,}", *(times(a / b if a and b else None) for a, b in pairs)])
+        lines += [
+            "**Speed under `torch.compile`** relative to the same model without it, 2 meaning twice as fast:",
+            "",
+            *table(["tokens", "encoder, forward", "training step", "decoder, forward", "training step"], rows),
+            f"{origin(record)}. `{record['command']}`",
+            "",
+        ]
+    return lines
+
+
 def by_arm_and_size(name):
     arm, documents = name.split(", ")
     return ("neuron_astrocyte", "linear", "softmax").index(arm), int(documents.split()[-1])

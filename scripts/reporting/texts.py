@@ -56,7 +56,9 @@ def between_markers(path, lines):
 def texts():
     """Every text that is written from the records, by its path."""
     known = known_comparisons()
-    measured, packed = (benchmarks.load_benchmarks(RESULTS / name) for name in ("benchmark", "packing"))
+    measured, packed, compiled = (
+        benchmarks.load_benchmarks(RESULTS / name) for name in ("benchmark", "packing", "compiled")
+    )
     tried, quantized = (
         [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / name).glob("*.json"))]
         for name in ("initialisation", "quantization")
@@ -70,7 +72,9 @@ def texts():
             ROOT / "docs/initialisation.md", initialisation.initialisation_lines(tried)
         ),
         ROOT / "docs/export.md": between_markers(ROOT / "docs/export.md", quantization.quantization_lines(quantized)),
-        ROOT / "docs/speed.md": between_markers(ROOT / "docs/speed.md", speed_lines(measured)),
+        ROOT / "docs/speed.md": between_markers(
+            ROOT / "docs/speed.md", [*speed_lines(measured), *benchmarks.compiled_text(compiled)]
+        ),
         ROOT / "docs/supported.md": supported.page(),
         ROOT / "docs/training.md": between_markers(ROOT / "docs/training.md", benchmarks.packing_text(packed)),
         RESULTS / "README.md": "\n".join(results).rstrip() + "\n",

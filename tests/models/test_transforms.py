@@ -14,10 +14,12 @@ from astroformer_hf import (
     AstroformerForCausalLM,
     AstroformerModel,
     attention_backend,
+    attention_backends,
     neuron_astrocyte_attention,
     neuron_astrocyte_cpu,  # noqa: F401 (asked by `needs_cpp`)
 )
 from astroformer_hf.attention_backends import choose_backend
+from astroformer_hf.attention_contract import PASSES, SHAPES
 
 
 is_decoder = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
@@ -235,3 +237,62 @@ def test_tensors_on_meta_with_a_mask():
         model = make(variant, False).to("meta")
         ids = torch.ones(2, 9, dtype=torch.long, device="meta")
         assert model(ids, ids)[0].shape == (2, 9, 32)
+
+
+@pytest.mark.compiler
+@is_decoder
+def test_a_compiled_model_keeps_the_kernels_in_few_graphs(is_decoder):
+    """Thirteen lengths take at most three graphs, in which the passes are operators that run the C++ kernels."""
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = make(VARIANTS["activity"], is_decoder)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for length in (9, 17, 33, 40, 63, 64, 65, 100, 128, 129, 150, 200, 257):
+        ids = torch.randint(1, 50, (2, length))
+        mask = torch.ones_like(ids)
+        mask[0, :5] = 0
+        found, expected = (x(ids, attention_mask=mask, use_cache=False)[0] for x in (compiled, model))
+        torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-4)
+    assert 1 <= len(graphs) <= 3
+    passes = ["write_and_read_causally_with_activity"] if is_decoder else ["write_mode_with_activity", "read_mode"]
+    for graph in graphs:
+        called = [str(node.target) for node in graph.graph.nodes if "astroformer_hf" in str(node.target)]
+        assert sorted({name.split(".")[1] for name in called}) == sorted(passes)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", PASSES)
+def test_an_operator_is_what_it_promises(name):
+    """Shapes, strides and derivatives of the operators of torch, as torch itself checks them."""
+    batch, heads, length, m, d = 2, 3, 21, 4, 5
+    sizes = {"b": batch, "h": heads, "n": length, "m": m, "f": m, "d": d, "1": 1}
+    pass_, inputs = PASSES[name], {}
+    for tensor in pass_.tensors:
+        shape = [sizes[letter] for letter in SHAPES[tensor]]
+        inputs[tensor] = torch.rand(shape).requires_grad_(tensor in pass_.differentiable)
+    if "padding_mask" in inputs:
+        inputs["padding_mask"] = torch.rand(batch, length) > 0.2
+    if "document_ids" in inputs:
+        inputs["document_ids"] = torch.arange(length).div(9, rounding_mode="floor").expand(batch, -1).contiguous()
+    options = {"feature_map": "elu", "alpha": 0.5, "feedback": True, "scale": 0.25, "coupling_scale": 0.7}
+    options["output_dtype"] = torch.float32
+    values = [inputs[tensor] for tensor in pass_.tensors] + [options[option] for option in pass_.options]
+    torch.library.opcheck(
+        attention_backends._OPERATORS[name],
+        tuple(values),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+    results = pass_.as_tuple(attention_backends._OPERATORS[name](*values))
+    with attention_backend("plain"):
+        expected = pass_.as_tuple(pass_(**dict(zip((*pass_.tensors, *pass_.options), values, strict=True))))
+    wanted = [inputs[tensor] for tensor in pass_.differentiable]
+    gradients = []
+    for found in (results, expected):
+        loss = sum((x * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum() for x in found)
+        gradients.append(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+    torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
