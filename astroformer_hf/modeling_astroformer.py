@@ -433,6 +433,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         cache: Cache | None = None,
         use_cache: bool | None = None,
         labels: torch.Tensor | None = None,
+        *,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> tuple | CausalLMOutputWithPast:
