@@ -8,11 +8,12 @@ Prints the path of the library. If it cannot be built or stored, says why and ex
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from .neuron_astrocyte_cpu import build
 
 
-def main(arguments=None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m astroformer_hf.build", description=__doc__.split(",")[0] + ".")
     parser.add_argument(
         "--rebuild", action="store_true", help="build it even if it exists, for example with another CXX"

@@ -1,7 +1,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The cache of a decoder whose attention has a state of constant size: nothing in it grows with the length."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedConfig
@@ -9,6 +10,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attention_operation import NeuronAstrocyteState
 from .forward_keywords import may_look_at, may_wait_for
+
+
+Place = TypeVar("Place", int, torch.Tensor)
 
 
 class SynapseCacheLayer(CacheLayerMixin):
@@ -29,26 +33,28 @@ class SynapseCacheLayer(CacheLayerMixin):
     length: int
     places: torch.Tensor | None
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.reset()
 
-    def update(self, synapses, code_state, counted, num_tokens):
+    def update(  # type: ignore[override]  # not keys and values
+        self, synapses: NeuronAstrocyteState, code_state: Any, counted: torch.Tensor | None, num_tokens: int
+    ) -> None:
         """Takes over the states after `num_tokens` more tokens."""
         self.synapses, self.code_state, self.counted = synapses, code_state, counted
         self.length += num_tokens
         self.is_initialized = True
 
-    def lazy_initialization(self, key_states, value_states):
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to allocate: the first `update` brings the states."""
 
-    def get_seq_length(self):
+    def get_seq_length(self) -> int:
         return self.length
 
-    def get_mask_sizes(self, query_length):
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
-    def get_max_length(self):
+    def get_max_length(self) -> int:
         return -1
 
     get_max_cache_shape = get_max_length  # its name in earlier releases of the library
@@ -58,21 +64,21 @@ class SynapseCacheLayer(CacheLayerMixin):
         """Memory that the states take."""
         return sum(x.numel() * x.element_size() for state in self._states() for x in state)
 
-    def reset(self):
+    def reset(self) -> None:
         self.synapses = self.code_state = self.counted = self.places = None
         self.length = 0
         self.is_initialized = False
 
-    def reorder_cache(self, beam_idx):
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._apply(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
-    def batch_repeat_interleave(self, repeats):
+    def batch_repeat_interleave(self, repeats: int) -> None:
         self._apply(lambda x: x.repeat_interleave(repeats, dim=0))
 
-    def batch_select_indices(self, indices):
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._apply(lambda x: x[indices.to(x.device)])
 
-    def crop(self, tokens_to_remove):
+    def crop(self, tokens_to_remove: int) -> None:
         """Does nothing for 0; the library gives minus the number of tokens to take back.
 
         Raises:
@@ -86,19 +92,19 @@ class SynapseCacheLayer(CacheLayerMixin):
                 "to be taken back. Assisted generation works with attention_type 'softmax' only."
             )
 
-    def offload(self):
-        if self.is_initialized:
+    def offload(self) -> None:
+        if self.synapses is not None:
             self.device = self.synapses.calcium.device
         self._apply(lambda x: x.to("cpu", non_blocking=True))
 
-    def prefetch(self):
+    def prefetch(self) -> None:
         if self.is_initialized:
             self._apply(lambda x: x.to(self.device, non_blocking=True))
 
-    def _states(self):
+    def _states(self) -> list[tuple[torch.Tensor, ...]]:
         return [state for state in (self.synapses, self.code_state) if state is not None]
 
-    def _apply(self, function):
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for name in ("synapses", "code_state"):
             state = getattr(self, name)
             if state is not None:
@@ -122,7 +128,7 @@ class AstroformerCache(Cache):
 
     layers: list[SynapseCacheLayer]  # type: ignore[assignment]  # narrower than the library's
 
-    def __init__(self, num_hidden_layers: int | None = None, config: PreTrainedConfig | None = None):
+    def __init__(self, num_hidden_layers: int | None = None, config: PreTrainedConfig | None = None) -> None:
         if config is not None:
             if getattr(config, "attention_type", None) not in ("neuron_astrocyte", "linear"):
                 raise ValueError(
@@ -139,7 +145,7 @@ class AstroformerCache(Cache):
         super().__init__(layers=[])
         self.make_layers(num_hidden_layers or 0)
 
-    def make_layers(self, num_hidden_layers):
+    def make_layers(self, num_hidden_layers: int) -> None:
         """Makes the layers, if there are none yet."""
         if not self.layers:
             self.layers.extend(SynapseCacheLayer() for _ in range(num_hidden_layers))
@@ -149,7 +155,7 @@ class AstroformerCache(Cache):
         """Memory that the states take; the same after every token."""
         return sum(layer.num_bytes for layer in self.layers)
 
-    def follow_mask(self, attention_mask, batch_size, length):
+    def follow_mask(self, attention_mask: torch.Tensor | None, batch_size: int, length: int) -> None:
         """Checks a mask against what was written, and takes down which of the tokens that come now are padding.
 
         Looked at is only what costs nothing: on a GPU, a mask of more than one new token, of which the layout asks
@@ -172,7 +178,11 @@ class AstroformerCache(Cache):
         if before is None and past_length:
             everything = attention_mask.new_ones(batch_size, past_length, dtype=torch.bool)
             before = _sum_of_places(everything, 0)
-        if past_length and (may_look_at(attention_mask) or (length > 1 and may_wait_for(attention_mask))):
+        if (
+            before is not None
+            and past_length
+            and (may_look_at(attention_mask) or (length > 1 and may_wait_for(attention_mask)))
+        ):
             said = _sum_of_places(attention_mask[:, :past_length] != 0, 0)
             differing = (said != before.to(said.device)).squeeze(1).nonzero().squeeze(1).tolist()
             if differing:
@@ -187,7 +197,7 @@ class AstroformerCache(Cache):
         first.places = now if before is None else before.to(now.device) + now
 
 
-def _sum_of_places(real, past_length):
+def _sum_of_places(real: torch.Tensor, past_length: int) -> torch.Tensor:
     """Which of the tokens from `past_length` on are real, `(batch, length)` bool, in a number, `(batch, 1)`.
 
     It is the sum of the real tokens' places, of which each is mixed into a number of 31 bits, so that sums over
@@ -200,7 +210,7 @@ def _sum_of_places(real, past_length):
     return torch.where(real, _mixed(places), 0).sum(-1, keepdim=True)
 
 
-def _mixed(place):
+def _mixed(place: Place) -> Place:
     place = place * 48271 % 2147483647
     return (place ^ (place >> 13)) * 48271 % 2147483647
 

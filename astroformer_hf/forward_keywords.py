@@ -8,13 +8,17 @@ None counts as not given, and is accepted under any name.
 import difflib
 import functools
 import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeGuard, TypeVar
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedConfig
 
 from .library_compatibility import CACHE_NAME
 from .token_layout import known_value
 
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 # What other libraries pass to any model: which ones do, and how it is used.
 FROM_LIBRARIES = {
@@ -45,7 +49,7 @@ NO_CONTINUOUS_BATCHING = (
 )
 
 
-def checks_keywords(*names, beside=None):
+def checks_keywords(*names: str, beside: Any = None) -> Callable[[Forward], Forward]:
     """Decorator that makes a forward raise a TypeError for keyword arguments that it does not know.
 
     It knows those in its signature, those in `FROM_LIBRARIES`, and the following.
@@ -55,24 +59,25 @@ def checks_keywords(*names, beside=None):
         beside (function, *optional*): a decorated forward that receives its `**kwargs`, whose arguments it accepts too.
     """
 
-    def decorate(forward):
-        known = {*names, *FROM_LIBRARIES, *inspect.signature(forward).parameters} - {"self", "kwargs"}
-        known = frozenset(known if beside is None else known | beside.known_keywords)
+    def decorate(forward: Forward) -> Forward:
+        own = {*names, *FROM_LIBRARIES, *inspect.signature(forward).parameters} - {"self", "kwargs"}
+        known = frozenset(own if beside is None else own | beside.known_keywords)
 
         @functools.wraps(forward)
-        def checked(self, *args, **kwargs):
+        def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
             for name, value in kwargs.items():
                 if value is not None and (name not in known or (isinstance(value, Cache) and name != "cache")):
                     raise _unexpected(f"{type(self).__name__}.forward()", name, value, known)
             return forward(self, *args, **kwargs)
 
-        checked.known_keywords = known
-        return checked
+        decorated: Any = checked
+        decorated.known_keywords = known
+        return decorated
 
     return decorate
 
 
-def _unexpected(forward_name, name, value, known):
+def _unexpected(forward_name: str, name: str, value: Any, known: Collection[str]) -> TypeError:
     """The error for a keyword argument that a forward does not know."""
     if isinstance(value, Cache) and "cache" in known:
         return TypeError(f"{forward_name} got a {type(value).__name__} as {name!r}; give it as {CACHE_NAME!r}")
@@ -84,7 +89,9 @@ def _unexpected(forward_name, name, value, known):
     return TypeError(f"{forward_name} got an unexpected keyword argument {name!r}{hint}")
 
 
-def check_library_keywords(keywords, config, length=0, past_length=0):
+def check_library_keywords(
+    keywords: Mapping[str, Any], config: PreTrainedConfig, length: int = 0, past_length: int = 0
+) -> None:
     """Raises a ValueError for library keywords that request something the model does not do.
 
     Args:
@@ -108,11 +115,11 @@ def check_library_keywords(keywords, config, length=0, past_length=0):
         )
 
 
-def may_wait_for(tensor):
+def may_wait_for(tensor: Any) -> TypeGuard[torch.Tensor]:
     """Whether `tensor` is a tensor whose values can be read; see `known_value`."""
     return isinstance(tensor, torch.Tensor) and known_value(lambda: tensor.flatten()[:1].sum()) is not None
 
 
-def may_look_at(tensor):
+def may_look_at(tensor: Any) -> TypeGuard[torch.Tensor]:
     """Whether they can also be read at no cost: anywhere but in main memory, reading would stall the device."""
     return isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu" and may_wait_for(tensor)

@@ -8,6 +8,7 @@ them and uses the rows of its own heads.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class HeadShard(NamedTuple):
 
     mesh: Any
 
-    def rows(self, parameter):
+    def rows(self, parameter: torch.Tensor) -> torch.Tensor:
         """The rows that belong to this process's heads, of a parameter `(heads, ...)` that every process holds in full.
 
         Every process receives the full gradient, too.
@@ -38,14 +39,16 @@ class HeadShard(NamedTuple):
         whole = DTensor.from_local(parameter, self.mesh, [Replicate()], run_check=False)
         return whole.redistribute(placements=[Shard(0)]).to_local()
 
-    def gather(self, attention_map):
+    def gather(self, attention_map: torch.Tensor) -> torch.Tensor:
         """The maps of all heads, `(batch, heads, ...)`, from those of this process's heads."""
         from torch.distributed.tensor import DTensor, Shard
 
         return DTensor.from_local(attention_map, self.mesh, [Shard(1)], run_check=False).full_tensor()
 
 
-def split_heads(projected, sizes, num_heads, weights):
+def split_heads(
+    projected: Mapping[str, torch.Tensor], sizes: Sequence[int], num_heads: int, weights: Mapping[str, torch.Tensor]
+) -> tuple[list[torch.Tensor], HeadShard | None]:
     """Splits queries, keys and values by head, and finds out which heads are on this process.
 
     Args:
@@ -67,10 +70,12 @@ def split_heads(projected, sizes, num_heads, weights):
     return by_head, shard
 
 
-def _head_shard(projected, sizes, num_heads, weights):
+def _head_shard(
+    projected: Mapping[str, torch.Tensor], sizes: Sequence[int], num_heads: int, weights: Mapping[str, torch.Tensor]
+) -> HeadShard:
     found = ", ".join(f"{x.shape[-1]} columns of {name}" for name, x in projected.items())
     heads = {x.shape[-1] / size for x, size in zip(projected.values(), sizes, strict=True)}
-    placements = {name: getattr(weight, "placements", None) for name, weight in weights.items()}
+    placements: dict[str, Any] = {name: getattr(weight, "placements", None) for name, weight in weights.items()}
     meshes = [getattr(weight, "device_mesh", None) for weight in weights.values()]
     mesh = meshes[0]
     if mesh is None or any(other != mesh for other in meshes) or mesh.ndim != 1:
@@ -94,7 +99,7 @@ def _head_shard(projected, sizes, num_heads, weights):
     return HeadShard(mesh)
 
 
-def refuse_pipeline(distributed_config):
+def refuse_pipeline(distributed_config: Any) -> None:
     """Raises a NotImplementedError if layers are to be divided over processes: transformers passes the hidden states of
     one process to the next as input embeddings, to which these models would add the positions again.
 
@@ -110,7 +115,7 @@ def refuse_pipeline(distributed_config):
         )
 
 
-def refuse_sharded_sequence(**inputs):
+def refuse_sharded_sequence(**inputs: torch.Tensor | None) -> None:
     """Raises if the sequence is divided over several processes: attention would be confined to each part.
 
     Args:
@@ -123,7 +128,7 @@ def refuse_sharded_sequence(**inputs):
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
     for name, x in inputs.items():
-        if hasattr(x, "placements"):
+        if x is not None and hasattr(x, "placements"):
             raise ValueError(
                 f"{name} must be a plain tensor with whole sequences, got a DTensor placed as {x.placements}; pass "
                 f"{name}.full_tensor()"
@@ -138,7 +143,7 @@ def refuse_sharded_sequence(**inputs):
 
 
 @torch.compiler.assume_constant_result
-def _sequence_engine():
+def _sequence_engine() -> str | None:
     """What currently divides sequences over processes, in words, or None."""
     # while context parallelism is on, torch replaces its attention function with another
     patched = getattr(nn.functional.scaled_dot_product_attention, "__module__", None) or ""

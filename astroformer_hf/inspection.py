@@ -77,7 +77,8 @@ def look_inside(model: PreTrainedModel, **inputs: Any) -> tuple[ModelOutput, lis
     return output, [_record(layer, *heard[layer]) for layer in layers]
 
 
-def _record(layer, hidden_states, shared):
+def _record(layer: Any, hidden_states: torch.Tensor, shared: Any) -> SynapseRecord:
+    # the layer and what it shares are of our classes, or of their copies in code that came with a checkpoint
     layout = shared.layout
     if layout.document_ids is not None:
         raise ValueError("look_inside takes one document per row, and these are packed; give each a row, padded")
@@ -120,10 +121,10 @@ def _record(layer, hidden_states, shared):
         coupling = _coupling(layer.astrocyte_code.scale, layout, batch_size, length)
         coupling = coupling * mask[:, None, :] * mask[:, :, None]
     found = (hebbian_neuron, hebbian_astro, response, feedback, attention, code, coupling)
-    return SynapseRecord(*(None if x is None else x.float().cpu() for x in found), mask.cpu())
+    return SynapseRecord._make([*(None if x is None else x.float().cpu() for x in found), mask.cpu()])
 
 
-def _coupling(scale, layout, batch_size, length):
+def _coupling(scale: float, layout: Any, batch_size: int, length: int) -> torch.Tensor:
     """r_ij = exp(-scale * distance): `(batch, length, length)`; 0 for j > i causally."""
     coupling = layout.coupling(scale, torch.float32)
     if coupling is None:

@@ -10,11 +10,15 @@ are told apart by their features, never by their version number.
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.deprecation import deprecate_kwarg
 
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE_NAME = CACHE_NAMES["cache" not in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}]
@@ -44,7 +48,7 @@ PRIVATE_NAMES = {
 }
 
 
-def takes_cache(forward):
+def takes_cache(forward: Forward) -> Forward:
     """Decorates a forward that has an argument `cache`, or passes it on, to accept the installed release's name for it.
 
     From 5.24 on, the old name is accepted with the library's FutureWarning; before, `past_key_values` is the name in
@@ -54,7 +58,7 @@ def takes_cache(forward):
         return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache", raise_if_both_names=True)(forward)
 
     @functools.wraps(forward)
-    def renamed(self, *args, **kwargs):
+    def renamed(self: Any, *args: Any, **kwargs: Any) -> Any:
         if "past_key_values" in kwargs:
             if "cache" in kwargs:
                 raise ValueError("past_key_values and cache are two names of one argument; pass past_key_values only")
@@ -63,11 +67,12 @@ def takes_cache(forward):
 
     found = inspect.signature(forward)
     parameters = [p.replace(name="past_key_values") if p.name == "cache" else p for p in found.parameters.values()]
-    renamed.__signature__ = found.replace(parameters=parameters)
-    return renamed
+    decorated: Any = renamed
+    decorated.__signature__ = found.replace(parameters=parameters)
+    return decorated
 
 
-def drops_cache(layer):
+def drops_cache(layer: Any) -> bool:
     """Whether gradient checkpointing by transformers would ignore this layer's cache.
 
     Up to 5.23 it does so in training mode, later only if gradients are enabled as well.

@@ -9,13 +9,22 @@
 However they are marked, each document is encoded as if it were in a row of its own.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
 from .forward_keywords import PACKING_KEYWORDS, may_look_at, may_wait_for
 from .token_layout import known_value, last_real, number_documents, starts_of_documents
 
 
-def packed_documents(shape, attention_mask, position_ids, keywords, past_length=0):
+def packed_documents(
+    shape: Sequence[int],
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    keywords: Mapping[str, Any],
+    past_length: int = 0,
+) -> torch.Tensor | None:
     """The index of each token's document, `(batch, length)` as from `number_documents`; None if no row has several.
 
     Where the values of `position_ids` cannot be read (while a graph is being traced), rows are treated as packed: the
@@ -61,7 +70,13 @@ def packed_documents(shape, attention_mask, position_ids, keywords, past_length=
     return documents
 
 
-def refuse_packed_rows(task, hidden_states, attention_mask, position_ids, keywords):
+def refuse_packed_rows(
+    task: str,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    keywords: Mapping[str, Any],
+) -> None:
     """Raises a ValueError if rows hold several documents, for a head that returns one answer per row.
 
     Args:
@@ -79,12 +94,18 @@ def refuse_packed_rows(task, hidden_states, attention_mask, position_ids, keywor
         )
 
 
-def is_packed_explicitly(keywords):
+def is_packed_explicitly(keywords: Mapping[str, Any]) -> bool:
     """Whether one of `PACKING_KEYWORDS` is given."""
     return any(keywords.get(name) is not None for name in PACKING_KEYWORDS)
 
 
-def without_first_tokens(labels, attention_mask, position_ids, keywords, ignored=-100):
+def without_first_tokens(
+    labels: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    keywords: Mapping[str, Any],
+    ignored: int = -100,
+) -> torch.Tensor:
     """Labels of a causal language model, `(batch, length)`, with `ignored` at the first token of each document but the
     first: the preceding token, the last of another document, must not predict it."""
     length = labels.shape[1]
@@ -98,7 +119,9 @@ def without_first_tokens(labels, attention_mask, position_ids, keywords, ignored
     return labels.masked_fill(starts & (documents > 0), ignored)
 
 
-def _explicit_starts(shape, padding_mask, keywords):
+def _explicit_starts(
+    shape: Sequence[int], padding_mask: torch.Tensor | None, keywords: Mapping[str, Any]
+) -> torch.Tensor | None:
     """Where documents begin according to `seq_idx` or `cu_seq_lens_q`: `(batch, length)` bool, None without them."""
     if not is_packed_explicitly(keywords):
         return None
@@ -134,7 +157,7 @@ def _explicit_starts(shape, padding_mask, keywords):
     return starts[0]
 
 
-def _check_order(position_ids, padding_mask):
+def _check_order(position_ids: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
     """Raises a ValueError if positions decrease from one real token to the next, other than to 0."""
     if not may_look_at(position_ids):
         return
@@ -151,10 +174,12 @@ def _check_order(position_ids, padding_mask):
         )
 
 
-def _begins_anew(restarts, attention_mask, padding_mask, past_length):
+def _begins_anew(
+    restarts: torch.Tensor, attention_mask: torch.Tensor | None, padding_mask: torch.Tensor | None, past_length: int
+) -> bool:
     """Whether a real token has position 0 although others are in the cache, where the values can be read."""
     if not (may_look_at(restarts) or (restarts.shape[1] > 1 and may_wait_for(restarts))):
         return False
-    if attention_mask is not None:
+    if attention_mask is not None and padding_mask is not None:  # it is part of the other
         restarts = restarts & padding_mask & (attention_mask[:, :past_length] != 0).any(-1, keepdim=True)
     return bool(restarts.any())

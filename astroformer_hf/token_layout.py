@@ -18,8 +18,9 @@ the keys of the batch (`activity`). Letters in shape comments: B batch, H heads,
 
 import math
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -33,11 +34,13 @@ CHUNK_SIZE = 64
 # Base of the geometric series of wavelengths, over 2 pi positions (Vaswani et al., "Attention is all you need", 2017).
 WAVELENGTH_BASE = 10_000.0
 
+MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
+
 # Whether `torch.export` is at work; torch 2.6 does not tell, and takes the form for eager mode.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
-def known_value(question):
+def known_value(question: Callable[[], torch.Tensor]) -> bool | int | float | None:
     """The number or bool that `question`, a function, gives as a tensor, or None where no value may be relied on.
 
     It may not in a graph that is compiled, exported or traced for other inputs as well. And there are tensors without
@@ -52,7 +55,7 @@ def known_value(question):
     return value if isinstance(value, bool | int | float) else None  # and not a symbol
 
 
-def hold_shape(x, name):
+def hold_shape(x: MaybeTensor, name: str) -> MaybeTensor:
     """`x`, in a graph that `torch.jit.trace` makes with a check that it is of this shape, but for the batch.
 
     Such a graph keeps the branches that were taken for one length. At another it would go wrong without a word.
@@ -66,7 +69,7 @@ def hold_shape(x, name):
     return _shape_check()(x, [-1, *held_sizes(x.shape[1:])], name)
 
 
-def held_sizes(sizes):
+def held_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     """Sizes that `hold_shape` has fixed as numbers: while `torch.jit.trace` is at work, they come as tensors."""
     if not torch.jit.is_tracing():
         return tuple(sizes)
@@ -76,7 +79,7 @@ def held_sizes(sizes):
 
 
 @lru_cache
-def _shape_check():
+def _shape_check() -> Callable[[torch.Tensor, list[int], str], torch.Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.script(_checked_shape)  # compiled, a check is part of the graph
@@ -97,7 +100,7 @@ def _checked_shape(x: torch.Tensor, sizes: list[int], name: str) -> torch.Tensor
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def in_chunks(x, chunk_size):
+def in_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
     """`(..., length, channels)` to `(..., chunks, chunk_size, channels)`, filled up with zeros.
 
     A chunk is no longer than the input. An exported graph, which takes every length, always has chunks of `chunk_size`,
@@ -114,13 +117,15 @@ def in_chunks(x, chunk_size):
     return x.reshape(*batch, num_chunks, chunk_size, channels)
 
 
-def documents_in_chunks(document_ids, chunk_size):
+def documents_in_chunks(document_ids: torch.Tensor, chunk_size: int) -> torch.Tensor:
     """`(batch, length)` to `(batch, chunks, chunk_size)`, cut as by `in_chunks`, filled up with the last document."""
     from_zero = document_ids - document_ids[:, -1:]  # so that the zeros that fill up are its number
     return in_chunks(from_zero[..., None], chunk_size)[..., 0]
 
 
-def decayed_sum(x, scale, reverse=False, document_ids=None):
+def decayed_sum(
+    x: torch.Tensor, scale: float, reverse: bool = False, document_ids: torch.Tensor | None = None
+) -> torch.Tensor:
     """y_i = sum over j <= i (j >= i if `reverse`) of exp(-scale |i - j|) x_j, j in the document of i.
 
     Inside a chunk a Toeplitz product; between chunks the sums at the chunks' ends obey the same recurrence with a decay
@@ -161,13 +166,15 @@ def decayed_sum(x, scale, reverse=False, document_ids=None):
     carry = _neighbour(sums, before)
     steps_from_carry = chunk_size - position if reverse else position + 1
     reach = torch.exp(-scale * steps_from_carry)[:, None]
-    if document_ids is not None:
+    if ends is not None:
         reach = reach * (documents == _neighbour(ends[..., None], before))[:, None, ..., None]
     y = y + reach * carry[..., None, :]
     return y.flatten(-3, -2)[..., :length, :]
 
 
-def decayed_sum_token_by_token(x, scale, reverse=False, document_ids=None):
+def decayed_sum_token_by_token(
+    x: torch.Tensor, scale: float, reverse: bool = False, document_ids: torch.Tensor | None = None
+) -> torch.Tensor:
     """The plain form of `decayed_sum`: y_i = exp(-scale) y_{i-1} + x_i, beginning anew with each document."""
     y, running = [], torch.zeros_like(x[..., 0, :])
     steps = range(x.shape[-2])
@@ -181,12 +188,12 @@ def decayed_sum_token_by_token(x, scale, reverse=False, document_ids=None):
     return torch.stack(y[::-1] if reverse else y, dim=-2)
 
 
-def exponential_coupling(x, scale):
+def exponential_coupling(x: torch.Tensor, scale: float) -> torch.Tensor:
     """r x with r_ij = exp(-scale |i - j|): `(..., length, channels)` to the same."""
     return decayed_sum(x, scale) + math.exp(-scale) * _neighbour(decayed_sum(x, scale, reverse=True), +1)
 
 
-def coupling_to_others(x, scale, document_ids=None):
+def coupling_to_others(x: torch.Tensor, scale: float, document_ids: torch.Tensor | None = None) -> torch.Tensor:
     """exp(scale) (r - 1) x: the coupling to all positions but the own, with the next neighbour at weight 1; to those of
     the own document, where `document_ids` are given as for `decayed_sum`."""
     before = _neighbour(decayed_sum(x, scale, document_ids=document_ids), -1)
@@ -197,18 +204,20 @@ def coupling_to_others(x, scale, document_ids=None):
     return before + after
 
 
-def _continues(document_ids):
+def _continues(document_ids: torch.Tensor) -> torch.Tensor:
     """Whether each token is in the document of the one before it: `(batch, 1, length, 1)`, False for the first."""
     same = document_ids[:, 1:] == document_ids[:, :-1]
     return nn.functional.pad(same, (1, 0))[:, None, :, None]
 
 
-def farthest(scale, dtype):
+def farthest(scale: float, dtype: torch.dtype) -> int:
     """The distance, in positions, beyond which a coupling is below rounding in `dtype`."""
     return math.ceil(-math.log(torch.finfo(dtype).eps) / scale)
 
 
-def near_coupling(size, reach, scale, causal, device, dtype):
+def near_coupling(
+    size: int, reach: int, scale: float, causal: bool, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     """r of `size` positions in a row and of those up to `reach` before them and, unless it is causal, after them:
     `(size, reach + size + reach)`, causally `(size, reach + size)`. Farther apart than `reach` it is 0."""
     others = torch.arange(-reach, size + (0 if causal else reach), device=device, dtype=dtype)
@@ -218,7 +227,7 @@ def near_coupling(size, reach, scale, causal, device, dtype):
     return coupling.tril(reach) if causal else coupling
 
 
-def couple_to_near(x, near, causal, num_rows):
+def couple_to_near(x: torch.Tensor, near: torch.Tensor, causal: bool, num_rows: int) -> torch.Tensor:
     """The first `num_rows` rows of r x, `(..., length, channels)`, of an r that reaches no farther than `near`, a
     `near_coupling`, does. In chunks of its size: one product instead of the recurrences of `decayed_sum`."""
     size = near.shape[0]
@@ -230,14 +239,14 @@ def couple_to_near(x, near, causal, num_rows):
     x = in_chunks(x[..., : num_rows if causal else num_rows + reach, :], size)
     num_chunks = x.shape[-3]
     around = nn.functional.pad(x, (0, 0, 0, 0, 1, 0 if causal else 1))  # a chunk of zeros before, and after
-    windows = [around[..., :num_chunks, -reach:, :], x]
+    parts = [around[..., :num_chunks, -reach:, :], x]
     if not causal:
-        windows.append(around[..., 2:, :reach, :])
-    windows = torch.cat(windows, dim=-2)
+        parts.append(around[..., 2:, :reach, :])
+    windows = torch.cat(parts, dim=-2)
     return (near.expand(*windows.shape[:-2], -1, -1) @ windows).flatten(-3, -2)[..., :num_rows, :]
 
 
-def _neighbour(x, offset):
+def _neighbour(x: torch.Tensor, offset: int) -> torch.Tensor:
     """The row before (offset -1) or after (offset +1) each row of `(..., length, channels)`, 0 past the ends."""
     # padded first, then cut: no slice is empty, which an exported graph would have to ask
     if offset < 0:
@@ -250,13 +259,13 @@ def _neighbour(x, offset):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def wave_frequencies(num_frequencies, like):
+def wave_frequencies(num_frequencies: int, like: torch.Tensor) -> torch.Tensor:
     """Radians per position, 1 down to nearly 1 / `WAVELENGTH_BASE`: `(num_frequencies,)`, as `like`."""
     exponents = torch.arange(num_frequencies, device=like.device, dtype=like.dtype) / num_frequencies
     return WAVELENGTH_BASE**-exponents
 
 
-def sinusoidal_features(position_ids, num_frequencies, dtype):
+def sinusoidal_features(position_ids: torch.Tensor, num_frequencies: int, dtype: torch.dtype) -> torch.Tensor:
     """Sines, then cosines, of the positions: `(batch, length)` to `(batch, length, 2 * num_frequencies)` in `dtype`."""
     positions = position_ids.to(dtype)
     angles = positions[..., None] * wave_frequencies(num_frequencies, positions)
@@ -313,10 +322,12 @@ class SequenceLayout(NamedTuple):
     full_mask: torch.Tensor | None
     document_ids: torch.Tensor | None
 
-    def coupling(self, scale, dtype):
+    def coupling(self, scale: float, dtype: torch.dtype) -> None:
         """r is never built here: None."""
 
-    def coupling_of_table(self, scale, dtype):
+    def coupling_of_table(
+        self, scale: float, dtype: torch.dtype
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None:
         """What `coupled_table` multiplies by, as r is above rounding only so far: of a single causal token the rows of
         the positions up to it, `(1 or batch, steps)`, and their coupling; else a `near_coupling`, None if it is large.
         """
@@ -330,13 +341,20 @@ class SequenceLayout(NamedTuple):
         if reach > CHUNK_SIZE:
             return None
         # the whole of a short input at once; a compiled graph is to be the same for every length
-        is_short = self.end is not None and not is_compiling and self.end <= 2 * CHUNK_SIZE
-        return near_coupling(self.end if is_short else CHUNK_SIZE, reach, scale, self.causal, device, dtype)
+        size = CHUNK_SIZE
+        if self.end is not None and not is_compiling and self.end <= 2 * CHUNK_SIZE:
+            size = self.end
+        return near_coupling(size, reach, scale, self.causal, device, dtype)
 
-    def neighbour_weights(self, scale, dtype):
+    def neighbour_weights(self, scale: float, dtype: torch.dtype) -> None:
         """Nor is r': None."""
 
-    def coupled_table(self, table, scale, coupling=None):
+    def coupled_table(
+        self,
+        table: torch.Tensor,
+        scale: float,
+        coupling: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch.
 
         `coupling` is that of `coupling_of_table`, worked out here if it is None.
@@ -358,7 +376,7 @@ class SequenceLayout(NamedTuple):
         coupled = coupled[:, self.position_ids].transpose(0, 1)  # (1 or B, H, N, m)
         return without_shared_batch(coupled)
 
-    def coupled_waves(self, num_frequencies, scale, dtype):
+    def coupled_waves(self, num_frequencies: int, scale: float, dtype: torch.dtype) -> torch.Tensor:
         """r S of the sines and cosines S on the whole line: `(1 or batch, length, 2 * num_frequencies)`.
 
         A wave of frequency w is an eigenfunction of r, with the eigenvalue sinh(scale) / (cosh(scale) - cos(w)): the
@@ -377,7 +395,15 @@ class SequenceLayout(NamedTuple):
         sines, cosines = waves.chunk(2, dim=-1)
         return torch.cat((in_phase * sines - delayed * cosines, in_phase * cosines + delayed * sines), dim=-1)
 
-    def activity(self, key, scale, weight, bias, state=None, weights=None):
+    def activity(
+        self,
+        key: torch.Tensor,
+        scale: float,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        state: NeighbourhoodState | None = None,
+        weights: None = None,
+    ) -> "ActivityRecipe":
         """The code "activity": R = r' K W + b, where r' K is for each token the mean key of the others (causally, of
         those before it), weighted by their coupling.
 
@@ -392,7 +418,8 @@ class SequenceLayout(NamedTuple):
         """
         if self.causal and state is None:
             state = NeighbourhoodState(key.new_zeros(*key.shape[:2], key.shape[3]), key.new_zeros(key.shape[0], 1, 1))
-        return ActivityRecipe(weight, bias, self.order, self.rank, *(state or (None, None)), scale)
+        total, count = state or (None, None)
+        return ActivityRecipe(weight, bias, self.order, self.rank, total, count, scale)
 
 
 class ActivityRecipe(NamedTuple):
@@ -411,42 +438,48 @@ class ActivityRecipe(NamedTuple):
     coupling_scale: float
 
     @property
-    def fused(self):
+    def fused(self) -> Mapping[str, str]:
         """From the names of passes that take R to those that make this code as they go."""
         passes = ("write_mode", "write_and_read_causally", "write_and_read_documents")
         return {name: f"{name}_with_activity" for name in passes}
 
-    def materialize(self, key, padding_mask=None, causal=False, document_ids=None):
+    def materialize(
+        self,
+        key: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        causal: bool = False,
+        document_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, NeighbourhoodState | None]:
         """R, `(batch, heads, length, m)`, and causally the `NeighbourhoodState` after the last real token."""
         code, *sums = activity_code(
             key, padding_mask=padding_mask, document_ids=document_ids, causal=causal, **self._asdict()
         )
         return code, NeighbourhoodState(*sums) if causal else None
 
-    def fused_inputs(self, causal):
+    def fused_inputs(self, causal: bool) -> dict[str, Any]:
         """What the passes of `fused` take beside the others' inputs, by keyword."""
         inputs = {"weight": self.weight, "bias": self.bias, "coupling_scale": self.coupling_scale}
         return {**inputs, "total": self.total, "count": self.count} if causal else inputs
 
-    def state_after(self, outputs):
+    def state_after(self, outputs: Mapping[str, torch.Tensor]) -> NeighbourhoodState | None:
         """The `NeighbourhoodState` from the results of a causal pass; None from those of another."""
         return NeighbourhoodState(outputs["total"], outputs["count"]) if "total" in outputs else None
 
 
 def activity_code(
-    key,
-    weight,
-    bias,
+    key: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
     *,
-    padding_mask=None,
-    document_ids=None,
-    order=None,
-    rank=None,
-    total=None,
-    count=None,
-    coupling_scale,
-    causal,
-):
+    padding_mask: torch.Tensor | None = None,
+    document_ids: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+    rank: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    count: torch.Tensor | None = None,
+    coupling_scale: float,
+    causal: bool,
+) -> tuple[torch.Tensor, Any, Any]:
     """R = r' K W + b from the mean r' K of the keys before and after each token (causally, before it), weighted by
     their coupling.
 
@@ -466,6 +499,7 @@ def activity_code(
         token.
     """
     if order is not None:
+        assert padding_mask is not None  # without padding, the tokens are in order
         key = reorder(key, order)
         padding_mask = padding_mask.gather(1, order)
         document_ids = None if document_ids is None else document_ids.gather(1, order)
@@ -474,6 +508,7 @@ def activity_code(
         real = padding_mask[:, None, :, None].to(key.dtype)  # (B, 1, N, 1)
         key = key.masked_fill(real == 0, 0)
     if causal:
+        assert total is not None and count is not None  # the state to go on from
         totals, counts = (
             _continued(x, coupling_scale, before, document_ids) for x, before in ((key, total), (real, count))
         )
@@ -491,7 +526,7 @@ def activity_code(
     return means @ weight + bias, total, count
 
 
-def _continued(x, scale, before, document_ids):
+def _continued(x: torch.Tensor, scale: float, before: torch.Tensor, document_ids: torch.Tensor | None) -> torch.Tensor:
     """`decayed_sum` of `(batch, heads, length, channels)` whose first document goes on from `before`, `(batch, heads,
     channels)`, which also stands at the head of the result: `(batch, heads, 1 + length, channels)`."""
     before = before[:, :, None]
@@ -502,7 +537,7 @@ def _continued(x, scale, before, document_ids):
     return torch.cat((before, decayed_sum(x, scale, document_ids=document_ids) + reach * before), dim=2)
 
 
-def _after_last(x, padding_mask):
+def _after_last(x: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
     """The row of `(batch, heads, 1 + length, channels)` after the last of the real tokens, which come first."""
     if padding_mask is None:
         return x[:, :, -1]
@@ -511,15 +546,15 @@ def _after_last(x, padding_mask):
 
 
 def sequence_layout(
-    length,
-    device,
-    attention_mask=None,
-    position_ids=None,
-    causal=False,
-    past_length=0,
-    past_counted=None,
-    document_ids=None,
-):
+    length: int,
+    device: torch.device,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    causal: bool = False,
+    past_length: int = 0,
+    past_counted: torch.Tensor | None = None,
+    document_ids: torch.Tensor | None = None,
+) -> SequenceLayout:
     """The `SequenceLayout` of a batch.
 
     Left and inner padding are laid out as if the padding were not there. Whether a mask has any is asked of its values.
@@ -552,7 +587,7 @@ def sequence_layout(
                 full_mask = full_mask if past_length > 0 else None
             else:
                 tokens_first = known_value(lambda: (~own[:, :-1] & own[:, 1:]).any()) is False
-    if not tokens_first:
+    if padding_mask is not None and not tokens_first:
         order, rank = order_of_tokens(padding_mask)
     if padding_mask is not None or past_counted is not None:
         if padding_mask is None:
@@ -565,6 +600,7 @@ def sequence_layout(
         in_document = torch.zeros_like(document_ids).scatter_add(1, document_ids, real)  # (B, N), at the number of each
         counted = real.cumsum(-1) - (in_document.cumsum(-1) - in_document).gather(1, document_ids)
 
+    num_written: torch.Tensor | int
     if document_ids is not None and not causal:
         num_written = in_document.gather(1, document_ids)[:, None, :, None].clamp(min=1).float()
     elif not causal:
@@ -587,7 +623,7 @@ def sequence_layout(
     )
 
 
-def order_of_tokens(padding_mask):
+def order_of_tokens(padding_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The index of each real token in turn, then of the padding, and the inverse of that on real tokens: two times
     `(batch, length)`, the fields `order` and `rank` of `SequenceLayout`."""
     real = padding_mask.long()
@@ -598,7 +634,7 @@ def order_of_tokens(padding_mask):
     return order, rank.clamp(min=0)
 
 
-def number_documents(starts, padding_mask=None):
+def number_documents(starts: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
     """Numbers the documents in each row of a batch, from 0 in steps of at most 1.
 
     Args:
@@ -615,7 +651,7 @@ def number_documents(starts, padding_mask=None):
     return (starts & padding_mask & ~is_first).long().cumsum(-1)
 
 
-def starts_of_documents(document_ids, padding_mask=None):
+def starts_of_documents(document_ids: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
     """Where the numbers of documents change from one real token to the next: `(batch, length)` bool."""
     if padding_mask is not None:
         document_ids = document_ids.gather(1, last_real(padding_mask))
@@ -623,24 +659,24 @@ def starts_of_documents(document_ids, padding_mask=None):
     return nn.functional.pad(changes, (1, 0), value=True)
 
 
-def sizes_of_documents(document_ids):
+def sizes_of_documents(document_ids: torch.Tensor) -> list[int]:
     """Tokens of each document, padding included, row after row: a list of numbers."""
     starts = starts_of_documents(document_ids).flatten().nonzero().flatten()
     return starts.diff(append=starts.new_tensor([document_ids.numel()])).tolist()
 
 
-def last_real(padding_mask):
+def last_real(padding_mask: torch.Tensor) -> torch.Tensor:
     """The index of the last real token up to each, or 0: `(batch, length)`."""
     index = torch.arange(padding_mask.shape[1], device=padding_mask.device)
     return torch.where(padding_mask, index, 0).cummax(-1).values
 
 
-def without_shared_batch(code):
+def without_shared_batch(code: torch.Tensor) -> torch.Tensor:
     """A code `(1 or batch, heads, length, m)` without its batch, where all share it; a traced graph takes any batch."""
     return code[0] if code.shape[0] == 1 and not torch.jit.is_tracing() else code
 
 
-def reorder(x, index):
+def reorder(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Rows of `(batch, heads, length, channels)` in the order of `index`, `(batch, length)`."""
     return x.gather(2, index[:, None, :, None].expand_as(x))
 
@@ -678,10 +714,10 @@ class GridLayout(NamedTuple):
     document_ids: None = None
 
     @property
-    def num_written(self):
+    def num_written(self) -> int:
         return math.prod(self.grid) + self.has_class_token
 
-    def coupling(self, scale, dtype):
+    def coupling(self, scale: float, dtype: torch.dtype) -> torch.Tensor:
         """r, `(length, length)`."""
         coordinates = self.coordinates.to(dtype)
         distance = (coordinates[:, None] - coordinates).square().sum(-1).sqrt()
@@ -691,11 +727,11 @@ class GridLayout(NamedTuple):
             coupling[0, 0] = 1
         return coupling
 
-    def coupling_of_table(self, scale, dtype):
+    def coupling_of_table(self, scale: float, dtype: torch.dtype) -> torch.Tensor:
         """What `coupled_table` multiplies by: r."""
         return self.coupling(scale, dtype)
 
-    def coupled_table(self, table, scale, coupling=None):
+    def coupled_table(self, table: torch.Tensor, scale: float, coupling: torch.Tensor | None = None) -> torch.Tensor:
         """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this grid; `coupling` is r."""
         if self.grid != self.own_grid:
             class_row, rows = table[:, : self.has_class_token], table[:, self.has_class_token :]
@@ -705,21 +741,29 @@ class GridLayout(NamedTuple):
         coupling = self.coupling(scale, table.dtype) if coupling is None else coupling
         return coupling.to(table) @ table  # FSDP in mixed precision casts what it finds among a layer's arguments
 
-    def coupled_waves(self, num_frequencies, scale, dtype):
+    def coupled_waves(self, num_frequencies: int, scale: float, dtype: torch.dtype) -> torch.Tensor:
         """r S of the sines and cosines S of rows, then of columns: `(1, length, 4 * num_frequencies)`."""
         rows, columns = self.coordinates.T
-        waves = [sinusoidal_features(axis[None], num_frequencies, dtype) for axis in (rows, columns)]
-        waves = self._area * torch.cat(waves, dim=-1)
+        axes = [sinusoidal_features(axis[None], num_frequencies, dtype) for axis in (rows, columns)]
+        waves = self._area * torch.cat(axes, dim=-1)
         if self.has_class_token:
             waves = nn.functional.pad(waves, (0, 0, 1, 0))
         return self.coupling(scale, dtype) @ waves
 
-    def activity(self, key, scale, weight, bias, state=None, weights=None):
+    def activity(
+        self,
+        key: torch.Tensor,
+        scale: float,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        state: None = None,
+        weights: torch.Tensor | None = None,
+    ) -> MaterializedCode:
         """R = r' K W + b, as of `SequenceLayout`, but made, `(batch, heads, length, m)`; `weights` are r'."""
         weights = self.neighbour_weights(scale, key.dtype) if weights is None else weights
         return MaterializedCode(weights.to(key) @ key @ weight + bias)
 
-    def neighbour_weights(self, scale, dtype):
+    def neighbour_weights(self, scale: float, dtype: torch.dtype) -> torch.Tensor:
         """r', `(length, length)`."""
         coupling = self.coupling(scale, dtype)
         others = coupling.masked_fill(torch.eye(coupling.shape[0], dtype=torch.bool, device=coupling.device), 0)
@@ -730,16 +774,19 @@ class GridLayout(NamedTuple):
         return others / others.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
 
     @property
-    def _area(self):
+    def _area(self) -> float:
         return math.prod(self.own_grid) / math.prod(self.grid)
 
 
-def grid_layout(grid, own_grid, has_class_token, device):
+def grid_layout(
+    grid: Sequence[int], own_grid: Sequence[int], has_class_token: bool, device: torch.device
+) -> GridLayout:
     """The `GridLayout` of an image of `grid` patches, rows and columns, for a model made for `own_grid`."""
-    grid = held_sizes(grid)
+    num_rows, num_columns = held_sizes(grid)
+    own_rows, own_columns = own_grid
     axes = [  # patch centres, over the extent of the own grid
         (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (own / size) - 0.5
-        for size, own in zip(grid, own_grid, strict=True)
+        for size, own in ((num_rows, own_rows), (num_columns, own_columns))
     ]
     coordinates = torch.cartesian_prod(*axes).view(-1, 2)
-    return GridLayout(coordinates, grid, tuple(own_grid), has_class_token)
+    return GridLayout(coordinates, (num_rows, num_columns), (own_rows, own_columns), has_class_token)

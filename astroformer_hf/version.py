@@ -25,7 +25,7 @@ REQUIREMENTS = {
 TESTED_TRANSFORMERS = "5.24"  # the newest minor release that was tested; a newer one causes a warning
 
 
-def check_requirements(requirements=REQUIREMENTS):
+def check_requirements(requirements: dict[str, str] = REQUIREMENTS) -> None:
     """Raises an ImportError that says what to install, unless each package is installed in a supported version."""
     misfits = []
     for package, specifier in requirements.items():
@@ -41,7 +41,7 @@ def check_requirements(requirements=REQUIREMENTS):
         raise ImportError(f"Astroformer {__version__} needs {wanted}; install it with\n    {command}")
 
 
-def warn_of_untested(tested=TESTED_TRANSFORMERS):
+def warn_of_untested(tested: str = TESTED_TRANSFORMERS) -> None:
     """Warns if the installed transformers is newer than the newest tested minor release."""
     found = importlib.metadata.version("transformers")
     if Version(found).release[:2] > Version(tested).release[:2]:
