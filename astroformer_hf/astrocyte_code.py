@@ -136,15 +136,17 @@ class LearnedAstrocyteCode(AstrocyteCode):
         shape = (config.num_attention_heads, config.num_table_positions, config.num_hidden_neurons)
         self.relative_embedding = nn.Parameter(torch.empty(shape))  # W_rel
 
-    def initial_values(self, config):
+    def initial_values(self, config: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
         # so that R, too, starts within that range
         std = config.initializer_range / coupling_row_sum(self.scale, config.num_position_dimensions)
         return [*super().initial_values(config), (self.relative_embedding, _normal_like(self.relative_embedding, std))]
 
-    def geometry(self, layout):
+    def geometry(self, layout: Layout) -> Any:
         return layout.coupling_of_table(self.scale, self.dtype)
 
-    def make(self, key, layout, geometry=None, state=None, shard=None):
+    def make(
+        self, key: torch.Tensor, layout: Layout, geometry: Any = None, state: Any = None, shard: HeadShard | None = None
+    ) -> tuple[torch.Tensor, Any]:
         table, bias = of_heads(shard, self.relative_embedding, self.resting_bias)
         return layout.coupled_table(upcast(table), self.scale, geometry) + bias, None
 
@@ -159,17 +161,19 @@ class SinusoidalAstrocyteCode(AstrocyteCode):
         num_waves = 2 * self.num_frequencies * config.num_position_dimensions
         self.weight = nn.Parameter(torch.empty(config.num_attention_heads, num_waves, config.num_hidden_neurons))  # W
 
-    def initial_values(self, config):
+    def initial_values(self, config: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
         dimensions = config.num_position_dimensions
         # half of the waves' power is in each of sine and cosine
         std = config.initializer_range / coupling_row_sum(self.scale, dimensions)
         std = std / math.sqrt(self.num_frequencies * dimensions)
         return [*super().initial_values(config), (self.weight, _normal_like(self.weight, std))]
 
-    def geometry(self, layout):
+    def geometry(self, layout: Layout) -> Any:
         return layout.coupled_waves(self.num_frequencies, self.scale, self.dtype)  # r S, (1 or B, N, waves)
 
-    def make(self, key, layout, geometry=None, state=None, shard=None):
+    def make(
+        self, key: torch.Tensor, layout: Layout, geometry: Any = None, state: Any = None, shard: HeadShard | None = None
+    ) -> tuple[torch.Tensor, Any]:
         waves = self.geometry(layout) if geometry is None else geometry
         weight, bias = of_heads(shard, self.weight, self.resting_bias)
         weight = upcast(weight)
@@ -190,23 +194,27 @@ class ActivityAstrocyteCode(AstrocyteCode):
         shape = (config.num_attention_heads, config.num_hidden_neurons, config.num_hidden_neurons)
         self.weight = nn.Parameter(torch.empty(shape))  # W
 
-    def initial_values(self, config):
+    def initial_values(self, config: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
         return [*super().initial_values(config), (self.weight, torch.eye(self.weight.shape[-1]))]
 
-    def geometry(self, layout):
+    def geometry(self, layout: Layout) -> Any:
         return layout.neighbour_weights(self.scale, self.dtype)
 
-    def forward(self, key, layout, geometry=None, state=None, shard=None):
+    def forward(
+        self, key: torch.Tensor, layout: Layout, geometry: Any = None, state: Any = None, shard: HeadShard | None = None
+    ) -> CodeRecipe:
         weight, bias = of_heads(shard, self.weight, self.resting_bias)
         return layout.activity(upcast(key), self.scale, upcast(weight), upcast(bias), state, geometry)
 
-    def make(self, key, layout, geometry=None, state=None, shard=None):
+    def make(
+        self, key: torch.Tensor, layout: Layout, geometry: Any = None, state: Any = None, shard: HeadShard | None = None
+    ) -> tuple[torch.Tensor, Any]:
         recipe = self(key, layout, geometry, state, shard)
         return recipe.materialize(upcast(key), layout.padding_mask, layout.causal, layout.document_ids)
 
 
 @lru_cache
-def coupling_row_sum(scale, dimensions):
+def coupling_row_sum(scale: float, dimensions: int) -> float:
     """What one process receives from a uniform astrocyte: the sum of exp(-scale * distance) over all others and itself.
 
     On the line this is coth(scale / 2); on a grid it is summed up to where it is below rounding, or 64 patches away.
@@ -218,15 +226,15 @@ def coupling_row_sum(scale, dimensions):
     return math.fsum(math.exp(-scale * math.hypot(i, j)) for i in steps for j in steps)
 
 
-def of_heads(shard, *parameters):
+def of_heads(shard: HeadShard | None, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The rows of parameters, `(heads, ...)`, that belong to a `HeadShard`; all of them for None."""
     return parameters if shard is None else tuple(map(shard.rows, parameters))
 
 
-def _normal_like(parameter, std):
+def _normal_like(parameter: torch.Tensor, std: float) -> torch.Tensor:
     return std * torch.randn_like(parameter)
 
 
-def upcast(x):
+def upcast(x: torch.Tensor) -> torch.Tensor:
     """`x` in float32 at least: sums run in it, whatever the dtype of their terms."""
     return x if x.dtype == torch.float64 else x.float()

@@ -93,7 +93,7 @@ def neuron_astrocyte_network(
         random_projection = default_random_projection(feature_map, query.shape[-1], query.device)
     num_hidden_neurons = query.shape[-1]
 
-    def phi(x):
+    def phi(x: torch.Tensor) -> torch.Tensor:
         return FEATURE_MAPS[feature_map](x.to(working), random_projection)
 
     if initial_state is None:
@@ -104,13 +104,13 @@ def neuron_astrocyte_network(
     hebbian_neuron = hebbian / num_hidden_neurons  # (B, H, F, d); what came before, by whichever plasticity
     hebbian_astro = torch.zeros_like(hebbian_neuron)
 
-    def forget(where):
+    def forget(where: torch.Tensor) -> None:
         """The synapses start anew in those sequences of the batch, `(batch,)` bool: another document begins."""
         nonlocal hebbian_neuron, hebbian_astro, calcium
         hebbian_neuron, hebbian_astro = (x.masked_fill(_to(x, where), 0) for x in (hebbian_neuron, hebbian_astro))
         calcium = calcium.masked_fill(_to(calcium, where), 0)
 
-    def write(t, padding_mask=padding_mask):
+    def write(t: int, padding_mask: torch.Tensor | None = padding_mask) -> None:
         """Key and value of token t imprint the synapses."""
         nonlocal hebbian_neuron, hebbian_astro, calcium
         presynaptic = phi(key[:, :, t])  # (B, H, F)
@@ -125,7 +125,7 @@ def neuron_astrocyte_network(
         hebbian_astro = hebbian_astro + _outer(process, postsynaptic) / num_hidden_neurons
         calcium = calcium + presynaptic
 
-    def read(t):
+    def read(t: int) -> torch.Tensor:
         """The query of token t is answered: `(batch, heads, head_dim)`."""
         activity = phi(query[:, :, t])  # (B, H, F)
         y = (activity[..., None] * (hebbian_neuron + hebbian_astro)).sum(-2)  # (B, H, d)
@@ -166,12 +166,12 @@ def neuron_astrocyte_network(
     return (output, state) if output_final_state else output
 
 
-def _to(x, where):
+def _to(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """`(batch,)` in as many dimensions as `x`."""
     return where.view(-1, *[1] * (x.dim() - 1))
 
 
-def _outer(a, b):
+def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Products of all pairs: `(..., features)` and `(..., head_dim)` to `(..., features, head_dim)`."""
     return a[..., :, None] * b[..., None, :]
 
@@ -360,7 +360,7 @@ def attend(
         )
         if not kernels_apply_phi:
             query, key, of_code["astrocyte_code"] = _features(
-                (query, key, of_code["astrocyte_code"]), feature_map, random_projection
+                query, key, of_code["astrocyte_code"], feature_map, random_projection
             )
             feature_map = "identity"
         state = None if initial_state is None else _checked_state(initial_state, key, value)
@@ -431,7 +431,7 @@ def neuron_astrocyte_attention_weights(
     num_hidden_neurons = query.shape[-1]
     with full_precision(query):
         if not FEATURE_MAPS[feature_map].in_kernels:
-            query, key, astrocyte_code = _features((query, key, astrocyte_code), feature_map, random_projection)
+            query, key, astrocyte_code = _features(query, key, astrocyte_code, feature_map, random_projection)
             feature_map = "identity"
         presynaptic, process = activities(key, astrocyte_code, padding_mask, feature_map)
         activity = phi(query.to(presynaptic.dtype), feature_map)
@@ -461,22 +461,30 @@ def neuron_astrocyte_attention_weights(
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _features(inputs, feature_map, random_projection):
-    """Query, key and astrocyte code, some of which may be None, as their features phi(.) in the working dtype."""
-    given = [x for x in inputs if x is not None]
+def _features(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    feature_map: str,
+    random_projection: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Query, key and astrocyte code, which may be None, as their features phi(.) in the working dtype."""
     if random_projection is None:
-        random_projection = default_random_projection(feature_map, given[0].shape[-1], given[0].device)
-    working = working_dtype(*given[:2])
-    return tuple(None if x is None else phi(x.to(working), feature_map, random_projection) for x in inputs)
+        random_projection = default_random_projection(feature_map, query.shape[-1], query.device)
+    working = working_dtype(query, key)
+    query, key = (phi(x.to(working), feature_map, random_projection) for x in (query, key))
+    if astrocyte_code is not None:
+        astrocyte_code = phi(astrocyte_code.to(working), feature_map, random_projection)
+    return query, key, astrocyte_code
 
 
-def _empty_state(key, value):
+def _empty_state(key: torch.Tensor, value: torch.Tensor) -> NeuronAstrocyteState:
     """The state of synapses to which nothing was written; the last dimension of `key` is the features'."""
     shape, working = (*key.shape[:2], key.shape[3], value.shape[3]), working_dtype(key, value)
     return NeuronAstrocyteState(value.new_zeros(shape, dtype=working), value.new_zeros(shape[:3], dtype=working))
 
 
-def _checked_state(state, key, value):
+def _checked_state(state: NeuronAstrocyteState, key: torch.Tensor, value: torch.Tensor) -> NeuronAstrocyteState:
     """`state` in the working dtype, after a check of its shapes; the last dimension of `key` is the features'."""
     hebbian, calcium = state
     hebbian_shape = (*key.shape[:2], key.shape[3], value.shape[3])
@@ -489,7 +497,15 @@ def _checked_state(state, key, value):
     return NeuronAstrocyteState(hebbian.to(working), calcium.to(working))
 
 
-def _documents(document_ids, query, key, padding_mask, causal, initial_state, output_final_state):
+def _documents(
+    document_ids: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    causal: bool,
+    initial_state: NeuronAstrocyteState | None,
+    output_final_state: bool,
+) -> torch.Tensor | None:
     """`document_ids`, checked, as `number_documents` numbers them; None without."""
     if document_ids is None:
         return None
@@ -520,7 +536,16 @@ def _documents(document_ids, query, key, padding_mask, causal, initial_state, ou
     return documents
 
 
-def _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection):
+def _validate(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    alpha: float,
+    feature_map: str,
+    random_projection: torch.Tensor | None,
+) -> None:
     if feature_map not in FEATURE_MAPS:
         raise ValueError(f"feature_map must be one of {sorted(FEATURE_MAPS)}, got {feature_map!r}")
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:

@@ -11,7 +11,9 @@ signature. It is called by keyword. For feature maps that kernels do not have, q
 and `feature_map` is "identity". The equations are those of `attention_operation.py`, whose letters shape comments use.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -208,7 +210,7 @@ def write_and_read_documents(
     chunks = _DocumentChunks(document_ids)
     visible = chunks.same.to(own.dtype)
 
-    def from_other_chunks(left, right):
+    def from_other_chunks(left: Tensor, right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of whether a token reads what a neighbouring chunk hands on, and that."""
         nothing = torch.zeros_like(left[:, :, :1])
         yield chunks.goes_on, chunks.carried_forward(nothing, left)[:, :, :-1]
@@ -241,7 +243,7 @@ class _DocumentChunks:
             (for the first chunk: the row's first), or that the chunk after begins with.
     """
 
-    def __init__(self, document_ids):
+    def __init__(self, document_ids: Tensor) -> None:
         documents = documents_in_chunks(document_ids, CHUNK_SIZE)[:, None]  # (B, 1, chunks, C)
         last, first = documents[..., -1], documents[..., 0]
         self._before = torch.cat((documents[..., :1, 0], last), dim=-1)  # (B, 1, 1 + chunks)
@@ -251,7 +253,7 @@ class _DocumentChunks:
         self.goes_on = (documents == self._before[..., :-1, None])[..., None]
         self.went_on = (documents == self._after[..., 1:, None])[..., None]
 
-    def carried_forward(self, initial, written):
+    def carried_forward(self, initial: Tensor, written: Tensor) -> Tensor:
         """What has been written, up to the end of each chunk, for the document that is open there.
 
         Args:
@@ -263,13 +265,13 @@ class _DocumentChunks:
         """
         return self._carried(torch.cat((initial, written), dim=2), self._before, torch.tril)
 
-    def carried_back(self, written):
+    def carried_back(self, written: Tensor) -> Tensor:
         """The same from the end of the row, of the tokens that are `in_first`: `(B, H, chunks + 1, ...)`."""
         nothing = torch.zeros_like(written[:, :, :1])
         return self._carried(torch.cat((written, nothing), dim=2), self._after, torch.triu)
 
     @staticmethod
-    def _carried(written, documents, side):
+    def _carried(written: Tensor, documents: Tensor, side: Callable[[Tensor], Tensor]) -> Tensor:
         same = side((documents[..., :, None] == documents[..., None, :]).to(written.dtype))
         return (same @ written.flatten(3)).view(written.shape)
 
@@ -417,12 +419,12 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
-def full_precision(tensor):
+def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context in which autocast leaves matrix products alone."""
     device_type = tensor.device.type
     return torch.autocast(device_type, enabled=False) if _has_autocast(device_type) else nullcontext()
 
 
 @torch.compiler.assume_constant_result  # torch 2.8 does not trace what it calls
-def _has_autocast(device_type):
+def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)

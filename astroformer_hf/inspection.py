@@ -96,9 +96,8 @@ def _record(layer: Any, hidden_states: torch.Tensor, shared: Any) -> SynapseReco
         feature_map, num_hidden_neurons = layer.operation["feature_map"], layer.num_hidden_neurons
         process_input = code
         if layer.random_projection is not None:
-            query, key, process_input = (
-                None if x is None else phi(x, feature_map, layer.random_projection) for x in (query, key, code)
-            )
+            query, key = (phi(x, feature_map, layer.random_projection) for x in (query, key))
+            process_input = None if code is None else phi(code, feature_map, layer.random_projection)
             feature_map = "identity"
         presynaptic, process = activities(key, process_input, mask, feature_map)
         if mask is None:

@@ -4,19 +4,23 @@
 Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head size.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, Layout, upcast
+from .attention_contract import CodeRecipe
 from .attention_operation import attend, neuron_astrocyte_attention_weights
 from .attention_passes import full_precision
+from .configuration_astroformer import AstroformerBaseConfig
 from .feature_maps import FEATURE_MAPS
 from .forward_keywords import may_wait_for
-from .head_shards import split_heads
+from .head_shards import HeadShard, split_heads
 from .library_compatibility import takes_cache
 from .token_layout import sizes_of_documents
 
@@ -39,15 +43,16 @@ class AstroformerAttention(nn.Module):
     is, as concentrations.
     """
 
-    def __init__(self, config, layer_idx=0):
+    def __init__(self, config: AstroformerBaseConfig, layer_idx: int = 0) -> None:
         super().__init__()
+        assert config.num_hidden_neurons is not None, "the configuration fills it in"
         self.layer_idx = layer_idx
         self.attention_type = config.attention_type
         self.num_heads = config.num_attention_heads
         self.num_hidden_neurons = config.num_hidden_neurons
         self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout_prob = config.attention_probs_dropout_prob
-        self.operation = {
+        self.operation: dict[str, Any] = {
             "alpha": config.presynaptic_alpha,
             "feature_map": config.feature_map,
             "feedback": config.use_calcium_feedback,
@@ -62,7 +67,7 @@ class AstroformerAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.astrocyte_code = None
+        self.astrocyte_code: AstrocyteCode | None = None
         if has_astrocyte and config.use_astrocyte_hebbian:
             self.astrocyte_code = ASTROCYTE_CODES[config.astrocyte_code](config)
         random_projection = None
@@ -70,7 +75,13 @@ class AstroformerAttention(nn.Module):
             random_projection = torch.empty(config.num_random_features, config.num_hidden_neurons)
         self.register_buffer("random_projection", random_projection)
 
-    def forward(self, hidden_states, shared, output_attentions=False, cache=None):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        shared: "SharedAcrossLayers",
+        output_attentions: bool = False,
+        cache: Cache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(batch, length, hidden_size)` to the same; and the maps `(batch, heads, length, length)`, None unasked.
 
         `shared` is the `SharedAcrossLayers` of the model.
@@ -79,6 +90,7 @@ class AstroformerAttention(nn.Module):
         in the cache as well; the others' cannot, because their states do not hold them one by one.
         """
         query, key, value, shard = self.project(hidden_states)
+        own_attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
         if self.attention_type == "softmax":
             own_attention = self._softmax_attention
         else:
@@ -88,17 +100,26 @@ class AstroformerAttention(nn.Module):
             attention_map = shard.gather(attention_map)
         return self.o_proj(output.transpose(1, 2).flatten(2)), attention_map
 
-    def project(self, hidden_states):
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, HeadShard | None]:
         """Queries and keys, `(batch, heads, length, hidden_neurons)`, values, `(batch, heads, length, head_size)`, and
         which heads those are: a `HeadShard`, None for all."""
         projections = {"q_proj": self.q_proj, "k_proj": self.k_proj, "v_proj": self.v_proj}
         projected = {name: projection(hidden_states) for name, projection in projections.items()}
         sizes = (self.num_hidden_neurons, self.num_hidden_neurons, self.head_size)
         weights = {name: projection.weight for name, projection in projections.items()}
-        by_head, shard = split_heads(projected, sizes, self.num_heads, weights)
-        return *by_head, shard
+        (query, key, value), shard = split_heads(projected, sizes, self.num_heads, weights)
+        return query, key, value, shard
 
-    def _neuron_astrocyte_attention(self, query, key, value, shared, output_attentions, cache, shard):
+    def _neuron_astrocyte_attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        shared: "SharedAcrossLayers",
+        output_attentions: bool,
+        cache: Any,  # an `AstroformerCache`, perhaps of a checkpoint's own code, or None
+        shard: HeadShard | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layout, written = shared.layout, value
         if self.training and self.dropout_prob > 0:
             release = nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), self.dropout_prob)  # (B, H, N, 1)
@@ -143,13 +164,14 @@ class AstroformerAttention(nn.Module):
             memory.update(attended.state, attended.code_state, counted, key.shape[2])
         return attended.output.to(value.dtype) if output is None else output, attention_map
 
-    def output_scale(self, layout):
+    def output_scale(self, layout: Layout) -> torch.Tensor | float:
         """The factor on the operation's output: a float, or `(batch or 1, 1, length or 1, 1)`."""
         return self.scale * layout.num_written**self.length_exponent if self.length_exponent else self.scale
 
     @staticmethod
-    def _scale(config, alpha, feature_map, feedback):
+    def _scale(config: AstroformerBaseConfig, alpha: float, feature_map: str, feedback: bool) -> tuple[float, float]:
         """The layer's factor on the operation's output, as (constant, exponent of the number of tokens)."""
+        assert config.num_hidden_neurons is not None, "the configuration fills it in"
         m, is_mean = config.num_hidden_neurons, config.calcium_normalization == "mean"
         num_features = FEATURE_MAPS[feature_map].num_features(m, config.num_random_features)
         activity = FEATURE_MAPS[feature_map].activity_before_training(num_features)
@@ -157,7 +179,16 @@ class AstroformerAttention(nn.Module):
             return m * activity ** (alpha - 1), alpha - 1 if is_mean else 0
         return m / (num_features * activity**2), -1 if is_mean else 0
 
-    def _softmax_attention(self, query, key, value, shared, output_attentions, cache, shard):
+    def _softmax_attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        shared: "SharedAcrossLayers",
+        output_attentions: bool,
+        cache: Cache | None,
+        shard: HeadShard | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layout = shared.layout
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
@@ -192,12 +223,15 @@ class AstroformerAttention(nn.Module):
             attention_map = attention_map.masked_fill(~mask, 0)  # a sequence of nothing but padding attends to nothing
         return nn.functional.dropout(attention_map, dropout_prob) @ value, attention_map
 
-    def _softmax_attention_by_documents(self, query, key, value, shared):
+    def _softmax_attention_by_documents(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shared: "SharedAcrossLayers"
+    ) -> torch.Tensor:
         dropout_prob = self.dropout_prob if self.training else 0.0
         layout, sizes = shared.layout, shared.document_sizes
+        assert sizes is not None, "without them a mask keeps documents apart"
         # split, not sliced one by one: the gradient of each slice would be of the size of the whole
         inputs = [x.transpose(0, 1).flatten(1, 2).split(sizes, dim=1) for x in (query, key, value)]  # (H, size, .) each
-        masks = [None] * len(sizes)
+        masks: list[torch.Tensor | None] = [None] * len(sizes)
         if layout.padding_mask is not None:
             masks = [real.expand(len(real), -1) for real in layout.padding_mask.flatten().split(sizes)]
         outputs = []
@@ -206,12 +240,16 @@ class AstroformerAttention(nn.Module):
             if layout.causal and mask is not None:  # a padded token looks at itself
                 mask = mask.tril() | torch.eye(size, dtype=torch.bool, device=mask.device)
             is_causal = layout.causal and mask is None and size > 1
-            own = (x[None] for x in own)
-            outputs.append(nn.functional.scaled_dot_product_attention(*own, mask, dropout_prob, is_causal=is_causal))
+            own_query, own_key, own_value = (x[None] for x in own)
+            outputs.append(
+                nn.functional.scaled_dot_product_attention(
+                    own_query, own_key, own_value, mask, dropout_prob, is_causal=is_causal
+                )
+            )
         return torch.cat(outputs, dim=2).unflatten(2, (len(query), -1)).squeeze(0).transpose(0, 1)
 
 
-def materialized(code, key, layout):
+def materialized(code: CodeRecipe | None, key: torch.Tensor, layout: Layout) -> torch.Tensor | None:
     """R of a `CodeRecipe` or None, for keys `(batch, heads, length, hidden_neurons)`."""
     if code is None:
         return None
@@ -230,13 +268,13 @@ class SharedAcrossLayers(NamedTuple):
 
     layout: Layout
     geometry: Any = None
-    output_scale: torch.Tensor | float | None = None
+    output_scale: torch.Tensor | float = 1.0
     document_sizes: list[int] | None = None
 
 
-def precompute_shared(layout, layers):
+def precompute_shared(layout: Layout, layers: nn.ModuleList) -> SharedAcrossLayers:
     """The `SharedAcrossLayers` of the layers of a model."""
-    attention = layers[0].attention
+    attention: Any = layers[0].attention
     document_sizes = geometry = None
     if attention.attention_type == "softmax" and may_wait_for(layout.document_ids):
         document_sizes = sizes_of_documents(layout.document_ids)
@@ -251,20 +289,20 @@ def precompute_shared(layout, layers):
 class AstroformerMLP(nn.Module):
     """The feed-forward half of a block."""
 
-    def __init__(self, config):
+    def __init__(self, config: AstroformerBaseConfig) -> None:
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.act_fn = ACT2FN[config.hidden_act]
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
 
 
 class AstroformerLayer(GradientCheckpointingLayer):
     """A pre-norm block: X + attention(norm(X)), then the same around the feed-forward half."""
 
-    def __init__(self, config, layer_idx=0):
+    def __init__(self, config: AstroformerBaseConfig, layer_idx: int = 0) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = AstroformerAttention(config, layer_idx)
@@ -273,7 +311,13 @@ class AstroformerLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     @takes_cache
-    def forward(self, hidden_states, shared, output_attentions=False, cache=None):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        shared: "SharedAcrossLayers",
+        output_attentions: bool = False,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
         attention_output, _ = self.attention(self.attention_norm(hidden_states), shared, output_attentions, cache)
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))

@@ -24,6 +24,7 @@ import ctypes
 import functools
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -164,50 +165,73 @@ def _library() -> ctypes.CDLL | None:
 
 
 def write_forward(
-    *, key, value, padding_mask, feature_map, astrocyte_code=None, weight=None, bias=None, coupling_scale=None
-):
+    *,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    feature_map: str,
+    astrocyte_code: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    coupling_scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`(hebbian, calcium)`, `(B, H, F, d)` and `(B, H, F)`: the sums of (phi(k) + phi(r)) v^T and of phi(k)."""
     call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
     # the neighbourhoods of a sequence are made from its one end to the other
     splits = call.split() if weight is None else 1
     hebbian, calcium = call.new(splits, *call.state_shape), call.new(splits, *call.state_shape[:3])
-    call.run("write_forward", coupling_scale, hebbian=hebbian, calcium=calcium, weight=weight, bias=bias)
+    states = {"hebbian": hebbian, "calcium": calcium, "weight": weight, "bias": bias}
+    call.run("write_forward", states, coupling_scale)
     return _total(hebbian), _total(calcium)
 
 
 def write_backward(
     *,
-    key,
-    value,
-    padding_mask,
-    feature_map,
-    d_hebbian,
-    d_calcium,
-    astrocyte_code=None,
-    weight=None,
-    bias=None,
-    coupling_scale=None,
-):
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    feature_map: str,
+    d_hebbian: torch.Tensor,
+    d_calcium: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    coupling_scale: float | None = None,
+) -> dict[str, torch.Tensor]:
     """Gradients from those of `write_forward`'s results."""
     call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
     if weight is None:
         call.split(1 if astrocyte_code is None or astrocyte_code.dim() == 4 else call.batch_size)
     gradients = call.gradients("key", "value", "code", weight=weight, bias=bias)
     states = {"weight": weight, "bias": bias, "d_hebbian": d_hebbian, "d_calcium": d_calcium}
-    call.run("write_backward", coupling_scale, **states, **gradients.of_parameters)
+    call.run("write_backward", {**states, **gradients.of_parameters}, coupling_scale)
     return gradients.found(key=key, value=value, astrocyte_code=astrocyte_code, weight=weight, bias=bias)
 
 
-def read_forward(*, query, hebbian, plasticity, feature_map, output_dtype):
+def read_forward(
+    *,
+    query: torch.Tensor,
+    hebbian: torch.Tensor,
+    plasticity: torch.Tensor | None,
+    feature_map: str,
+    output_dtype: torch.dtype,
+) -> tuple[torch.Tensor]:
     """`(output,)`, `(B, H, N, d)`: phi(Q) H, divided by C = phi(Q) g unless there is no plasticity g."""
     call = _Call(feature_map, None, hebbian, query=query)
     call.split()
     output = call.output(query, hebbian.shape[-1])
-    call.run("read_forward", hebbian=hebbian, plasticity=plasticity)
+    call.run("read_forward", {"hebbian": hebbian, "plasticity": plasticity})
     return (output.to(output_dtype),)
 
 
-def read_backward(*, query, hebbian, plasticity, feature_map, d_output):
+def read_backward(
+    *,
+    query: torch.Tensor,
+    hebbian: torch.Tensor,
+    plasticity: torch.Tensor | None,
+    feature_map: str,
+    d_output: torch.Tensor,
+) -> dict[str, torch.Tensor]:
     """Gradients from that of `read_forward`'s result."""
     call = _Call(feature_map, None, hebbian, query=query, d_output=d_output)
     splits = call.split()
@@ -215,7 +239,7 @@ def read_backward(*, query, hebbian, plasticity, feature_map, d_output):
     if plasticity is not None:
         of_states["d_plasticity"] = call.new(splits, *plasticity.shape)
     gradients = call.gradients("query")
-    call.run("read_backward", hebbian=hebbian, plasticity=plasticity, **of_states)
+    call.run("read_backward", {"hebbian": hebbian, "plasticity": plasticity, **of_states})
     return {
         **gradients.found(query=query),
         **{name.removeprefix("d_"): _total(gradient) for name, gradient in of_states.items()},
@@ -224,25 +248,25 @@ def read_backward(*, query, hebbian, plasticity, feature_map, d_output):
 
 def causal_forward(
     *,
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    hebbian,
-    calcium,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    output_dtype,
-    astrocyte_code=None,
-    weight=None,
-    bias=None,
-    total=None,
-    count=None,
-    coupling_scale=None,
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    document_ids: torch.Tensor | None,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+    alpha: float,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+    astrocyte_code: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    count: torch.Tensor | None = None,
+    coupling_scale: float | None = None,
+) -> tuple[torch.Tensor, ...]:
     """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state. With
     "activity" also the code's own state, `(total, count)`."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
@@ -250,45 +274,45 @@ def causal_forward(
     states = {"hebbian": hebbian, "calcium": calcium, "total": total, "count": count}
     output = call.output(call.tensors["value"], call.state_shape[-1])
     ends = {f"end_{name}": call.new(*x.shape) for name, x in states.items() if x is not None}
-    call.run("causal_forward", coupling_scale, causal=True, weight=weight, bias=bias, **states, **ends)
+    call.run("causal_forward", {"weight": weight, "bias": bias, **states, **ends}, coupling_scale, causal=True)
     return output.to(output_dtype), *ends.values()
 
 
 def causal_backward(
     *,
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    hebbian,
-    calcium,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    d_output,
-    d_hebbian,
-    d_calcium,
-    astrocyte_code=None,
-    weight=None,
-    bias=None,
-    total=None,
-    count=None,
-    coupling_scale=None,
-    d_total=None,
-    d_count=None,
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    document_ids: torch.Tensor | None,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+    alpha: float,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    d_output: torch.Tensor,
+    d_hebbian: torch.Tensor,
+    d_calcium: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    count: torch.Tensor | None = None,
+    coupling_scale: float | None = None,
+    d_total: torch.Tensor | None = None,
+    d_count: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
     """Gradients from those of `causal_forward`'s results."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
     call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value", weight=weight, bias=bias)
     call.gradient_of_code(gradients, astrocyte_code)
     # overwritten: the gradients of the last state become those of the first
-    of_states = {"d_hebbian": d_hebbian, "d_calcium": d_calcium, "d_total": d_total if weight is not None else None}
-    of_states = {name: x.clone(memory_format=torch.contiguous_format) for name, x in of_states.items() if x is not None}
+    d_states = {"d_hebbian": d_hebbian, "d_calcium": d_calcium, "d_total": d_total if weight is not None else None}
+    of_states = {name: x.clone(memory_format=torch.contiguous_format) for name, x in d_states.items() if x is not None}
     states = {"hebbian": hebbian, "calcium": calcium, "weight": weight, "bias": bias, "total": total, "count": count}
-    call.run("causal_backward", coupling_scale, causal=True, **states, **of_states, **gradients.of_parameters)
+    call.run("causal_backward", {**states, **of_states, **gradients.of_parameters}, coupling_scale, causal=True)
     inputs = {"query": query, "key": key, "value": value, "astrocyte_code": astrocyte_code}
     return {
         **gradients.found(**inputs, weight=weight, bias=bias),
@@ -298,52 +322,52 @@ def causal_backward(
 
 def documents_forward(
     *,
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    output_dtype,
-    astrocyte_code=None,
-    weight=None,
-    bias=None,
-    coupling_scale=None,
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    document_ids: torch.Tensor,
+    alpha: float,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+    astrocyte_code: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    coupling_scale: float | None = None,
+) -> tuple[torch.Tensor]:
     """`(output,)`, `(B, H, N, d)`: each token's scale P phi(q) H, with what is written in its own document."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
     call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     output = call.output(call.tensors["value"], call.state_shape[-1])
-    call.run("documents_forward", coupling_scale, weight=weight, bias=bias)
+    call.run("documents_forward", {"weight": weight, "bias": bias}, coupling_scale)
     return (output.to(output_dtype),)
 
 
 def documents_backward(
     *,
-    query,
-    key,
-    value,
-    padding_mask,
-    document_ids,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    d_output,
-    astrocyte_code=None,
-    weight=None,
-    bias=None,
-    coupling_scale=None,
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    document_ids: torch.Tensor,
+    alpha: float,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    d_output: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    coupling_scale: float | None = None,
+) -> dict[str, torch.Tensor]:
     """Gradients from that of `documents_forward`'s result."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
     call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value", weight=weight, bias=bias)
     call.gradient_of_code(gradients, astrocyte_code)
-    call.run("documents_backward", coupling_scale, weight=weight, bias=bias, **gradients.of_parameters)
+    call.run("documents_backward", {"weight": weight, "bias": bias, **gradients.of_parameters}, coupling_scale)
     inputs = {"query": query, "key": key, "value": value, "astrocyte_code": astrocyte_code}
     return gradients.found(**inputs, weight=weight, bias=bias)
 
@@ -356,10 +380,10 @@ class _Gradients:
         of_parameters: those of W and b, as "d_weight" and "d_bias", one for each sequence of the batch.
     """
 
-    def __init__(self, tensors, of_parameters):
+    def __init__(self, tensors: dict[str, torch.Tensor], of_parameters: dict[str, torch.Tensor]) -> None:
         self.tensors, self.of_parameters = tensors, of_parameters
 
-    def found(self, **inputs):
+    def found(self, **inputs: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """The gradients of those inputs that there are, by name, in their dtypes and shapes."""
         gradients = {
             **self.tensors,
@@ -367,7 +391,8 @@ class _Gradients:
         }
         if "code" in gradients:
             gradients["astrocyte_code"] = code = gradients.pop("code")
-            if code.dim() > inputs["astrocyte_code"].dim():
+            given = inputs["astrocyte_code"]
+            if given is not None and code.dim() > given.dim():
                 gradients["astrocyte_code"] = code.sum(0)
         return {name: gradients[name].to(x.dtype) for name, x in inputs.items() if x is not None}
 
@@ -382,13 +407,19 @@ class _Call:
         tensors: `(B, H, N, .)` each, the code perhaps without its batch; by the names of the source.
     """
 
-    def __init__(self, feature_map, padding_mask, hebbian=None, **tensors):
+    def __init__(
+        self,
+        feature_map: str,
+        padding_mask: torch.Tensor | None,
+        hebbian: torch.Tensor | None = None,
+        **tensors: torch.Tensor | None,
+    ) -> None:
         self.tensors = {name: _rows(x) for name, x in tensors.items() if x is not None}
         self.features = self.tensors["key" if "key" in tensors else "query"]
         self.batch_size, self.num_heads, self.length, self.num_features = self.features.shape
         head_dim = self.num_features
         if hebbian is not None or "value" in tensors:
-            head_dim = (hebbian if hebbian is not None else tensors["value"]).shape[-1]
+            head_dim = (hebbian if hebbian is not None else self.tensors["value"]).shape[-1]
         self.state_shape = (self.batch_size, self.num_heads, self.num_features, head_dim)
         work = self.batch_size * self.num_heads * self.length * self.num_features * head_dim
         self.arguments = _Arguments(
@@ -405,34 +436,34 @@ class _Call:
         if padding_mask is not None:
             self.arguments.mask = _Mask(padding_mask.data_ptr(), *padding_mask.stride())
 
-    def set(self, **numbers):
+    def set(self, **numbers: float) -> None:
         for name, number in numbers.items():
             setattr(self.arguments, name, number)
 
-    def read(self, document_ids, **numbers):
+    def read(self, document_ids: torch.Tensor | None, **numbers: float) -> None:
         """Says how the synapses are read, and where in a row they start anew."""
         self.set(**numbers)
         if document_ids is not None:
             self.document_ids = document_ids.long().contiguous()  # kept as long as the call
             self.arguments.documents = _Documents(self.document_ids.data_ptr(), self.document_ids.stride(0))
 
-    def set_views(self, **tensors):
+    def set_views(self, **tensors: torch.Tensor) -> None:
         for name, x in tensors.items():
             strides = x.stride()[:-1]
             setattr(self.arguments, name, _View(x.data_ptr(), *(strides if len(strides) == 3 else (0, *strides))))
 
-    def new(self, *shape):
+    def new(self, *shape: int) -> torch.Tensor:
         """Uninitialised memory for a result."""
         return self.features.new_empty(shape, dtype=torch.float32)
 
-    def split(self, batches_per_task=1):
+    def split(self, batches_per_task: int = 1) -> int:
         """Cuts the sequence, so that every thread has something to do: the number of parts."""
         tasks = self.batch_size * self.num_heads // batches_per_task
         parts = min(-(-4 * self.arguments.threads // tasks), -(-self.length // 128)) if tasks else 1
         self.arguments.splits = max(parts, 1) if self.arguments.threads > 1 else 1
         return self.arguments.splits
 
-    def output(self, like, head_dim):
+    def output(self, like: torch.Tensor, head_dim: int) -> torch.Tensor:
         """An uninitialised `(B, H, N, d)`, laid out as `like`, so that what follows in a model finds its strides."""
         if like.stride(1) < like.stride(2):  # made of (B, N, H, .)
             output = like.new_empty(self.batch_size, self.length, self.num_heads, head_dim, dtype=torch.float32)
@@ -442,44 +473,52 @@ class _Call:
         self.set_views(output=output)
         return output
 
-    def gradients(self, *names, **parameters):
+    def gradients(self, *names: str, **parameters: torch.Tensor | None) -> _Gradients:
         """Uninitialised `_Gradients` of those tensors and parameters that there are."""
         tensors = {name: torch.empty_like(self.tensors[name]) for name in names if name in self.tensors}
         self.set_views(**{f"d_{name}": x for name, x in tensors.items()})
         given = {name: x for name, x in parameters.items() if x is not None}
         return _Gradients(tensors, {f"d_{name}": self.new(self.batch_size, *x.shape) for name, x in given.items()})
 
-    def gradient_of_code(self, gradients, astrocyte_code):
+    def gradient_of_code(self, gradients: _Gradients, astrocyte_code: torch.Tensor | None) -> None:
         """Adds that of the code, with a batch of its own where the batch shares it: heads run side by side."""
         if astrocyte_code is not None:
             gradients.tensors["code"] = torch.empty_like(self.tensors["key"])
             self.set_views(d_code=gradients.tensors["code"])
 
-    def run(self, function, coupling_scale=None, causal=False, **states):
+    def run(
+        self,
+        function: str,
+        states: Mapping[str, torch.Tensor | None],
+        coupling_scale: float | None = None,
+        causal: bool = False,
+    ) -> None:
         """Calls a function of the source. `states` are made float32 and contiguous; results are so already."""
         decay = 0.0 if coupling_scale is None else math.exp(-coupling_scale)
-        states = {name: x.float().contiguous() for name, x in states.items() if x is not None}
-        self.set(causal=causal, decay=decay, **{name: x.data_ptr() for name, x in states.items()})
-        if "plasticity" in states:
+        given = {name: x.float().contiguous() for name, x in states.items() if x is not None}
+        self.set(causal=causal, decay=decay, **{name: x.data_ptr() for name, x in given.items()})
+        if "plasticity" in given:
             self.arguments.feedback = 1
-        if getattr(_library(), function)(self.arguments):
+        library = _library()
+        assert library is not None, "only a backend that is available is called"
+        if getattr(library, function)(self.arguments):
             raise MemoryError(
                 f"the machine has too little memory for neuron-astrocyte attention ({function} on "
                 f"{self.batch_size} sequences of {self.length} tokens in {self.arguments.threads} threads)"
             )
 
 
-def _rows(x):
+def _rows(x: torch.Tensor) -> torch.Tensor:
     """`x` in float32 and contiguous in its last dimension."""
     x = x.float()
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _total(parts):
+def _total(parts: torch.Tensor) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
-def _unavailable(device):
+def _unavailable(device: torch.device) -> str | None:
     """Why the kernels cannot compute on a device, or None if they can."""
     if device.type != "cpu":
         return f"the tensors are on {device}"

@@ -33,8 +33,9 @@ H heads, N tokens, F features (the size of a query or a key), d head size (the s
 """
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any, TypeVar
 
 import torch
 
@@ -63,8 +64,10 @@ NUM_WARPS = 8
 # constant, so that sums do not depend on the GPU.
 WRITE_PROGRAMS = 512
 
+MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)  # None gives None
 
-def unavailable(device):
+
+def unavailable(device: torch.device) -> str | None:
     """Why the functions below cannot compute on a device, or None if they can."""
     if triton is not None and INTERPRETED:
         return None
@@ -73,7 +76,7 @@ def unavailable(device):
 
 
 @cache
-def _is_supported(device):
+def _is_supported(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)  # the first that has TF32, and Triton's own minimum
 
 
@@ -593,7 +596,14 @@ if triton is not None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def write_forward(*, key, value, astrocyte_code, padding_mask, feature_map):
+def write_forward(
+    *,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    feature_map: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The write mode: sum_t (phi(k_t) + phi(r_t)) v_t^T, `(B, H, F, d)`, and sum_t phi(k_t), `(B, H, F)`, in float32.
 
     Args:
@@ -603,18 +613,34 @@ def write_forward(*, key, value, astrocyte_code, padding_mask, feature_map):
         padding_mask (`torch.Tensor` or `None`): bool, `(B, N)`, True where a token is real.
         feature_map (`str`): "elu", "relu", "exp", or "identity" for a key and a code that are activities already.
     """
-    written = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
+    written: dict[str, Any] = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
     return _write_in_splits(**written, feature_map=feature_map)
 
 
-def write_backward(*, key, value, astrocyte_code, padding_mask, feature_map, d_hebbian, d_calcium):
+def write_backward(
+    *,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    feature_map: str,
+    d_hebbian: torch.Tensor,
+    d_calcium: torch.Tensor,
+) -> dict[str, torch.Tensor]:
     """Gradients of `write_forward`: those of the key, the value and the code, in their dtypes."""
-    d_states = {"d_hebbian": d_hebbian[:, :, None], "d_calcium": d_calcium[:, :, None]}
-    written = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
+    d_states: dict[str, Any] = {"d_hebbian": d_hebbian[:, :, None], "d_calcium": d_calcium[:, :, None]}
+    written: dict[str, Any] = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
     return _write_backward(**written, feature_map=feature_map, **d_states)
 
 
-def read_forward(*, query, hebbian, plasticity, feature_map, output_dtype):
+def read_forward(
+    *,
+    query: torch.Tensor,
+    hebbian: torch.Tensor,
+    plasticity: torch.Tensor | None,
+    feature_map: str,
+    output_dtype: torch.dtype,
+) -> tuple[torch.Tensor]:
     """The read mode, `(output,)` with `(B, H, N, d)`: phi(Q) H, divided by the response C = phi(Q) g.
 
     Args:
@@ -624,7 +650,7 @@ def read_forward(*, query, hebbian, plasticity, feature_map, output_dtype):
         feature_map (`str`): as in `write_forward`.
         output_dtype (`torch.dtype`): that of the result.
     """
-    state = {"hebbian": hebbian[:, :, None], "calcium": plasticity}
+    state: dict[str, Any] = {"hebbian": hebbian[:, :, None], "calcium": plasticity}
     return (
         _read(
             query=query, **state, feature_map=feature_map, feedback=plasticity is not None, output_dtype=output_dtype
@@ -632,10 +658,17 @@ def read_forward(*, query, hebbian, plasticity, feature_map, output_dtype):
     )
 
 
-def read_backward(*, query, hebbian, plasticity, feature_map, d_output):
+def read_backward(
+    *,
+    query: torch.Tensor,
+    hebbian: torch.Tensor,
+    plasticity: torch.Tensor | None,
+    feature_map: str,
+    d_output: torch.Tensor,
+) -> dict[str, torch.Tensor]:
     """Gradients of `read_forward`: those of the query, the Hebbian weights and the plasticity."""
     feedback = plasticity is not None
-    state = {"hebbian": hebbian[:, :, None], "calcium": plasticity}
+    state: dict[str, Any] = {"hebbian": hebbian[:, :, None], "calcium": plasticity}
     d_query, p, d_response = _read_backward(
         query=query, **state, feature_map=feature_map, feedback=feedback, d_output=d_output
     )
@@ -653,20 +686,20 @@ def read_backward(*, query, hebbian, plasticity, feature_map, d_output):
 
 def causal_forward(
     *,
-    query,
-    key,
-    value,
-    astrocyte_code,
-    padding_mask,
-    document_ids,
-    hebbian,
-    calcium,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    output_dtype,
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    document_ids: torch.Tensor | None,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+    alpha: float,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
     """Write and read mode token by token: y_t = scale P_t phi(q_t) S_t, each token reading what was written up to it.
 
     The arguments are those of `write_forward` and `read_forward`, but `hebbian` and `calcium`, `(B, H, F)`, are the
@@ -676,34 +709,34 @@ def causal_forward(
     Returns:
         The output, `(B, H, N, d)`, and the two parts of the state after the last token, in float32.
     """
-    written = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
+    written: dict[str, Any] = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
     states = _states_of_chunks(**written, feature_map=feature_map, hebbian=hebbian, calcium=calcium)
-    reading = {"alpha": alpha, "feature_map": feature_map, "feedback": feedback, "scale": scale}
+    reading: dict[str, Any] = {"alpha": alpha, "feature_map": feature_map, "feedback": feedback, "scale": scale}
     output = _read(query=query, **written, hebbian=states[0], calcium=states[1], **reading, output_dtype=output_dtype)
     return output, *(state[:, :, -1].clone() for state in states)  # clones let go of the other chunks' memory
 
 
 def causal_backward(
     *,
-    query,
-    key,
-    value,
-    astrocyte_code,
-    padding_mask,
-    document_ids,
-    hebbian,
-    calcium,
-    alpha,
-    feature_map,
-    feedback,
-    scale,
-    d_output,
-    d_hebbian,
-    d_calcium,
-):
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    document_ids: torch.Tensor | None,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+    alpha: float,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    d_output: torch.Tensor,
+    d_hebbian: torch.Tensor,
+    d_calcium: torch.Tensor,
+) -> dict[str, torch.Tensor]:
     """Gradients of `causal_forward`, given those of the output and of the state after the last token: of the query, the
     key, the value, the code and the two parts of the state before the first token."""
-    written = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
+    written: dict[str, Any] = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
     hebbians, calciums = _states_of_chunks(**written, feature_map=feature_map, hebbian=hebbian, calcium=calcium)
     # Slot 0 has the gradient of the last state. Each chunk puts in a further one what its tokens read, the last chunk
     # first, so that running sums are the gradients of the states after the last chunk, the one before, and so on.
@@ -733,24 +766,40 @@ def causal_backward(
         num_blocks=last,
         feedback=p,
     )
-    d_states = {"d_hebbian": d_hebbians.cumsum_(2), "d_calcium": d_calciums.cumsum_(2)}
-    read = {"query": query, "d_output": d_output, "p": p, "d_response": d_response, "calcium": calciums, "alpha": alpha}
+    d_states: dict[str, Any] = {"d_hebbian": d_hebbians.cumsum_(2), "d_calcium": d_calciums.cumsum_(2)}
+    read: dict[str, Any] = {
+        "query": query,
+        "d_output": d_output,
+        "p": p,
+        "d_response": d_response,
+        "calcium": calciums,
+        "alpha": alpha,
+    }
     gradients = _write_backward(**written, feature_map=feature_map, **d_states, **read)
     of_state = {name.removeprefix("d_"): x[:, :, -1].clone() for name, x in d_states.items()}
     return {"query": d_query, **gradients, **of_state}
 
 
-def _states_of_chunks(*, key, value, code, padding_mask, feature_map, hebbian, calcium):
+def _states_of_chunks(
+    *,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    feature_map: str,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
     """The states before each chunk and, last, after all: `(B, H, chunks + 1, F, d)` and `(B, H, chunks + 1, F)`."""
     num_chunks = triton.cdiv(key.shape[2], BLOCK_LENGTH)
     states = _slots(hebbian, num_chunks), _slots(calcium, num_chunks)
-    written = {"key": key, "value": value, "code": code, "padding_mask": padding_mask}
-    slots = {"hebbian": states[0], "calcium": states[1], "first_slot": 1, "num_blocks": num_chunks}
+    written: dict[str, Any] = {"key": key, "value": value, "code": code, "padding_mask": padding_mask}
+    slots: dict[str, Any] = {"hebbian": states[0], "calcium": states[1], "first_slot": 1, "num_blocks": num_chunks}
     _write(**written, feature_map=feature_map, **slots)
     return tuple(state.cumsum_(2) for state in states)
 
 
-def _slots(state, num_chunks):
+def _slots(state: torch.Tensor, num_chunks: int) -> torch.Tensor:
     """Room for `state`, in the first slot, and one state more per chunk."""
     slots = state.new_empty(*state.shape[:2], num_chunks + 1, *state.shape[2:], dtype=torch.float32)
     slots[:, :, 0] = state
@@ -762,7 +811,16 @@ def _slots(state, num_chunks):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _write_in_splits(*, key, value, feature_map, code=None, padding_mask=None, feedback=None, d_response=None):
+def _write_in_splits(
+    *,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    feature_map: str,
+    code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    feedback: torch.Tensor | None = None,
+    d_response: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The write mode in as many programs as keep a GPU busy."""
     batch_size, num_heads, length, num_features = key.shape
     head_dim = value.shape[-1]
@@ -771,28 +829,39 @@ def _write_in_splits(*, key, value, feature_map, code=None, padding_mask=None, f
     num_splits = max(1, triton.cdiv(length, split_length))
     hebbian = key.new_empty(batch_size, num_heads, num_splits, num_features, head_dim, dtype=torch.float32)
     calcium = key.new_empty(batch_size, num_heads, num_splits, num_features, dtype=torch.float32)
-    written = {"key": key, "value": value, "code": code, "padding_mask": padding_mask, "feature_map": feature_map}
-    slots = {"hebbian": hebbian, "calcium": calcium, "num_blocks": num_splits, "block_length": split_length}
+    written: dict[str, Any] = {
+        "key": key,
+        "value": value,
+        "code": code,
+        "padding_mask": padding_mask,
+        "feature_map": feature_map,
+    }
+    slots: dict[str, Any] = {
+        "hebbian": hebbian,
+        "calcium": calcium,
+        "num_blocks": num_splits,
+        "block_length": split_length,
+    }
     _write(**written, **slots, feedback=feedback, d_response=d_response)
     return hebbian.sum(2), calcium.sum(2)
 
 
 def _write(
     *,
-    key,
-    value,
-    feature_map,
-    hebbian,
-    calcium,
-    num_blocks,
-    code=None,
-    padding_mask=None,
-    first_slot=0,
-    slot_step=1,
-    block_length=BLOCK_LENGTH,
-    feedback=None,
-    d_response=None,
-):
+    key: torch.Tensor,
+    value: torch.Tensor,
+    feature_map: str,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor | None,
+    num_blocks: int,
+    code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    first_slot: int = 0,
+    slot_step: int = 1,
+    block_length: int = BLOCK_LENGTH,
+    feedback: torch.Tensor | None = None,
+    d_response: torch.Tensor | None = None,
+) -> None:
     """The write mode of each block of tokens into its own slot of `hebbian` and `calcium`."""
     batch_size, num_heads, length, num_features = key.shape
     head_dim = value.shape[-1]
@@ -833,19 +902,19 @@ def _write(
 
 def _read(
     *,
-    query,
-    hebbian,
-    calcium,
-    feature_map,
-    feedback,
-    output_dtype,
-    alpha=1.0,
-    scale=1.0,
-    key=None,
-    value=None,
-    code=None,
-    padding_mask=None,
-):
+    query: torch.Tensor,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor | None,
+    feature_map: str,
+    feedback: bool,
+    output_dtype: torch.dtype,
+    alpha: float = 1.0,
+    scale: float = 1.0,
+    key: torch.Tensor | None = None,
+    value: torch.Tensor | None = None,
+    code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Key, value, code and mask are those of the causal form; bidirectionally there are none."""
     batch_size, num_heads, length, num_features = query.shape
     head_dim = hebbian.shape[-1]
@@ -892,20 +961,20 @@ def _read(
 
 def _read_backward(
     *,
-    query,
-    hebbian,
-    calcium,
-    feature_map,
-    feedback,
-    d_output,
-    alpha=1.0,
-    scale=1.0,
-    d_calcium=None,
-    key=None,
-    value=None,
-    code=None,
-    padding_mask=None,
-):
+    query: torch.Tensor,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor | None,
+    feature_map: str,
+    feedback: bool,
+    d_output: torch.Tensor,
+    alpha: float = 1.0,
+    scale: float = 1.0,
+    d_calcium: torch.Tensor | None = None,
+    key: torch.Tensor | None = None,
+    value: torch.Tensor | None = None,
+    code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The gradient of the query, and what `_write` makes those of H and g of: scale * P and dC, `(B, H, N)`."""
     batch_size, num_heads, length, num_features = query.shape
     head_dim = hebbian.shape[-1]
@@ -958,20 +1027,20 @@ def _read_backward(
 
 def _write_backward(
     *,
-    key,
-    value,
-    code,
-    padding_mask,
-    feature_map,
-    d_hebbian,
-    d_calcium,
-    query=None,
-    d_output=None,
-    p=None,
-    d_response=None,
-    calcium=None,
-    alpha=1.0,
-):
+    key: torch.Tensor,
+    value: torch.Tensor,
+    code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    feature_map: str,
+    d_hebbian: torch.Tensor,
+    d_calcium: torch.Tensor,
+    query: torch.Tensor | None = None,
+    d_output: torch.Tensor | None = None,
+    p: torch.Tensor | None = None,
+    d_response: torch.Tensor | None = None,
+    calcium: torch.Tensor | None = None,
+    alpha: float = 1.0,
+) -> dict[str, torch.Tensor]:
     """Query to alpha are what was read causally, and by which feedback; bidirectionally there is none."""
     batch_size, num_heads, length, num_features = key.shape
     head_dim = value.shape[-1]
@@ -1023,46 +1092,46 @@ def _write_backward(
             num_warps=NUM_WARPS,
             num_stages=1,
         )
-    if shared:
-        d_code = d_code.sum(0, keepdim=True).to(code.dtype)
-    if code is not None:
+    if code is not None and d_code is not None:
+        if shared:
+            d_code = d_code.sum(0, keepdim=True).to(code.dtype)
         d_code = d_code.transpose(1, 2)
         d_code = d_code[0] if shared else d_code
     found = {"key": d_key.transpose(1, 2), "value": d_value.transpose(1, 2)}
     return found if d_code is None else {**found, "astrocyte_code": d_code}
 
 
-def _block(size, precision, largest=64):
+def _block(size: int, precision: str, largest: int = 64) -> int:
     """The power of two that holds `size`, from the least that a matrix product takes to what fits the registers."""
     return min(max(16, triton.next_power_of_2(size)), largest if precision == "tf32" else 32)
 
 
-def _rows(x):
+def _rows(x: MaybeTensor) -> MaybeTensor:
     """`x` with its last dimension in one piece; the other strides stay."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
-def _contiguous(x):
+def _contiguous(x: MaybeTensor) -> MaybeTensor:
     return None if x is None else x.contiguous()
 
 
-def _strides(x):
+def _strides(x: torch.Tensor | None) -> tuple[int, ...]:
     """Strides of batch, head and token; a code that the batch shares does not move with it."""
     if x is None:
         return 0, 0, 0
     return x.stride()[:3] if x.dim() == 4 else (0, *x.stride()[:2])
 
 
-def _by_token(x, size, dtype):
+def _by_token(x: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
     batch_size, num_heads, length = x.shape[:3]
     return x.new_empty(batch_size, length, num_heads, size, dtype=dtype)
 
 
-def _on(x):
+def _on(x: torch.Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _precision(*dtypes):
+def _precision(*dtypes: torch.dtype) -> str:
     """How the tensor cores multiply float32: see the docstring of this file."""
     if torch.bfloat16 in dtypes or torch.float16 in dtypes:
         return "tf32"
