@@ -34,7 +34,7 @@ from transformers.utils import logging
 from .attention_contract import PASSES, Backend, CodeRecipe, Kernel, Pass
 from .neuron_astrocyte_cpu import BACKEND as CPU_BACKEND
 from .neuron_astrocyte_triton import BACKEND as TRITON_BACKEND
-from .token_layout import is_exporting
+from .traced_values import is_exporting
 
 
 logger = logging.get_logger(__name__)

@@ -15,7 +15,7 @@ import torch
 from transformers import Cache, PreTrainedConfig
 
 from .library_compatibility import CACHE_NAME
-from .token_layout import known_value
+from .traced_values import known_value
 
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])

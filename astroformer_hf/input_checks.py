@@ -12,7 +12,8 @@ from .feature_maps import FEATURE_MAPS
 from .forward_keywords import may_look_at
 from .head_shards import refuse_sharded_sequence
 from .library_compatibility import CACHE_NAME
-from .token_layout import SequenceLayout, is_exporting
+from .token_layout import SequenceLayout
+from .traced_values import is_exporting
 
 
 class TextInputs(NamedTuple):

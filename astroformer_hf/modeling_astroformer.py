@@ -63,7 +63,8 @@ from .losses import (
 )
 from .model_classes import TEXT_MODELS
 from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
-from .token_layout import GridLayout, SequenceLayout, hold_shape, sequence_layout, sinusoidal_features
+from .token_layout import GridLayout, SequenceLayout, sequence_layout, sinusoidal_features
+from .traced_values import hold_shape
 
 
 logger = logging.get_logger(__name__)

@@ -15,7 +15,8 @@ from .forward_keywords import check_library_keywords, checks_keywords
 from .head_shards import refuse_sharded_sequence
 from .losses import pool, sequence_classification_loss
 from .modeling_astroformer import AstroformerEncoder, AstroformerPreTrainedModel, classifier_dropout, recorded
-from .token_layout import GridLayout, grid_layout, hold_shape, sinusoidal_features
+from .token_layout import GridLayout, grid_layout, sinusoidal_features
+from .traced_values import hold_shape
 
 
 class AstroformerVisionEmbeddings(nn.Module):
@@ -57,7 +58,7 @@ class AstroformerVisionEmbeddings(nn.Module):
         if any(s % p for s, p in zip(size, self.patch_size, strict=True)):
             raise ValueError(f"pixel_values must have a size that is a multiple of {self.patch_size}, got {size}")
         patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, hidden_size, rows, columns)
-        layout = grid_layout(patches.shape[-2:], self.own_grid, self.cls_token is not None, patches.device)
+        layout = grid_layout(patches.shape[-2:], self.own_grid, int(self.cls_token is not None), patches.device)
         embeddings = patches.flatten(2).transpose(1, 2)
         hidden_size = embeddings.shape[-1]
         num_frequencies = -(-hidden_size // 4)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from .forward_keywords import PACKING_KEYWORDS, may_look_at, may_wait_for
-from .token_layout import known_value, last_real, number_documents, starts_of_documents
+from .token_layout import last_real, number_documents, starts_of_documents
+from .traced_values import known_value
 
 
 def packed_documents(

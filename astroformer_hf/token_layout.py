@@ -17,15 +17,14 @@ the keys of the batch (`activity`). Letters in shape comments: B batch, H heads,
 """
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from .attention_contract import MaterializedCode
+from .traced_values import held_sizes, is_exporting, known_value
 
 
 # Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
@@ -35,64 +34,6 @@ CHUNK_SIZE = 64
 WAVELENGTH_BASE = 10_000.0
 
 MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
-
-# Whether `torch.export` is at work; torch 2.6 does not tell, and takes the form for eager mode.
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-
-
-def known_value(question: Callable[[], torch.Tensor]) -> bool | int | float | None:
-    """The number or bool that `question`, a function, gives as a tensor, or None where no value may be relied on.
-
-    It may not in a graph that is compiled, exported or traced for other inputs as well. And there are tensors without
-    values to ask: fake ones, those on the device "meta", and what `torch.func.vmap` maps over.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    try:
-        value = question().item()
-    except RuntimeError:  # the one kind of error that they have in common
-        return None
-    return value if isinstance(value, bool | int | float) else None  # and not a symbol
-
-
-def hold_shape(x: MaybeTensor, name: str) -> MaybeTensor:
-    """`x`, in a graph that `torch.jit.trace` makes with a check that it is of this shape, but for the batch.
-
-    Such a graph keeps the branches that were taken for one length. At another it would go wrong without a word.
-
-    Args:
-        x (`torch.Tensor`, *optional*): an input.
-        name (`str`): what the error calls it.
-    """
-    if x is None or not torch.jit.is_tracing():
-        return x
-    return _shape_check()(x, [-1, *held_sizes(x.shape[1:])], name)
-
-
-def held_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
-    """Sizes that `hold_shape` has fixed as numbers: while `torch.jit.trace` is at work, they come as tensors."""
-    if not torch.jit.is_tracing():
-        return tuple(sizes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # that they become constants is the intention
-        return tuple(int(size) for size in sizes)
-
-
-@lru_cache
-def _shape_check() -> Callable[[torch.Tensor, list[int], str], torch.Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.script(_checked_shape)  # compiled, a check is part of the graph
-
-
-def _checked_shape(x: torch.Tensor, sizes: list[int], name: str) -> torch.Tensor:
-    for i in range(1, len(sizes)):
-        if x.size(i) != sizes[i]:
-            raise ValueError(
-                "this graph of torch.jit.trace takes " + name + " of shape " + str(sizes) + " (-1: any) only, got "
-                + str(x.size()) + "; pad or trace anew, or use torch.export, which takes any"
-            )  # fmt: skip
-    return x
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -691,13 +632,14 @@ class GridLayout(NamedTuple):
 
     Positions are those of the grid that the model was made for. An image of another size is laid out over the same
     extent, with patches of another area: its positions fall between those of that grid, and a sum over its patches
-    counts each by its area. The class token lies off the grid: it is coupled to nothing but itself.
+    counts each by its area. Prefix tokens, as the class token, lie off the grid: the process at one is coupled to
+    nothing but itself, at its own row of a learned table, at no wave, and without neighbours.
 
     Attributes:
         coordinates: `(patches, 2)`, row and column of each patch.
         grid: rows and columns of the image.
         own_grid: rows and columns of the grid that the model was made for.
-        has_class_token: whether a class token stands before the patches.
+        num_prefix_tokens: tokens before the patches.
         causal, padding_mask, counted, full_mask, document_ids: likewise; an image is never causal, has no padding and
             is one document.
     """
@@ -705,7 +647,7 @@ class GridLayout(NamedTuple):
     coordinates: torch.Tensor
     grid: tuple[int, int]
     own_grid: tuple[int, int]
-    has_class_token: bool
+    num_prefix_tokens: int = 0
 
     causal: bool = False
     padding_mask: None = None
@@ -715,16 +657,16 @@ class GridLayout(NamedTuple):
 
     @property
     def num_written(self) -> int:
-        return math.prod(self.grid) + self.has_class_token
+        return math.prod(self.grid) + self.num_prefix_tokens
 
     def coupling(self, scale: float, dtype: torch.dtype) -> torch.Tensor:
         """r, `(length, length)`."""
         coordinates = self.coordinates.to(dtype)
         distance = (coordinates[:, None] - coordinates).square().sum(-1).sqrt()
         coupling = torch.exp(-scale * distance)
-        if self.has_class_token:
-            coupling = nn.functional.pad(coupling, (1, 0, 1, 0))
-            coupling[0, 0] = 1
+        if (prefix := self.num_prefix_tokens) > 0:
+            coupling = nn.functional.pad(coupling, (prefix, 0, prefix, 0))
+            coupling[:prefix, :prefix] = torch.eye(prefix, dtype=dtype, device=coupling.device)
         return coupling
 
     def coupling_of_table(self, scale: float, dtype: torch.dtype) -> torch.Tensor:
@@ -734,10 +676,10 @@ class GridLayout(NamedTuple):
     def coupled_table(self, table: torch.Tensor, scale: float, coupling: torch.Tensor | None = None) -> torch.Tensor:
         """r W for a row of W per token of the own grid, `(heads, tokens, m)`, resized to this grid; `coupling` is r."""
         if self.grid != self.own_grid:
-            class_row, rows = table[:, : self.has_class_token], table[:, self.has_class_token :]
+            of_prefix, rows = table[:, : self.num_prefix_tokens], table[:, self.num_prefix_tokens :]
             rows = rows.unflatten(1, self.own_grid).permute(0, 3, 1, 2)  # (H, m, rows, columns)
             rows = nn.functional.interpolate(rows, size=self.grid, mode="bicubic", align_corners=False)
-            table = torch.cat((class_row, self._area * rows.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
+            table = torch.cat((of_prefix, self._area * rows.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
         coupling = self.coupling(scale, table.dtype) if coupling is None else coupling
         return coupling.to(table) @ table  # FSDP in mixed precision casts what it finds among a layer's arguments
 
@@ -746,8 +688,8 @@ class GridLayout(NamedTuple):
         rows, columns = self.coordinates.T
         axes = [sinusoidal_features(axis[None], num_frequencies, dtype) for axis in (rows, columns)]
         waves = self._area * torch.cat(axes, dim=-1)
-        if self.has_class_token:
-            waves = nn.functional.pad(waves, (0, 0, 1, 0))
+        if self.num_prefix_tokens > 0:
+            waves = nn.functional.pad(waves, (0, 0, self.num_prefix_tokens, 0))
         return self.coupling(scale, dtype) @ waves
 
     def activity(
@@ -779,7 +721,7 @@ class GridLayout(NamedTuple):
 
 
 def grid_layout(
-    grid: Sequence[int], own_grid: Sequence[int], has_class_token: bool, device: torch.device
+    grid: Sequence[int], own_grid: Sequence[int], num_prefix_tokens: int, device: torch.device
 ) -> GridLayout:
     """The `GridLayout` of an image of `grid` patches, rows and columns, for a model made for `own_grid`."""
     num_rows, num_columns = held_sizes(grid)
@@ -789,4 +731,4 @@ def grid_layout(
         for size, own in ((num_rows, own_rows), (num_columns, own_columns))
     ]
     coordinates = torch.cartesian_prod(*axes).view(-1, 2)
-    return GridLayout(coordinates, (num_rows, num_columns), (own_rows, own_columns), has_class_token)
+    return GridLayout(coordinates, (num_rows, num_columns), (own_rows, own_columns), int(num_prefix_tokens))

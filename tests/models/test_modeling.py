@@ -12,6 +12,7 @@ from variants import HEADS, VARIANTS, make_model, some_each_time, tiny_config
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
 from astroformer_hf.feature_maps import FEATURE_MAPS
+from astroformer_hf.layers_astroformer import precompute_shared
 from astroformer_hf.losses import pool
 from astroformer_hf.token_layout import sequence_layout
 
@@ -175,11 +176,11 @@ def attention_output(length, **changes):
         "num_hidden_layers": 1,
     }
     torch.manual_seed(1)
-    layer = AstroformerModel(tiny_config(**settings, **changes)).layers[0].attention
+    block = AstroformerModel(tiny_config(**settings, **changes)).layers[0]
     torch.manual_seed(2)
     # a part of their own and a part that the tokens share, which averaging leaves
     states = torch.randn(2, length, 128) + torch.randn(2, 1, 128)
-    return layer(states, sequence_layout(length, states.device))[0]
+    return block.attention(states, precompute_shared(sequence_layout(length, states.device), [block]))[0]
 
 
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)

@@ -35,6 +35,7 @@ CODE_FILES = {
     "attention_operation.py",
     "layers_astroformer.py",
     "token_layout.py",
+    "traced_values.py",
 }
 VISION_CODE_FILES = {"configuration_astroformer_vision.py", "modeling_astroformer_vision.py"}
 LOAD = """
