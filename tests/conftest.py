@@ -31,6 +31,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--all"):
+        os.environ["ASTROFORMER_TESTS"] = "all"  # for what tests start, and what chooses its cases when it is imported
     # of the library's own tests, which test_library_suites.py runs: every release has others
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnknownMarkWarning")
 
