@@ -113,12 +113,22 @@ def _choose_for_graph(passes: list[Pass], inputs: Mapping[str, Any], tensors: li
     device = tensors[0].device
     for x in tensors:
         if x.device != device or x.dtype == torch.float64:
+            _refuse_if_named(name)
             return None
     for backend in BACKENDS.values():
         if backend.device_type == device.type and name in ("auto", backend.name):
             if not _is_unavailable(backend.name, device.type) and not _missing(backend, passes, inputs):
                 return backend
+    _refuse_if_named(name)
     return None
+
+
+def _refuse_if_named(name: str) -> None:
+    if name != "auto":
+        raise RuntimeError(
+            f"attention backend {name!r} was asked for, but it cannot compute this call in a compiled graph; 'auto' "
+            "would take another"
+        )
 
 
 def _may_be_exporting() -> bool:

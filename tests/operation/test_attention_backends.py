@@ -470,6 +470,25 @@ def test_a_named_backend_without_the_kernel_of_the_default_code_raises(monkeypat
         model(torch.ones(1, 4, dtype=torch.long))
 
 
+@needs_cpp
+def test_a_compiled_graph_does_not_run_another_backend_than_the_named_one(monkeypatch):
+    def attention(x):
+        return neuron_astrocyte_attention(x, x, x)
+
+    x, backend = torch.randn(1, 2, 5, 3), attention_backends.BACKENDS["cpp"]
+    with attention_backend("cpp"):
+        compiled = torch.compile(attention, backend="eager")
+        torch.testing.assert_close(compiled(x), attention(x))
+        torch.compiler.reset()
+        with pytest.raises(RuntimeError, match="'cpp' was asked for"):
+            torch.compile(attention, backend="eager")(x.double())
+        torch.compiler.reset()
+        kernels = {name: kernel for name, kernel in backend.kernels.items() if name != "write_mode"}
+        monkeypatch.setitem(attention_backends.BACKENDS, "cpp", dataclasses.replace(backend, kernels=kernels))
+        with pytest.raises(RuntimeError, match="'cpp' was asked for"):
+            torch.compile(attention, backend="eager")(x)
+
+
 def test_every_backend_says_what_it_does_with_every_pass():
     """A pass that is declared and forgotten in a table would be found by a user; and the tables name no others."""
     known = {"triton": {"write_and_read_documents", "write_and_read_documents_with_activity"}, "cpp": set()}
