@@ -350,7 +350,9 @@ def attend(
         passes = [PASSES["write_and_read_causally" if causal else "write_and_read_documents"]]
         inputs["document_ids"] = document_ids
     kernels_apply_phi = FEATURE_MAPS[feature_map].in_kernels
-    passes[0] = fused_pass(passes[0], astrocyte_code) if kernels_apply_phi else passes[0]
+    # a causal call that only writes, or only reads, makes R first: write mode's own code would look both ways
+    if kernels_apply_phi and not (causal and passes[0].name == "write_mode"):
+        passes[0] = fused_pass(passes[0], astrocyte_code)
     tensors = [query, key, value, *(initial_state or ()), *_tensors_of(astrocyte_code)]
     backend = choose_backend(passes, inputs, tensors)
 

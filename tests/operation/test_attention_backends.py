@@ -471,6 +471,19 @@ def test_a_named_backend_without_the_kernel_of_the_default_code_raises(monkeypat
 
 
 @needs_cpp
+def test_a_causal_call_that_only_writes_makes_a_causal_code():
+    key, value = torch.randn(2, 2, 3, 9, 4).unbind(0)
+    code = sequence_layout(9, "cpu", causal=True).activity(key, 0.5, torch.randn(3, 4, 4), torch.randn(3, 1, 4))
+    options = {"alpha": 0.5, "feature_map": "elu", "feedback": True, "random_projection": None, "causal": True}
+    inputs = {"key": key, "value": value, "astrocyte_code": code, "padding_mask": None, "initial_state": None}
+    with attention_backend("cpp"):
+        written = attend(query=key[:, :, :0], **inputs, **options)
+        whole = attend(query=key, **inputs, **options)
+    torch.testing.assert_close(written.state, whole.state)
+    torch.testing.assert_close(written.code_state, whole.code_state)
+
+
+@needs_cpp
 def test_a_compiled_graph_does_not_run_another_backend_than_the_named_one(monkeypatch):
     def attention(x):
         return neuron_astrocyte_attention(x, x, x)
