@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from .attention_contract import declares_pass
+from .decayed_sums import documents_in_chunks, in_chunks
 from .feature_maps import phi
-from .token_layout import activity_code, documents_in_chunks, in_chunks, order_of_tokens
+from .token_layout import activity_code, order_of_tokens
 
 
 # Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and

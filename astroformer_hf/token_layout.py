@@ -14,6 +14,10 @@ Three geometries share one interface, which the codes of `astrocyte_code.py` are
 
 Their methods couple a learned table (`coupled_table`), the sines and cosines of the positions (`coupled_waves`), and
 the keys of the batch (`activity`). Letters in shape comments: B batch, H heads, N tokens, m hidden neurons.
+
+Prefix tokens, such as the class token of an image, stand before the others and lie nowhere: the process at one is
+coupled to nothing but itself, at its own row of a learned table (the first ones), at no wave, and without neighbours.
+Every layout has their number.
 """
 
 import math
@@ -24,175 +28,23 @@ import torch
 from torch import nn
 
 from .attention_contract import MaterializedCode
+from .decayed_sums import (
+    CHUNK_SIZE,
+    continues,
+    couple_to_near,
+    coupling_to_others,
+    decayed_sum,
+    exponential_coupling,
+    farthest,
+    near_coupling,
+)
 from .traced_values import held_sizes, is_exporting, known_value
 
-
-# Tokens per block of the chunked recurrence: a small Toeplitz product inside, a decayed carry between.
-CHUNK_SIZE = 64
 
 # Base of the geometric series of wavelengths, over 2 pi positions (Vaswani et al., "Attention is all you need", 2017).
 WAVELENGTH_BASE = 10_000.0
 
 MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The exponential coupling in linear time
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def in_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """`(..., length, channels)` to `(..., chunks, chunk_size, channels)`, filled up with zeros.
-
-    A chunk is no longer than the input. An exported graph, which takes every length, always has chunks of `chunk_size`,
-    and one that it does not need, because a single chunk would be a graph of its own.
-    """
-    *batch, length, channels = x.shape
-    if is_exporting():
-        num_chunks = -(-length // chunk_size) + 1
-    else:
-        chunk_size = min(length, chunk_size)
-        num_chunks = -(-length // chunk_size)
-    # made contiguous first: for no padding at all, pad keeps strides that a compiled graph does not expect
-    x = nn.functional.pad(x.contiguous(), (0, 0, 0, num_chunks * chunk_size - length))
-    return x.reshape(*batch, num_chunks, chunk_size, channels)
-
-
-def documents_in_chunks(document_ids: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """`(batch, length)` to `(batch, chunks, chunk_size)`, cut as by `in_chunks`, filled up with the last document."""
-    from_zero = document_ids - document_ids[:, -1:]  # so that the zeros that fill up are its number
-    return in_chunks(from_zero[..., None], chunk_size)[..., 0]
-
-
-def decayed_sum(
-    x: torch.Tensor, scale: float, reverse: bool = False, document_ids: torch.Tensor | None = None
-) -> torch.Tensor:
-    """y_i = sum over j <= i (j >= i if `reverse`) of exp(-scale |i - j|) x_j, j in the document of i.
-
-    Inside a chunk a Toeplitz product; between chunks the sums at the chunks' ends obey the same recurrence with a decay
-    of `scale * CHUNK_SIZE`, so the function calls itself on them, until all is in one chunk or a decay is below
-    rounding: O(length) in all. `decayed_sum_token_by_token` is the plain form.
-
-    Args:
-        x (`torch.Tensor`): `(..., length, channels)`.
-        scale (`float`): decay per position, positive.
-        reverse (`bool`): whether to run from the last position to the first.
-        document_ids (`torch.Tensor`, *optional*): `(batch, length)`, as of `SequenceLayout`, for an `x` of shape
-            `(batch, heads, length, channels)`. Without it all is one document.
-
-    Returns:
-        `torch.Tensor` of the shape and dtype of `x`.
-    """
-    if math.exp(-scale) < torch.finfo(x.dtype).eps:
-        return x
-    length = x.shape[-2]
-    if document_ids is not None:
-        documents = documents_in_chunks(document_ids, CHUNK_SIZE)  # (B, num_chunks, chunk_size)
-    x = in_chunks(x, CHUNK_SIZE)  # (..., num_chunks, chunk_size, channels)
-    num_chunks, chunk_size = x.shape[-3:-1]
-    position = torch.arange(chunk_size, device=x.device, dtype=x.dtype)
-    distance = position[:, None] - position
-    if reverse:
-        distance = -distance
-    weights = torch.where(distance >= 0, torch.exp(-scale * distance.clamp(min=0)), 0)
-    if document_ids is not None:
-        weights = weights * (documents[..., :, None] == documents[..., None, :])[:, None]
-    y = weights @ x
-    if num_chunks == 1:
-        return y.squeeze(-3)
-
-    end, before = (0, +1) if reverse else (-1, -1)  # the row a chunk's sum ends with; the chunk that it reaches from
-    ends = None if document_ids is None else documents[..., end]  # (B, num_chunks)
-    sums = decayed_sum(y[..., end, :], scale * chunk_size, reverse, ends)  # (..., num_chunks, channels)
-    carry = _neighbour(sums, before)
-    steps_from_carry = chunk_size - position if reverse else position + 1
-    reach = torch.exp(-scale * steps_from_carry)[:, None]
-    if ends is not None:
-        reach = reach * (documents == _neighbour(ends[..., None], before))[:, None, ..., None]
-    y = y + reach * carry[..., None, :]
-    return y.flatten(-3, -2)[..., :length, :]
-
-
-def decayed_sum_token_by_token(
-    x: torch.Tensor, scale: float, reverse: bool = False, document_ids: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The plain form of `decayed_sum`: y_i = exp(-scale) y_{i-1} + x_i, beginning anew with each document."""
-    y, running = [], torch.zeros_like(x[..., 0, :])
-    steps = range(x.shape[-2])
-    before = None
-    for i in reversed(steps) if reverse else steps:
-        if document_ids is not None and before is not None:
-            running = running * (document_ids[:, i] == document_ids[:, before])[:, None, None]
-        running = math.exp(-scale) * running + x[..., i, :]
-        y.append(running)
-        before = i
-    return torch.stack(y[::-1] if reverse else y, dim=-2)
-
-
-def exponential_coupling(x: torch.Tensor, scale: float) -> torch.Tensor:
-    """r x with r_ij = exp(-scale |i - j|): `(..., length, channels)` to the same."""
-    return decayed_sum(x, scale) + math.exp(-scale) * _neighbour(decayed_sum(x, scale, reverse=True), +1)
-
-
-def coupling_to_others(x: torch.Tensor, scale: float, document_ids: torch.Tensor | None = None) -> torch.Tensor:
-    """exp(scale) (r - 1) x: the coupling to all positions but the own, with the next neighbour at weight 1; to those of
-    the own document, where `document_ids` are given as for `decayed_sum`."""
-    before = _neighbour(decayed_sum(x, scale, document_ids=document_ids), -1)
-    after = _neighbour(decayed_sum(x, scale, reverse=True, document_ids=document_ids), +1)
-    if document_ids is not None:
-        continues = _continues(document_ids)
-        before, after = before * continues, after * _neighbour(continues, +1)
-    return before + after
-
-
-def _continues(document_ids: torch.Tensor) -> torch.Tensor:
-    """Whether each token is in the document of the one before it: `(batch, 1, length, 1)`, False for the first."""
-    same = document_ids[:, 1:] == document_ids[:, :-1]
-    return nn.functional.pad(same, (1, 0))[:, None, :, None]
-
-
-def farthest(scale: float, dtype: torch.dtype) -> int:
-    """The distance, in positions, beyond which a coupling is below rounding in `dtype`."""
-    return math.ceil(-math.log(torch.finfo(dtype).eps) / scale)
-
-
-def near_coupling(
-    size: int, reach: int, scale: float, causal: bool, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """r of `size` positions in a row and of those up to `reach` before them and, unless it is causal, after them:
-    `(size, reach + size + reach)`, causally `(size, reach + size)`. Farther apart than `reach` it is 0."""
-    others = torch.arange(-reach, size + (0 if causal else reach), device=device, dtype=dtype)
-    distance = (others[reach : reach + size, None] - others).abs()
-    # what is left out would cost time, too: products of denormal numbers are slow
-    coupling = torch.exp(-scale * distance).masked_fill(distance > reach, 0)
-    return coupling.tril(reach) if causal else coupling
-
-
-def couple_to_near(x: torch.Tensor, near: torch.Tensor, causal: bool, num_rows: int) -> torch.Tensor:
-    """The first `num_rows` rows of r x, `(..., length, channels)`, of an r that reaches no farther than `near`, a
-    `near_coupling`, does. In chunks of its size: one product instead of the recurrences of `decayed_sum`."""
-    size = near.shape[0]
-    reach = (near.shape[1] - size) // (1 if causal else 2)
-    if num_rows <= size:
-        x = x[..., : size if causal else size + reach, :]
-        near = near[:num_rows, reach : reach + x.shape[-2]]
-        return near.expand(*x.shape[:-2], -1, -1) @ x  # expanded first: a product of other ranks copies x
-    x = in_chunks(x[..., : num_rows if causal else num_rows + reach, :], size)
-    num_chunks = x.shape[-3]
-    around = nn.functional.pad(x, (0, 0, 0, 0, 1, 0 if causal else 1))  # a chunk of zeros before, and after
-    parts = [around[..., :num_chunks, -reach:, :], x]
-    if not causal:
-        parts.append(around[..., 2:, :reach, :])
-    windows = torch.cat(parts, dim=-2)
-    return (near.expand(*windows.shape[:-2], -1, -1) @ windows).flatten(-3, -2)[..., :num_rows, :]
-
-
-def _neighbour(x: torch.Tensor, offset: int) -> torch.Tensor:
-    """The row before (offset -1) or after (offset +1) each row of `(..., length, channels)`, 0 past the ends."""
-    # padded first, then cut: no slice is empty, which an exported graph would have to ask
-    if offset < 0:
-        return nn.functional.pad(x, (0, 0, 1, 0))[..., :-1, :]
-    return nn.functional.pad(x, (0, 0, 0, 1))[..., 1:, :]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -249,6 +101,8 @@ class SequenceLayout(NamedTuple):
         document_ids: `(batch, length)` numbers of the documents that are packed into each row, from 0 in steps of at
             most 1, at padding that of the token before; None if each row is one document. Positions, counts and order
             are then those in the own document.
+        num_prefix_tokens: tokens before the line, in each sequence. They are real, and counted, but have no positions:
+            `position_ids`, `end`, `order` and `rank` are those of the other tokens.
     """
 
     causal: bool
@@ -262,6 +116,7 @@ class SequenceLayout(NamedTuple):
     num_written: torch.Tensor | int
     full_mask: torch.Tensor | None
     document_ids: torch.Tensor | None
+    num_prefix_tokens: int = 0
 
     def coupling(self, scale: float, dtype: torch.dtype) -> None:
         """r is never built here: None."""
@@ -296,10 +151,22 @@ class SequenceLayout(NamedTuple):
         scale: float,
         coupling: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """r W for a row of W per position, `(heads, positions, m)`: `(heads, length, m)`, or with a leading batch.
+        """r W for a row of W per prefix token and per position, `(heads, rows, m)`: `(heads, length, m)`, or with a
+        leading batch.
 
         `coupling` is that of `coupling_of_table`, worked out here if it is None.
         """
+        if (prefix := self.num_prefix_tokens) == 0:
+            return self._coupled_line(table, scale, coupling)
+        coupled = self._coupled_line(table[:, prefix:], scale, coupling)
+        return torch.cat((table[:, :prefix].expand(*coupled.shape[:-2], -1, -1), coupled), dim=-2)
+
+    def _coupled_line(
+        self,
+        table: torch.Tensor,
+        scale: float,
+        coupling: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
         coupling = self.coupling_of_table(scale, table.dtype) if coupling is None else coupling
         if isinstance(coupling, tuple):
             rows, coupling = coupling
@@ -323,6 +190,10 @@ class SequenceLayout(NamedTuple):
         A wave of frequency w is an eigenfunction of r, with the eigenvalue sinh(scale) / (cosh(scale) - cos(w)): the
         coupling is a gain per frequency. Causally it is also a delay, as of 1 / (1 - exp(-scale - i w)).
         """
+        waves = self._coupled_waves_on_line(num_frequencies, scale, dtype)
+        return nn.functional.pad(waves, (0, 0, self.num_prefix_tokens, 0)) if self.num_prefix_tokens > 0 else waves
+
+    def _coupled_waves_on_line(self, num_frequencies: int, scale: float, dtype: torch.dtype) -> torch.Tensor:
         waves = sinusoidal_features(self.position_ids, num_frequencies, dtype)
         frequencies = wave_frequencies(num_frequencies, waves)
         haversine = (frequencies / 2).sin().square()  # (1 - cos(w)) / 2, without its cancellation
@@ -360,7 +231,7 @@ class SequenceLayout(NamedTuple):
         if self.causal and state is None:
             state = NeighbourhoodState(key.new_zeros(*key.shape[:2], key.shape[3]), key.new_zeros(key.shape[0], 1, 1))
         total, count = state or (None, None)
-        return ActivityRecipe(weight, bias, self.order, self.rank, total, count, scale)
+        return ActivityRecipe(weight, bias, self.order, self.rank, total, count, scale, self.num_prefix_tokens)
 
 
 class ActivityRecipe(NamedTuple):
@@ -368,6 +239,7 @@ class ActivityRecipe(NamedTuple):
 
     Attributes:
         weight, bias, order, rank, total, count, coupling_scale: the arguments of `activity_code` of these names.
+        num_prefix_tokens: tokens before those, which have no neighbours and are nobody's.
     """
 
     weight: torch.Tensor
@@ -377,10 +249,13 @@ class ActivityRecipe(NamedTuple):
     total: torch.Tensor | None
     count: torch.Tensor | None  # type: ignore[assignment]  # as in `NeighbourhoodState`
     coupling_scale: float
+    num_prefix_tokens: int = 0
 
     @property
     def fused(self) -> Mapping[str, str]:
-        """From the names of passes that take R to those that make this code as they go."""
+        """From the names of passes that take R to those that make this code as they go; they know no prefix tokens."""
+        if self.num_prefix_tokens > 0:
+            return {}
         passes = ("write_mode", "write_and_read_causally", "write_and_read_documents")
         return {name: f"{name}_with_activity" for name in passes}
 
@@ -392,9 +267,17 @@ class ActivityRecipe(NamedTuple):
         document_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, NeighbourhoodState | None]:
         """R, `(batch, heads, length, m)`, and causally the `NeighbourhoodState` after the last real token."""
+        prefix, inputs = self.num_prefix_tokens, self._asdict()
+        del inputs["num_prefix_tokens"]
         code, *sums = activity_code(
-            key, padding_mask=padding_mask, document_ids=document_ids, causal=causal, **self._asdict()
+            key[:, :, prefix:],
+            padding_mask=None if padding_mask is None else padding_mask[:, prefix:],
+            document_ids=document_ids,
+            causal=causal,
+            **inputs,
         )
+        if prefix > 0:
+            code = torch.cat((self.bias.expand(*code.shape[:2], prefix, -1), code), dim=2)
         return code, NeighbourhoodState(*sums) if causal else None
 
     def fused_inputs(self, causal: bool) -> dict[str, Any]:
@@ -456,7 +339,7 @@ def activity_code(
         total, count = _after_last(totals, padding_mask), _after_last(counts, padding_mask)
         totals, counts = totals[:, :, :-1], counts[:, :, :-1]
         if document_ids is not None:  # a document's first token has none before it, but for those of the state
-            has_past = _continues(document_ids)
+            has_past = continues(document_ids)
             has_past[:, :, 0] = True
             totals, counts = totals * has_past, counts * has_past
     else:
@@ -495,6 +378,8 @@ def sequence_layout(
     past_length: int = 0,
     past_counted: torch.Tensor | None = None,
     document_ids: torch.Tensor | None = None,
+    *,
+    num_prefix_tokens: int = 0,
 ) -> SequenceLayout:
     """The `SequenceLayout` of a batch.
 
@@ -512,7 +397,19 @@ def sequence_layout(
         past_counted (`torch.Tensor`, *optional*): `(batch, 1)`, how many of them are real; counted in the mask, and
             without one all, by default.
         document_ids (`torch.Tensor`, *optional*): `(batch, length)`, as of `number_documents`, where rows are packed.
+        num_prefix_tokens (`int`): how many of the tokens, the first ones of each sequence, are prefix tokens. They are
+            real, have no `position_ids`, and come with neither a past nor several documents.
+
+    Raises:
+        ValueError: for prefix tokens that do not come first.
     """
+    if num_prefix_tokens > 0:
+        if past_length > 0 or document_ids is not None:
+            what = "several documents in a row" if document_ids is not None else f"past_length {past_length}"
+            raise ValueError(f"num_prefix_tokens must be 0 with {what}, got {num_prefix_tokens}")
+        on_line = None if attention_mask is None else attention_mask[:, num_prefix_tokens:]
+        line = sequence_layout(length - num_prefix_tokens, device, on_line, position_ids, causal)
+        return _behind_prefix(line, num_prefix_tokens, device)
     (length,) = held_sizes([length])
     full_mask = padding_mask = order = rank = counted = None
     tokens_first = True
@@ -561,6 +458,30 @@ def sequence_layout(
     return SequenceLayout(
         *(causal, padding_mask, position_ids, end, is_contiguous, order, rank, counted, num_written, full_mask),
         document_ids,
+    )
+
+
+def _behind_prefix(line: SequenceLayout, num_prefix_tokens: int, device: torch.device) -> SequenceLayout:
+    """The layout of a line with that many prefix tokens before it."""
+
+    def all_real(mask: torch.Tensor | None) -> torch.Tensor | None:
+        return None if mask is None else nn.functional.pad(mask, (num_prefix_tokens, 0), value=True)
+
+    counted, num_written = line.counted, line.num_written + num_prefix_tokens
+    if counted is not None or line.causal:
+        in_prefix = torch.arange(1, num_prefix_tokens + 1, device=device)
+    if counted is not None:
+        counted = torch.cat((in_prefix.expand(len(counted), -1), counted + num_prefix_tokens), dim=1)
+    if line.causal:
+        assert torch.is_tensor(num_written)  # a number per token, (B, 1, N, 1) or (N, 1)
+        of_prefix = in_prefix[:, None].to(num_written).expand(*num_written.shape[:-2], -1, -1)
+        num_written = torch.cat((of_prefix, num_written), dim=-2)
+    return line._replace(
+        padding_mask=all_real(line.padding_mask),
+        full_mask=all_real(line.full_mask),
+        counted=counted,
+        num_written=num_written,
+        num_prefix_tokens=num_prefix_tokens,
     )
 
 
@@ -628,12 +549,11 @@ def reorder(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 class GridLayout(NamedTuple):
-    """The patches of an image, in rows from the top left, and before them, if there is one, the class token.
+    """The patches of an image, in rows from the top left, and before them the prefix tokens, such as a class token.
 
     Positions are those of the grid that the model was made for. An image of another size is laid out over the same
     extent, with patches of another area: its positions fall between those of that grid, and a sum over its patches
-    counts each by its area. Prefix tokens, as the class token, lie off the grid: the process at one is coupled to
-    nothing but itself, at its own row of a learned table, at no wave, and without neighbours.
+    counts each by its area.
 
     Attributes:
         coordinates: `(patches, 2)`, row and column of each patch.

@@ -16,11 +16,10 @@ from astroformer_hf import (
     neuron_astrocyte_network,
 )
 from astroformer_hf.attention_operation import attend
+from astroformer_hf.decayed_sums import decayed_sum, decayed_sum_token_by_token
 from astroformer_hf.library_compatibility import CACHE_NAME
 from astroformer_hf.token_layout import (
     NeighbourhoodState,
-    decayed_sum,
-    decayed_sum_token_by_token,
     number_documents,
     sequence_layout,
     starts_of_documents,

@@ -8,17 +8,20 @@ import torch
 from variants import tiny_config, tiny_vision_config
 
 from astroformer_hf.astrocyte_code import ASTROCYTE_CODES, coupling_row_sum
-from astroformer_hf.feature_maps import FEATURE_MAPS
-from astroformer_hf.modeling_astroformer import AstroformerModel
-from astroformer_hf.modeling_astroformer_vision import AstroformerVisionModel
-from astroformer_hf.token_layout import (
+from astroformer_hf.decayed_sums import (
     couple_to_near,
     coupling_to_others,
     decayed_sum,
     decayed_sum_token_by_token,
     exponential_coupling,
-    grid_layout,
     near_coupling,
+)
+from astroformer_hf.feature_maps import FEATURE_MAPS
+from astroformer_hf.layers_astroformer import precompute_shared
+from astroformer_hf.modeling_astroformer import AstroformerModel
+from astroformer_hf.modeling_astroformer_vision import AstroformerVisionModel
+from astroformer_hf.token_layout import (
+    grid_layout,
     sequence_layout,
     sinusoidal_features,
 )
@@ -250,6 +253,57 @@ def test_the_class_token_lies_off_the_grid():
         own = code.relative_embedding[:, 0] if kind == "learned" else 0
         expected = (own + code.resting_bias[:, 0]).expand_as(output[..., 0, :])
         torch.testing.assert_close(output[..., 0, :], expected)
+
+
+@pytest.mark.parametrize("padded", [None, slice(0, 4), slice(30, 41), slice(3, 30, 2)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ASTROCYTE_CODES)
+def test_prefix_tokens_lie_off_the_line(kind, causal, padded):
+    config, code = initialised(kind)
+    table = code.relative_embedding if kind == "learned" else None
+    key = torch.randn(2, 4, 43, 8, dtype=torch.float64)
+    mask = torch.ones(2, 43, dtype=torch.long)
+    if padded is not None:
+        mask[1, 2:][padded] = 0
+    layout = sequence_layout(43, key.device, mask, causal=causal, num_prefix_tokens=2)
+    output, state = code.make(key, layout)
+    output = output.expand(2, *output.shape[-3:])
+    own = table[:, :2] if table is not None else 0
+    torch.testing.assert_close(output[:, :, :2], (own + code.resting_bias).expand_as(output[:, :, :2]))
+
+    if table is not None:
+        code.relative_embedding = torch.nn.Parameter(table[:, 2:])
+    line = sequence_layout(41, key.device, mask[:, 2:], causal=causal)
+    expected, expected_state = code.make(key[:, :, 2:], line)
+    real = mask[:, None, 2:, None] != 0
+    torch.testing.assert_close(output[:, :, 2:] * real, expected * real)
+    for found, of_line in zip(state or (), expected_state or (), strict=True):
+        torch.testing.assert_close(found, of_line)
+    counted = mask.cumsum(-1) if causal else mask.sum(-1, keepdim=True)
+    written = torch.as_tensor(layout.num_written).expand(2, 1, 43, 1)
+    assert torch.equal(written[:, 0, :, 0][mask != 0], counted.expand(2, 43)[mask != 0].float())
+
+
+def test_prefix_tokens_come_first():
+    with pytest.raises(ValueError, match="num_prefix_tokens must be 0 with past_length 5, got 2"):
+        sequence_layout(4, None, causal=True, past_length=5, num_prefix_tokens=2)
+    with pytest.raises(ValueError, match="num_prefix_tokens must be 0 with several documents in a row, got 2"):
+        sequence_layout(4, None, document_ids=torch.zeros(1, 4, dtype=torch.long), num_prefix_tokens=2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ASTROCYTE_CODES)
+def test_attention_with_prefix_tokens_is_that_of_their_code(kind, causal):
+    """Whichever way a backend makes the code on a line, with prefix tokens it is the one above."""
+    layers = AstroformerModel(tiny_config(astrocyte_code=kind, num_hidden_layers=1)).layers
+    hidden = torch.randn(2, 40, 32)
+    mask = torch.ones(2, 40, dtype=torch.long)
+    mask[0, 5:11] = 0
+    layout = sequence_layout(40, hidden.device, mask, causal=causal, num_prefix_tokens=3)
+    shared = precompute_shared(layout, layers)
+    output, _ = layers[0].attention(hidden, shared)
+    of_map, _ = layers[0].attention(hidden, shared, output_attentions=True)
+    torch.testing.assert_close(output, of_map, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ASTROCYTE_CODES)
