@@ -12,6 +12,7 @@ import transformers
 
 from .attention_backends import attention_backend
 from .attention_operation import (
+    BidirectionalState,
     NeuronAstrocyteState,
     neuron_astrocyte_attention,
     neuron_astrocyte_attention_weights,
@@ -68,6 +69,7 @@ __all__ = [
     "AstroformerVisionConfig",
     "AstroformerVisionModel",
     "AstroformerVisionPreTrainedModel",
+    "BidirectionalState",
     "NeuronAstrocyteState",
     "SynapseRecord",
     "__version__",

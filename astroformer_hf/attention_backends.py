@@ -77,7 +77,7 @@ def choose_backend(passes: list[Pass], inputs: Mapping[str, Any], tensors: list[
 
     Args:
         passes (list of `Pass`): those that the call needs.
-        inputs (mapping): of their optional inputs, at least those that not every kernel takes.
+        inputs (mapping): of their optional inputs and options, at least those that not every kernel takes.
         tensors (list of `torch.Tensor`): everything that the call computes with.
 
     Raises:
@@ -229,14 +229,15 @@ def resolve_code(
     return pass_, {"astrocyte_code": code}, state
 
 
-def run_pass(pass_: Pass, backend: Backend | None, **inputs: Any) -> dict[str, Tensor]:
+def run_pass(pass_: Pass, backend: Backend | None, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Computes one pass: its results by name.
 
     Args:
         pass_ (`Pass`): which.
         backend (`Backend`, *optional*): as `choose_backend` chose it; None for the plain form.
-        inputs: what the pass takes.
+        inputs (mapping): what the pass takes, and perhaps more.
     """
+    inputs = {name: inputs[name] for name in (*pass_.tensors, *pass_.options)}
     if backend is None:
         results = pass_.as_tuple(pass_(**inputs))
     elif torch.compiler.is_compiling():
@@ -254,7 +255,7 @@ def _run_kernel(pass_: Pass, backend: Backend, inputs: Mapping[str, Any]) -> tup
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         options = {name: inputs[name] for name in pass_.options}
         return _FusedPass.apply(kernel, pass_, options, *tensors)
-    return kernel.forward(**inputs)
+    return kernel.forward(**kernel.taken(inputs))
 
 
 class _FusedPass(torch.autograd.Function):
@@ -264,7 +265,7 @@ class _FusedPass(torch.autograd.Function):
     def forward(ctx: Any, kernel: Kernel, pass_: Pass, options: dict[str, Any], *tensors: Tensor | None) -> Any:
         ctx.kernel, ctx.pass_, ctx.options = kernel, pass_, options
         ctx.save_for_backward(*tensors)
-        return kernel.forward(**dict(zip(pass_.tensors, tensors, strict=True)), **options)
+        return kernel.forward(**kernel.taken({**dict(zip(pass_.tensors, tensors, strict=True)), **options}))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -282,7 +283,7 @@ def _kernel_gradients(
 ) -> dict[str, Tensor]:
     options = {name: x for name, x in options.items() if name not in pass_.forward_only}
     named = {f"d_{name}": x for name, x in zip(pass_.outputs, gradients, strict=True)}
-    return kernel.backward(**inputs, **options, **named)
+    return kernel.backward(**kernel.taken({**inputs, **options}), **named)
 
 
 def _plain_gradients(

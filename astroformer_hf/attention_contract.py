@@ -28,8 +28,12 @@ SHAPES = {
     "astrocyte_code": "bhnm",
     "padding_mask": "bn",  # True where a token is real
     "document_ids": "bn",  # as of `token_layout.number_documents`
+    "log_decay": "bhn",  # log f_t: f_t is the share of all that is left when token t comes
+    "proximity": "hnn",  # the share of what token s wrote that token t finds
     "hebbian": "bhfd",  # sum of (phi(k) + phi(r)) v^T
-    "calcium": "bhf",  # sum of phi(k)
+    "calcium": "bhf",  # sum of phi(k), with calcium_sources "all" of phi(k) + phi(r)
+    "later_hebbian": "bhfd",  # the same of the tokens after these
+    "later_calcium": "bhf",
     "plasticity": "bhf",  # g
     "output": "bhnd",
     # of the code "activity", see `token_layout.activity_code`
@@ -150,12 +154,18 @@ class Kernel:
         forward (function): takes what the pass takes, by keyword; returns its results, always as a tuple.
         backward (function): takes that without the options that are `forward_only`, and the gradient of each result
             as `d_` and its name; returns a dict from the names of inputs to their gradients.
-        takes_no (tuple of `str`): optional inputs that must be None.
+        takes_no (tuple of `str`): optional inputs that must be None; they are not handed to it.
+        takes_only (mapping): from options to the one value that it is made for; likewise.
     """
 
     forward: Callable[..., tuple[torch.Tensor, ...]]
     backward: Callable[..., dict[str, torch.Tensor]]
     takes_no: tuple[str, ...] = ()
+    takes_only: Mapping[str, Any] = field(default_factory=dict)
+
+    def taken(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a pass's inputs that it is handed."""
+        return {name: x for name, x in inputs.items() if name not in self.takes_no and name not in self.takes_only}
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,7 @@ class Backend:
         if isinstance(kernel, CodeFirst):
             return self.lacks(kernel.then, inputs)
         refused = [x for x in kernel.takes_no if inputs.get(x) is not None]
+        refused += [f"{x} {inputs[x]!r}" for x, value in kernel.takes_only.items() if inputs.get(x, value) != value]
         return f"its kernel for {name} does not take {', '.join(refused)} yet" if refused else None
 
 

@@ -3,8 +3,9 @@
 
 Bidirectionally the operation writes all and then reads all (`write_mode`, `read_mode`); causally it goes in chunks
 (`write_and_read_causally`); rows of several documents are written and read document by document
-(`write_and_read_documents`). Three of them stand here a second time "with activity": they make the astrocyte code of
-that name, R = r' K W + b, as they go, so that a kernel never stores it.
+(`write_and_read_documents`); synapses that leak are read from both ends of the line (`write_and_read_both_ways`), or at
+given distances (`write_and_read_at_distances`). All but the last stand here a second time "with activity": they make
+the astrocyte code of that name, R = r' K W + b, as they go, so that a kernel never stores it.
 
 A pass is declared here once, by `declares_pass`: name, inputs, results, and what is not differentiable are read off its
 signature. It is called by keyword. For feature maps that kernels do not have, query, key and code are features already,
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from .attention_contract import declares_pass
-from .decayed_sums import documents_in_chunks, in_chunks
+from .decayed_sums import LeakyChunks, documents_in_chunks, in_chunks, reversed_decay
 from .feature_maps import phi
 from .token_layout import activity_code, order_of_tokens
 
@@ -42,12 +43,18 @@ NOT_DIFFERENTIABLE = ("padding_mask", "document_ids")
 
 @declares_pass("hebbian", "calcium", without_gradient=("padding_mask",))
 def write_mode(
-    *, key: Tensor, value: Tensor, astrocyte_code: Tensor | None, padding_mask: Tensor | None, feature_map: str
+    *,
+    key: Tensor,
+    value: Tensor,
+    astrocyte_code: Tensor | None,
+    padding_mask: Tensor | None,
+    feature_map: str,
+    calcium_sources: str,
 ) -> tuple[Tensor, Tensor]:
     """Keys and values imprint the synapses: what these tokens write, as `(hebbian, calcium)`."""
-    presynaptic, process = activities(key, astrocyte_code, padding_mask, feature_map)
-    hebbian = (presynaptic + process).transpose(-1, -2) @ silenced(value, padding_mask).to(presynaptic.dtype)
-    return hebbian, presynaptic.sum(dim=-2)
+    imprint, source = imprints(key, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    hebbian = imprint.transpose(-1, -2) @ silenced(value, padding_mask).to(imprint.dtype)
+    return hebbian, source.sum(dim=-2)
 
 
 @declares_pass("output", forward_only=("output_dtype",))
@@ -71,6 +78,21 @@ def read_mode(
 def presynaptic_plasticity(calcium: Tensor, alpha: float) -> Tensor:
     """g = calcium^alpha: the calcium of a process grows sub-linearly with the activity that it saw."""
     return torch.where(calcium > CALCIUM_FLOOR, calcium.clamp(min=CALCIUM_FLOOR) ** alpha, 0)
+
+
+def presynaptic_release(calcium: Tensor, alpha: float) -> Tensor:
+    """calcium^(alpha - 1), what a synapse releases in proportion to its weight: the less, the more it has seen."""
+    release = torch.exp((alpha - 1) * calcium.clamp(min=CALCIUM_FLOOR).log())  # its derivative stays finite
+    return torch.where(calcium > CALCIUM_FLOOR, release, 0)
+
+
+def released(activity: Tensor, calcium: Tensor, alpha: float, presynaptic_target: str) -> Tensor:
+    """phi(Q) as it reaches the synapses' weights, `(batch, heads, length, features)`: times calcium^(alpha - 1) where
+    alpha acts at the synapse, from the calcium of each token or, `(batch, heads, features)`, of all."""
+    if presynaptic_target == "response" or alpha == 1:
+        return activity
+    release = presynaptic_release(calcium, alpha)
+    return activity * (release if release.dim() == activity.dim() else release[:, :, None])
 
 
 def calcium_response(activity: Tensor, calcium: Tensor, alpha: float) -> Tensor:
@@ -101,6 +123,16 @@ def activities(
     return presynaptic, process
 
 
+def imprints(
+    key: Tensor, astrocyte_code: Tensor | None, padding_mask: Tensor | None, feature_map: str, calcium_sources: str
+) -> tuple[Tensor, Tensor]:
+    """phi(K) + phi(R), which values are written with, and what calcium is the sum of: that, with `calcium_sources`
+    "all", or phi(K) alone, with "neurons"; in the working dtype, 0 at padded tokens."""
+    presynaptic, process = activities(key, astrocyte_code, padding_mask, feature_map)
+    imprint = presynaptic + process
+    return imprint, imprint if calcium_sources == "all" else presynaptic
+
+
 def silenced(value: Tensor, padding_mask: Tensor | None) -> Tensor:
     """The values with 0 at padded tokens: zero activity times a padded NaN would be NaN."""
     return value if padding_mask is None else value.masked_fill(~padding_mask[:, None, :, None], 0)
@@ -120,9 +152,12 @@ def write_and_read_causally(
     astrocyte_code: Tensor | None,
     padding_mask: Tensor | None,
     document_ids: Tensor | None,
+    log_decay: Tensor | None,
     hebbian: Tensor,
     calcium: Tensor,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -135,51 +170,67 @@ def write_and_read_causally(
 
     Args:
         document_ids (`torch.Tensor`, *optional*): as of `number_documents`; a token then reads its own document only.
+        log_decay (`torch.Tensor`, *optional*): log f_t, 0 at padded tokens; without it nothing leaks.
         hebbian, calcium (`torch.Tensor`): the state before these tokens.
         scale (`float`): factor of the output, 1/m.
     """
     length = query.shape[2]
+    imprint, source = imprints(key, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    written = silenced(value, padding_mask).to(imprint.dtype)
     if length == 1:  # a single token reads all that was written, its own key included
-        written = write_mode(
-            key=key, value=value, astrocyte_code=astrocyte_code, padding_mask=padding_mask, feature_map=feature_map
-        )
-        hebbian, calcium = hebbian + written[0], calcium + written[1]
-        plasticity = presynaptic_plasticity(calcium, alpha) if feedback else None
+        if log_decay is not None:
+            left = log_decay.to(hebbian.dtype).exp()  # (B, H, 1)
+            hebbian, calcium = hebbian * left[..., None], calcium * left
+        hebbian = hebbian + imprint.transpose(-1, -2) @ written
+        calcium = calcium + source.sum(dim=-2)
         output = read_mode(
             query=query,
-            hebbian=hebbian * scale,
-            plasticity=plasticity,
+            hebbian=released_weights(hebbian, calcium, alpha, presynaptic_target) * scale,
+            plasticity=presynaptic_plasticity(calcium, alpha) if feedback else None,
             feature_map=feature_map,
             output_dtype=output_dtype,
         )
         return output, hebbian, calcium
-    presynaptic, process = activities(key, astrocyte_code, padding_mask, feature_map)
     activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
-    read, imprint, written = (  # (B, H, chunks, C, .)
-        in_chunks(x, CHUNK_SIZE)
-        for x in (activity, presynaptic + process, silenced(value, padding_mask).to(activity.dtype))
-    )
-    scores = read @ imprint.transpose(-1, -2)
-    if document_ids is None:
-        calcium = calcium[:, :, None] + presynaptic.cumsum(-2)  # z_t, (B, H, N, F)
-        last_calcium = calcium[:, :, -1]
+    if document_ids is None and log_decay is None:
+        calciums = calcium[:, :, None] + source.cumsum(-2)  # z_t, (B, H, N, F)
+        last_calcium = calciums[:, :, -1]
+        reading = released(activity, calciums, alpha, presynaptic_target)
+        read, imprint, written = (in_chunks(x, CHUNK_SIZE) for x in (reading, imprint, written))  # (B, H, chunks, C, .)
         hebbian = hebbian[:, :, None]  # before the first chunk, and after each: (B, H, 1 + chunks, F, d)
         hebbian = torch.cat((hebbian, (imprint.transpose(-1, -2) @ written).cumsum(2) + hebbian), dim=2)
-        output = scores.tril() @ written + read @ hebbian[:, :, :-1]
+        output = (read @ imprint.transpose(-1, -2)).tril() @ written + read @ hebbian[:, :, :-1]
+        output, hebbian = output.flatten(2, 3)[:, :, :length], hebbian[:, :, -1]
     else:
-        chunks = _DocumentChunks(document_ids)
-        calcium, hebbian = calcium[:, :, None], hebbian[:, :, None]
-        own = in_chunks(presynaptic, CHUNK_SIZE)
-        visible = chunks.same.to(own.dtype).tril()  # (B, 1, chunks, C, C)
-        calciums = chunks.carried_forward(calcium, (own * chunks.in_last).sum(-2))  # (B, H, 1 + chunks, F)
-        hebbian = chunks.carried_forward(hebbian, (imprint * chunks.in_last).transpose(-1, -2) @ written)
-        calcium = (visible @ own + chunks.goes_on * calciums[:, :, :-1, None]).flatten(2, 3)[:, :, :length]
-        last_calcium = calciums[:, :, -1]
-        output = (scores * visible) @ written + (read * chunks.goes_on) @ hebbian[:, :, :-1]
-    output = output.flatten(2, 3)[:, :, :length] * scale  # (B, H, N, d)
+        chunks = LeakyChunks(log_decay, document_ids, hebbian.dtype)
+        calciums, last_calcium = chunks.sums(source, calcium)
+        reading = released(activity, calciums, alpha, presynaptic_target)
+        output, hebbian = _read_along(chunks, reading, imprint, written, hebbian)
+    output = output * scale  # (B, H, N, d)
     if feedback:
-        output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
-    return output.to(output_dtype), hebbian[:, :, -1], last_calcium
+        output = output * astrocyte_feedback(calcium_response(activity, calciums, alpha))
+    return output.to(output_dtype), hebbian, last_calcium
+
+
+def released_weights(hebbian: Tensor, calcium: Tensor, alpha: float, presynaptic_target: str) -> Tensor:
+    """H as it answers, `(batch, heads, features, head_dim)`: the counterpart of `released` for tokens that all read the
+    same calcium, `(batch, heads, features)`."""
+    if presynaptic_target == "response" or alpha == 1:
+        return hebbian
+    return hebbian * presynaptic_release(calcium, alpha)[..., None]
+
+
+def _read_along(
+    chunks: LeakyChunks, reading: Tensor, imprint: Tensor, written: Tensor, hebbian: Tensor, own: bool = True
+) -> tuple[Tensor, Tensor]:
+    """What each token reads from what was written before it, and, if it reads its `own`, by itself: `(batch, heads,
+    length, head_dim)`; and the Hebbian weights after the last token, which go on from `hebbian`."""
+    length = reading.shape[2]
+    read, imprint, written = (in_chunks(x, CHUNK_SIZE) for x in (reading, imprint, written))  # (B, H, chunks, C, .)
+    between = chunks.carried(hebbian, (imprint * chunks.until).transpose(-1, -2) @ written)  # (B, H, 1 + chunks, F, d)
+    visible = chunks.within if own else chunks.within.tril(-1)
+    output = ((read @ imprint.transpose(-1, -2)) * visible) @ written + (read * chunks.since) @ between[:, :, :-1]
+    return output.flatten(2, 3)[:, :, :length], between[:, :, -1]
 
 
 @declares_pass("output", without_gradient=NOT_DIFFERENTIABLE, forward_only=("output_dtype",))
@@ -192,6 +243,8 @@ def write_and_read_documents(
     padding_mask: Tensor | None,
     document_ids: Tensor,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -202,11 +255,10 @@ def write_and_read_documents(
     In the chunks of `write_and_read_causally`, with what was written before a chunk and what is written after it.
     """
     length = query.shape[2]
-    presynaptic, process = activities(key, astrocyte_code, padding_mask, feature_map)
-    activity = phi(query.to(presynaptic.dtype), feature_map)  # (B, H, N, F)
-    read, own, imprint, written = (  # (B, H, chunks, C, .)
-        in_chunks(x, CHUNK_SIZE)
-        for x in (activity, presynaptic, presynaptic + process, silenced(value, padding_mask).to(activity.dtype))
+    imprint, source = imprints(key, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    activity = phi(query.to(imprint.dtype), feature_map)  # (B, H, N, F)
+    own, imprint, written = (  # (B, H, chunks, C, .)
+        in_chunks(x, CHUNK_SIZE) for x in (source, imprint, silenced(value, padding_mask).to(activity.dtype))
     )
     chunks = _DocumentChunks(document_ids)
     visible = chunks.same.to(own.dtype)
@@ -217,6 +269,15 @@ def write_and_read_documents(
         yield chunks.goes_on, chunks.carried_forward(nothing, left)[:, :, :-1]
         yield chunks.went_on, chunks.carried_back(right)[:, :, 1:]
 
+    reading, calcium = activity, None
+    if feedback or presynaptic_target == "synapse":
+        before, after = ((own * inside).sum(-2) for inside in (chunks.in_last, chunks.in_first))
+        calcium = visible @ own  # of the whole document, at each of its tokens
+        for reads, of_others in from_other_chunks(before, after):
+            calcium = calcium + reads * of_others[:, :, :, None]
+        calcium = calcium.flatten(2, 3)[:, :, :length]
+        reading = released(activity, calcium, alpha, presynaptic_target)
+    read = in_chunks(reading, CHUNK_SIZE)
     before, after = (
         (imprint * inside).transpose(-1, -2) @ written for inside in (chunks.in_last, chunks.in_first)
     )  # (B, H, chunks, F, d)
@@ -225,11 +286,98 @@ def write_and_read_documents(
         output = output + (read * reads) @ hebbian
     output = output.flatten(2, 3)[:, :, :length] * scale
     if feedback:
-        before, after = ((own * inside).sum(-2) for inside in (chunks.in_last, chunks.in_first))
-        calcium = visible @ own  # of the whole document, at each of its tokens
-        for reads, of_others in from_other_chunks(before, after):
-            calcium = calcium + reads * of_others[:, :, :, None]
-        calcium = calcium.flatten(2, 3)[:, :, :length]
+        assert calcium is not None
+        output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
+    return output.to(output_dtype)
+
+
+@declares_pass(
+    *("output", "hebbian", "calcium", "later_hebbian", "later_calcium"),
+    without_gradient=NOT_DIFFERENTIABLE,
+    forward_only=("output_dtype",),
+)
+def write_and_read_both_ways(
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    astrocyte_code: Tensor | None,
+    padding_mask: Tensor | None,
+    document_ids: Tensor | None,
+    log_decay: Tensor,
+    hebbian: Tensor,
+    calcium: Tensor,
+    later_hebbian: Tensor,
+    later_calcium: Tensor,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Synapses that leak, read in both directions: of what token s wrote, token t finds the share that is left after
+    the time between them, whichever comes first. A pass from each end, of which one has the token's own.
+
+    Args:
+        hebbian, calcium (`torch.Tensor`): the state before these tokens.
+        later_hebbian, later_calcium (`torch.Tensor`): that of the tokens after them, as the last of these finds it.
+
+    Returns:
+        `(output, hebbian, calcium, later_hebbian, later_calcium)`: the states as the token after the last, and the one
+        before the first, will find them, but for the time to the former.
+    """
+    imprint, source = imprints(key, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    written = silenced(value, padding_mask).to(imprint.dtype)
+    activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
+    chunks = LeakyChunks(log_decay, document_ids, hebbian.dtype)
+    reversed_ids = None if document_ids is None else document_ids.flip(1)
+    reversed_chunks = LeakyChunks(reversed_decay(log_decay), reversed_ids, hebbian.dtype)
+
+    before, calcium = chunks.sums(source, calcium)
+    after, later_calcium = reversed_chunks.sums(source.flip(2), later_calcium, own=False)
+    calciums = before + after.flip(2)  # (B, H, N, F)
+    reading = released(activity, calciums, alpha, presynaptic_target)
+    output, hebbian = _read_along(chunks, reading, imprint, written, hebbian)
+    from_end, later_hebbian = _read_along(
+        reversed_chunks, reading.flip(2), imprint.flip(2), written.flip(2), later_hebbian, own=False
+    )
+    output = (output + from_end.flip(2)) * scale
+    if feedback:
+        output = output * astrocyte_feedback(calcium_response(activity, calciums, alpha))
+    to_first = log_decay[:, :, 0].to(hebbian.dtype).exp()[..., None]  # (B, H, 1)
+    later_hebbian, later_calcium = later_hebbian * to_first[..., None], later_calcium * to_first
+    return output.to(output_dtype), hebbian, calcium, later_hebbian, later_calcium
+
+
+@declares_pass("output", without_gradient=("padding_mask",), forward_only=("output_dtype",))
+def write_and_read_at_distances(
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    astrocyte_code: Tensor | None,
+    padding_mask: Tensor | None,
+    proximity: Tensor,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+) -> Tensor:
+    """Synapses that leak, for tokens that do not lie on a line: of what token s wrote, token t finds a share
+    `proximity`, `(heads, length, length)`. Quadratic in the length, as that is."""
+    imprint, source = imprints(key, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    activity = phi(query.to(imprint.dtype), feature_map)  # (B, H, N, F)
+    proximity = proximity.to(imprint.dtype)
+    calcium = proximity @ source
+    reading = released(activity, calcium, alpha, presynaptic_target)
+    written = silenced(value, padding_mask).to(imprint.dtype)
+    output = ((reading @ imprint.transpose(-1, -2)) * proximity) @ written * scale
+    if feedback:
         output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
     return output.to(output_dtype)
 
@@ -292,6 +440,7 @@ def write_mode_with_activity(
     bias: Tensor,
     coupling_scale: float,
     feature_map: str,
+    calcium_sources: str,
 ) -> tuple[Tensor, Tensor]:
     """`write_mode` with the astrocyte code "activity"."""
     code, *_ = activity_code(
@@ -303,7 +452,14 @@ def write_mode_with_activity(
         coupling_scale=coupling_scale,
         causal=False,
     )
-    return write_mode(key=key, value=value, astrocyte_code=code, padding_mask=padding_mask, feature_map=feature_map)
+    return write_mode(
+        key=key,
+        value=value,
+        astrocyte_code=code,
+        padding_mask=padding_mask,
+        feature_map=feature_map,
+        calcium_sources=calcium_sources,
+    )
 
 
 @declares_pass(
@@ -318,6 +474,7 @@ def write_and_read_causally_with_activity(
     value: Tensor,
     padding_mask: Tensor | None,
     document_ids: Tensor | None,
+    log_decay: Tensor | None,
     hebbian: Tensor,
     calcium: Tensor,
     weight: Tensor,
@@ -326,6 +483,8 @@ def write_and_read_causally_with_activity(
     count: Tensor,
     coupling_scale: float,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -351,9 +510,12 @@ def write_and_read_causally_with_activity(
         astrocyte_code=code,
         padding_mask=padding_mask,
         document_ids=document_ids,
+        log_decay=log_decay,
         hebbian=hebbian,
         calcium=calcium,
         alpha=alpha,
+        presynaptic_target=presynaptic_target,
+        calcium_sources=calcium_sources,
         feature_map=feature_map,
         feedback=feedback,
         scale=scale,
@@ -374,6 +536,8 @@ def write_and_read_documents_with_activity(
     bias: Tensor,
     coupling_scale: float,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -398,6 +562,69 @@ def write_and_read_documents_with_activity(
         padding_mask=padding_mask,
         document_ids=document_ids,
         alpha=alpha,
+        presynaptic_target=presynaptic_target,
+        calcium_sources=calcium_sources,
+        feature_map=feature_map,
+        feedback=feedback,
+        scale=scale,
+        output_dtype=output_dtype,
+    )
+
+
+@declares_pass(
+    *("output", "hebbian", "calcium", "later_hebbian", "later_calcium"),
+    without_gradient=NOT_DIFFERENTIABLE,
+    forward_only=("output_dtype",),
+)
+def write_and_read_both_ways_with_activity(
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding_mask: Tensor | None,
+    document_ids: Tensor | None,
+    log_decay: Tensor,
+    hebbian: Tensor,
+    calcium: Tensor,
+    later_hebbian: Tensor,
+    later_calcium: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    coupling_scale: float,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`write_and_read_both_ways` with the astrocyte code "activity"."""
+    code, *_ = activity_code(
+        key.to(working_dtype(key)),
+        weight,
+        bias,
+        padding_mask=padding_mask,
+        document_ids=document_ids,
+        **_in_turn(padding_mask),
+        coupling_scale=coupling_scale,
+        causal=False,
+    )
+    return write_and_read_both_ways(
+        query=query,
+        key=key,
+        value=value,
+        astrocyte_code=code,
+        padding_mask=padding_mask,
+        document_ids=document_ids,
+        log_decay=log_decay,
+        hebbian=hebbian,
+        calcium=calcium,
+        later_hebbian=later_hebbian,
+        later_calcium=later_calcium,
+        alpha=alpha,
+        presynaptic_target=presynaptic_target,
+        calcium_sources=calcium_sources,
         feature_map=feature_map,
         feedback=feedback,
         scale=scale,

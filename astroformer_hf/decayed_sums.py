@@ -2,7 +2,8 @@
 """Sums along a line in which what is farther away counts less, exponentially, in linear time.
 
 The coupling between the astrocyte's processes, r_ij = exp(-scale |i - j|), has one rate for all (`decayed_sum` and what
-is made of it). All run in chunks: a small matrix product inside, a decayed carry between.
+is made of it). What a leaky synapse remembers has one for each head, or for each token (`LeakyChunks`, `leaky_sum`).
+All run in chunks: a small matrix product inside, a decayed carry between.
 """
 
 import math
@@ -169,3 +170,124 @@ def _neighbour(x: torch.Tensor, offset: int) -> torch.Tensor:
     if offset < 0:
         return nn.functional.pad(x, (0, 0, 1, 0))[..., :-1, :]
     return nn.functional.pad(x, (0, 0, 0, 1))[..., 1:, :]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A share of its own that is left at each token
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class LeakyChunks:
+    """A line cut into chunks, along which the synapses leak and, if it holds several documents, start anew with each.
+
+    Of what token s wrote a share f_{s+1} ... f_t is left at token t, f_t = exp(log_decay_t). Shares are exponentials of
+    differences, never quotients, which would overflow. C tokens per chunk.
+
+    Args:
+        log_decay (`torch.Tensor`, *optional*): `(batch, heads, length)`, the logarithm of f_t, at most 0; without it
+            nothing leaks.
+        document_ids (`torch.Tensor`, *optional*): `(batch, length)`, as of `token_layout.number_documents`; without
+            them all is one document. One of the two is given.
+        dtype (`torch.dtype`): of the shares.
+
+    Attributes:
+        within: `(B, H, chunks, C, C)`, the share of what token s wrote that is left at token t of the same chunk; 0 for
+            s > t.
+        since: `(B, H, chunks, C, 1)`, the share of what there was before the chunk that is left at a token.
+        until: `(B, H, chunks, C, 1)`, the share of what a token wrote that is left at the chunk's end.
+    """
+
+    def __init__(self, log_decay: torch.Tensor | None, document_ids: torch.Tensor | None, dtype: torch.dtype) -> None:
+        self.within: torch.Tensor
+        self._of_chunks: torch.Tensor | None = None  # log decay over each chunk, after a 0: (B, H, 1 + chunks)
+        self._documents: torch.Tensor | None = None  # the last of each chunk, after the row's first: (B, 1 + chunks)
+        if log_decay is not None:
+            steps = in_chunks(log_decay.to(dtype)[..., None], CHUNK_SIZE)[..., 0]  # (B, H, chunks, C)
+            elapsed = steps.cumsum(-1)
+            visible = torch.ones(*2 * steps.shape[-1:], dtype=torch.bool, device=steps.device).tril()
+            difference = elapsed[..., :, None] - elapsed[..., None, :]
+            self.within = difference.masked_fill(~visible, -math.inf).exp()
+            self.since = elapsed.exp()[..., None]
+            self.until = (elapsed[..., -1:] - elapsed).exp()[..., None]
+            self._of_chunks = nn.functional.pad(elapsed[..., -1], (1, 0))
+        if document_ids is not None:
+            documents = documents_in_chunks(document_ids, CHUNK_SIZE)  # (B, chunks, C)
+            self._documents = torch.cat((documents[:, :1, 0], documents[..., -1]), dim=-1)
+            same = (documents[..., :, None] == documents[..., None, :])[:, None].to(dtype).tril()
+            goes_on = (documents == self._documents[:, :-1, None])[:, None, ..., None].to(dtype)
+            in_last = (documents == documents[..., -1:])[:, None, ..., None].to(dtype)
+            if log_decay is None:
+                self.within, self.since, self.until = same, goes_on, in_last
+            else:
+                self.within = self.within * same
+                self.since, self.until = self.since * goes_on, self.until * in_last
+
+    def carried(self, initial: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+        """What there is before the first chunk, and after each.
+
+        Args:
+            initial (`torch.Tensor`): `(B, H, ...)`, before the first.
+            written (`torch.Tensor`): `(B, H, chunks, ...)`, what each chunk's tokens leave at its end.
+
+        Returns:
+            `torch.Tensor` of shape `(B, H, 1 + chunks, ...)`, beginning with `initial`.
+        """
+        sums = torch.cat((initial[:, :, None], written), dim=2)
+        return leaky_sum(sums.flatten(3), self._of_chunks, self._documents).view(sums.shape)
+
+    def sums(self, x: torch.Tensor, initial: torch.Tensor, own: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """The running sum at each token of `x`, `(B, H, length, channels)`, and the one after the last, `(B, H,
+        channels)`; without its `own` term, if asked so."""
+        length = x.shape[2]
+        x = in_chunks(x, CHUNK_SIZE)
+        between = self.carried(initial, (x * self.until).sum(-2))  # (B, H, 1 + chunks, channels)
+        within = self.within if own else self.within.tril(-1)
+        sums = within @ x + self.since * between[:, :, :-1, None]
+        return sums.flatten(2, 3)[:, :, :length], between[:, :, -1]
+
+
+def leaky_sum(
+    x: torch.Tensor, log_decay: torch.Tensor | None, document_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """y_t = exp(log_decay_t) y_{t-1} + x_t, beginning anew with each document: `(batch, heads, length, channels)` to
+    the same. In chunks, of whose sums it is taken again until one chunk holds all: O(length).
+
+    Args:
+        x (`torch.Tensor`): `(batch, heads, length, channels)`.
+        log_decay, document_ids (`torch.Tensor`, *optional*): as of `LeakyChunks`.
+    """
+    length = x.shape[2]
+    if log_decay is None and document_ids is None:
+        return x.cumsum(2)
+    if length > CHUNK_SIZE and not is_exporting():
+        chunks = LeakyChunks(log_decay, document_ids, x.dtype)
+        return chunks.sums(x, torch.zeros_like(x[:, :, 0]))[0]
+    # an exported graph takes any length in one go
+    share = x.new_ones(1, 1, length, length).tril()
+    if log_decay is not None:
+        elapsed = log_decay.to(x.dtype).cumsum(-1)
+        share = (elapsed[..., :, None] - elapsed[..., None, :]).masked_fill(share == 0, -math.inf).exp()
+    if document_ids is not None:
+        share = share * (document_ids[:, None, :, None] == document_ids[:, None, None, :]).to(x.dtype)
+    return share @ x
+
+
+def leaky_sum_token_by_token(
+    x: torch.Tensor, log_decay: torch.Tensor | None, document_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The plain form of `leaky_sum`."""
+    y, running = [], torch.zeros_like(x[:, :, 0])
+    for t in range(x.shape[2]):
+        if log_decay is not None:
+            running = running * log_decay[:, :, t, None].to(x.dtype).exp()
+        if document_ids is not None and t > 0:
+            running = running * (document_ids[:, t] == document_ids[:, t - 1])[:, None, None]
+        running = running + x[:, :, t]
+        y.append(running)
+    return torch.stack(y, dim=2) if y else x
+
+
+def reversed_decay(log_decay: torch.Tensor) -> torch.Tensor:
+    """The `log_decay` of a line that is run from its end: between a token and the next, as much time passes as before.
+    The first share, of what comes after the line, is 1."""
+    return nn.functional.pad(log_decay[..., 1:], (0, 1)).flip(-1)

@@ -525,8 +525,11 @@ def _unavailable(device: torch.device) -> str | None:
     return obstacle() and f"it could not be built here: {obstacle()}"
 
 
-_WRITE, _CAUSAL = Kernel(write_forward, write_backward), Kernel(causal_forward, causal_backward)
-_DOCUMENTS = Kernel(documents_forward, documents_backward)
+_NEURONS = {"calcium_sources": "neurons"}
+_RESPONSE = {**_NEURONS, "presynaptic_target": "response"}
+_WRITE = Kernel(write_forward, write_backward, takes_only=_NEURONS)
+_CAUSAL = Kernel(causal_forward, causal_backward, takes_no=("log_decay",), takes_only=_RESPONSE)
+_DOCUMENTS = Kernel(documents_forward, documents_backward, takes_only=_RESPONSE)
 
 BACKEND = Backend(
     name="cpp",

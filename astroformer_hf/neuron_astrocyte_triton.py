@@ -691,7 +691,6 @@ def causal_forward(
     value: torch.Tensor,
     astrocyte_code: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
-    document_ids: torch.Tensor | None,
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
     alpha: float,
@@ -703,8 +702,7 @@ def causal_forward(
     """Write and read mode token by token: y_t = scale P_t phi(q_t) S_t, each token reading what was written up to it.
 
     The arguments are those of `write_forward` and `read_forward`, but `hebbian` and `calcium`, `(B, H, F)`, are the
-    state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without. `document_ids` are
-    None: see `BACKEND`.
+    state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without.
 
     Returns:
         The output, `(B, H, N, d)`, and the two parts of the state after the last token, in float32.
@@ -723,7 +721,6 @@ def causal_backward(
     value: torch.Tensor,
     astrocyte_code: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
-    document_ids: torch.Tensor | None,
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
     alpha: float,
@@ -1141,14 +1138,21 @@ def _precision(*dtypes: torch.dtype) -> str:
     return "tf32" if allowed else "tf32x3"
 
 
-_CAUSAL = Kernel(causal_forward, causal_backward, takes_no=("document_ids",))
+_NEURONS = {"calcium_sources": "neurons"}
+_WRITE = Kernel(write_forward, write_backward, takes_only=_NEURONS)
+_CAUSAL = Kernel(
+    causal_forward,
+    causal_backward,
+    takes_no=("document_ids", "log_decay"),
+    takes_only={**_NEURONS, "presynaptic_target": "response"},
+)
 
 BACKEND = Backend(
     name="triton",
     device_type="cuda",
     unavailable=unavailable,
     kernels={
-        "write_mode": Kernel(write_forward, write_backward),
+        "write_mode": _WRITE,
         "write_mode_with_activity": CodeFirst("write_mode"),
         "read_mode": Kernel(read_forward, read_backward),
         "write_and_read_causally": _CAUSAL,

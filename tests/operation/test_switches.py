@@ -1,0 +1,368 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Leaky synapses, plasticity at the synapse and the sources of calcium: every combination, in both directions and on
+every backend, against the token-by-token network."""
+
+import itertools
+
+import matrix
+import pytest
+import torch
+
+from astroformer_hf import (
+    BidirectionalState,
+    attention_backend,
+    neuron_astrocyte_attention,
+    neuron_astrocyte_attention_weights,
+    neuron_astrocyte_network,
+)
+from astroformer_hf.decayed_sums import leaky_sum, leaky_sum_token_by_token
+from astroformer_hf.feature_maps import FEATURE_MAPS
+
+
+BACKENDS = matrix.BACKENDS
+DECAYS = ("none", "shared", "batched")
+SWITCHES = [
+    {"alpha": alpha, "presynaptic_target": target, "calcium_sources": sources}
+    for alpha, target, sources in itertools.product((1.0, 0.5), ("response", "synapse"), ("neurons", "all"))
+    if alpha != 1 or target == "response"
+]
+LENGTHS = (1, 2, 47, 48, 49, 63, 64, 65, 130)
+
+
+def make_inputs(length, decay="batched", batch=2, heads=3, hidden_neurons=8, head_dim=5, code=True, spans=(1, 50)):
+    """Query, key, value, code and log decay, in float64; heads remember from `spans[0]` to `spans[1]` tokens."""
+    query, key, code_ = torch.randn(3, batch, heads, length, hidden_neurons, dtype=torch.float64).unbind(0)
+    value = torch.randn(batch, heads, length, head_dim, dtype=torch.float64)
+    rates = 1 / torch.logspace(*torch.tensor(spans).log10().tolist(), heads, dtype=torch.float64)
+    log_decay = None
+    if decay != "none":
+        size = batch if decay == "batched" else 1
+        log_decay = -rates[:, None] * (torch.rand(size, heads, length, dtype=torch.float64) * 2)
+    return query, key, value, code_ if code else None, log_decay
+
+
+def some_mask(batch, length):
+    mask = torch.rand(batch, length) > 0.3
+    mask[0, : length // 3] = False
+    mask[1, length - length // 4 :] = False
+    return mask
+
+
+def run(function, inputs, mask, backend="plain", dtype=torch.float64, **options):
+    """Every result of a call, and the gradients of all inputs through a sum that weighs all of it."""
+    device = matrix.device_of(backend)
+    given = [None if x is None else x.to(device, dtype).requires_grad_() for x in inputs]
+    query, key, value, code, log_decay = given
+    with attention_backend(backend):
+        found = function(
+            query, key, value, code, None if mask is None else mask.to(device), log_decay=log_decay, **options
+        )
+        results = [found] if torch.is_tensor(found) else [found[0], *flat(found[1])]
+        loss = sum((x * torch.linspace(-1, 1, x.numel()).to(x).view(x.shape)).sum() for x in results)
+        gradients = torch.autograd.grad(loss, [x for x in given if x is not None])
+    return results, gradients
+
+
+def flat(state):
+    return [*state.before, *state.after] if isinstance(state, BidirectionalState) else list(state)
+
+
+def assert_equal_runs(found, expected, tolerance):
+    for of_found, of_expected in zip(found, expected, strict=True):
+        for x, y in zip(of_found, of_expected, strict=True):
+            assert x.isfinite().all()
+            matrix.assert_close(x, y, tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_equals_the_network(switches, decay, causal, backend):
+    exact = backend == "plain"
+    for length, code in itertools.product(LENGTHS, (True, False)):
+        inputs = make_inputs(length, decay, code=code)
+        mask = some_mask(2, length)
+        options = {**switches, "causal": causal, "feature_map": "exp", "output_final_state": True}
+        expected = run(neuron_astrocyte_network, inputs, mask, **options)
+        found = run(
+            neuron_astrocyte_attention, inputs, mask, backend, torch.float64 if exact else torch.float32, **options
+        )
+        assert_equal_runs(found, expected, 1e-10 if exact else 5e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
+def test_with_every_feature_map(feature_map, feedback, causal, backend):
+    exact = backend == "plain"
+    inputs, mask = make_inputs(70), some_mask(2, 70)
+    options = {"alpha": 0.4, "presynaptic_target": "synapse", "calcium_sources": "all", "feedback": feedback}
+    options.update(causal=causal, feature_map=feature_map)
+    expected = run(neuron_astrocyte_network, inputs, mask, **options)
+    found = run(neuron_astrocyte_attention, inputs, mask, backend, torch.float64 if exact else torch.float32, **options)
+    assert_equal_runs(found, expected, 1e-10 if exact else 1e-3)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_gradients_are_those_of_finite_differences(switches, causal):
+    inputs = make_inputs(4, batch=1, heads=1, hidden_neurons=2, head_dim=2, spans=(2, 2))
+    mask = torch.tensor([[True, False, True, True]])
+
+    def function(query, key, value, code, log_decay):
+        return neuron_astrocyte_attention(
+            query, key, value, code, mask, log_decay=log_decay, causal=causal, feature_map="exp", **switches
+        )
+
+    assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("side", ["left", "right", "inner"])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_padding_neither_writes_nor_lets_time_pass(causal, side, backend):
+    dtype = torch.float64 if backend == "plain" else torch.float32
+    real = {"left": slice(24, 117), "right": slice(0, 93), "inner": [*range(25), *range(49, 117)]}[side]
+    inputs = [x.to(dtype).to(matrix.device_of(backend)) for x in make_inputs(117)]
+    mask = torch.zeros(2, 117, dtype=torch.bool, device=inputs[0].device)
+    mask[:, real] = True
+    options = {"alpha": 0.5, "presynaptic_target": "synapse", "calcium_sources": "all", "causal": causal}
+    with attention_backend(backend):
+        *alone, log_decay = (x[:, :, real] for x in inputs)
+        expected, states = neuron_astrocyte_attention(*alone, log_decay=log_decay, output_final_state=True, **options)
+        *poisoned, log_decay = (
+            x.masked_fill(~(mask[:, None, :, None] if x.dim() == 4 else mask[:, None]), torch.nan) for x in inputs
+        )
+        output, found = neuron_astrocyte_attention(
+            *poisoned, mask, log_decay=log_decay, output_final_state=True, **options
+        )
+    matrix.assert_close(output[:, :, real], expected, 1e-10 if backend == "plain" else 1e-4)
+    for x, y in zip(flat(found), flat(states), strict=True):
+        matrix.assert_close(x, y, 1e-10 if backend == "plain" else 1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pieces", [(1, 136), (48, 89), (100, 36, 1), (1, 1, 1, 70, 64)], ids=str)
+def test_causal_in_pieces(pieces, backend):
+    dtype = torch.float64 if backend == "plain" else torch.float32
+    inputs, mask = make_inputs(137), some_mask(2, 137)
+    options = {"alpha": 0.5, "presynaptic_target": "synapse", "calcium_sources": "all", "causal": True}
+
+    def in_pieces(*tensors, log_decay, **options):
+        *tensors, mask = tensors
+        outputs, state = [], None
+        for part in zip(*(x.split(pieces, 2) for x in (*tensors, log_decay)), mask.split(pieces, 1), strict=True):
+            *piece, of_decay, of_mask = part
+            output, state = neuron_astrocyte_attention(
+                *piece, of_mask, log_decay=of_decay, initial_state=state, output_final_state=True, **options
+            )
+            outputs.append(output)
+        return torch.cat(outputs, dim=2), state
+
+    expected = run(neuron_astrocyte_attention, inputs, mask, output_final_state=True, **options)
+    found = run(in_pieces, inputs, mask, backend, dtype, **options)
+    assert_equal_runs(found, expected, 1e-10 if backend == "plain" else 5e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pieces", [(1, 136), (48, 89), (100, 36, 1), (3, 70, 64)], ids=str)
+def test_bidirectional_in_pieces(pieces, backend):
+    """Each is written from both ends by itself; then it is read between the states of the others."""
+    dtype = torch.float64 if backend == "plain" else torch.float32
+    inputs, mask = make_inputs(137), some_mask(2, 137)
+    options = {"alpha": 0.5, "presynaptic_target": "synapse", "calcium_sources": "all"}
+    expected = run(neuron_astrocyte_attention, inputs, mask, output_final_state=True, **options)
+
+    def in_pieces(*tensors, log_decay, **options):
+        *tensors, mask = tensors
+        parts = list(zip(*(x.split(pieces, 2) for x in (*tensors, log_decay)), mask.split(pieces, 1), strict=True))
+
+        def call(part, state, only_writes=False):
+            query, key, value, code, of_decay, of_mask = part
+            query = query[:, :, :0] if only_writes else query
+            return neuron_astrocyte_attention(
+                *(query, key, value, code, of_mask),
+                log_decay=of_decay,
+                initial_state=state,
+                output_final_state=True,
+                **options,
+            )
+
+        nothing = BidirectionalState(*[tuple_of_zeros(tensors)] * 2)
+        befores, afters = [nothing.before], [nothing.after]
+        for part in parts:
+            befores.append(call(part, nothing._replace(before=befores[-1]), only_writes=True)[1].before)
+        for part in reversed(parts):
+            afters.append(call(part, nothing._replace(after=afters[-1]), only_writes=True)[1].after)
+        afters.reverse()  # of the piece and all after it
+        outputs = [
+            call(part, BidirectionalState(before, after))[0]
+            for part, before, after in zip(parts, befores[:-1], afters[1:], strict=True)
+        ]
+        return torch.cat(outputs, dim=2), BidirectionalState(befores[-1], afters[0])
+
+    found = run(in_pieces, inputs, mask, backend, dtype, **options)
+    assert_equal_runs(found, expected, 1e-10 if backend == "plain" else 5e-4)
+
+
+def tuple_of_zeros(tensors):
+    from astroformer_hf import NeuronAstrocyteState
+
+    query, _, value, _ = tensors
+    hebbian = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
+    return NeuronAstrocyteState(hebbian, hebbian[..., 0].clone())
+
+
+@pytest.mark.parametrize("function", [neuron_astrocyte_attention, neuron_astrocyte_network])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_documents_are_as_alone(decay, causal, function, backend):
+    if function is neuron_astrocyte_network and backend != "plain":
+        pytest.skip("the network has one form")
+    dtype = torch.float64 if backend == "plain" else torch.float32
+    sizes = (3, 70, 1, 56)
+    inputs = [x if x is None else x.to(dtype) for x in make_inputs(130, decay)]
+    ids = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes)).expand(2, -1)
+    options = {"alpha": 0.5, "presynaptic_target": "synapse", "calcium_sources": "all", "causal": causal}
+    *tensors, log_decay = inputs
+    with attention_backend(backend):
+        output = function(*tensors, log_decay=log_decay, document_ids=ids, **options)
+        for part in zip(*(x.split(sizes, 2) for x in (*inputs, output) if x is not None), strict=True):
+            *own, of_output = part
+            of_decay = own.pop() if log_decay is not None else None
+            expected = neuron_astrocyte_network(*own, log_decay=of_decay, **options)
+            matrix.assert_close(of_output, expected, 1e-10 if backend == "plain" else 1e-4)
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_at_given_distances(switches):
+    query, key, value, code, _ = inputs = make_inputs(17, "none")
+    mask = some_mask(2, 17)
+    places = torch.rand(17, 2, dtype=torch.float64)
+    proximity = (-torch.tensor([0.3, 1.0, 5.0], dtype=torch.float64)[:, None, None] * torch.cdist(places, places)).exp()
+    proximity.requires_grad_()
+    results = []
+    for function in (neuron_astrocyte_network, neuron_astrocyte_attention):
+        given = [x.detach().requires_grad_() for x in (query, key, value, code)]
+        output = function(*given, mask, proximity=proximity, **switches)
+        probe = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        results.append(([output], torch.autograd.grad((output * probe).sum(), [*given, proximity])))
+    assert_equal_runs(*results, 1e-10)
+    everywhere = torch.ones(3, 17, 17, dtype=torch.float64)
+    torch.testing.assert_close(
+        neuron_astrocyte_attention(*inputs[:4], mask, proximity=everywhere, **switches),
+        neuron_astrocyte_attention(*inputs[:4], mask, **switches),
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_attention_weights_times_values_is_the_output(switches, decay, causal):
+    *tensors, log_decay = make_inputs(33, decay)
+    mask, options = some_mask(2, 33), {**switches, "causal": causal, "log_decay": log_decay}
+    ids = torch.tensor([[0] * 12 + [1] * 21, [0] * 33])
+    for documents in (None, ids):
+        weights = neuron_astrocyte_attention_weights(*tensors[:2], tensors[3], mask, document_ids=documents, **options)
+        output = neuron_astrocyte_attention(*tensors, mask, document_ids=documents, **options)
+        torch.testing.assert_close(weights @ tensors[2], output)
+    if switches["calcium_sources"] == "all" and (switches["presynaptic_target"] == "synapse" or switches["alpha"] == 1):
+        weights = neuron_astrocyte_attention_weights(*tensors[:2], tensors[3], mask, **options)
+        reads = weights.sum(-1) > 0  # not so where nothing is written yet
+        torch.testing.assert_close(weights.sum(-1)[reads], torch.full_like(weights.sum(-1)[reads], 1 / 8))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("decay", DECAYS)
+def test_alpha_in_the_response_only_changes_the_loudness(decay, causal):
+    """Y_alpha = M Y_1 with M_t = (phi(q_t) c_t) / (phi(q_t) c_t^alpha); at the synapse it does not."""
+    query, key, value, code, log_decay = make_inputs(40, decay)
+    options = {"log_decay": log_decay, "causal": causal, "feature_map": "exp"}
+    at_one = neuron_astrocyte_attention(query, key, value, code, **options)
+    for target in ("response", "synapse"):
+        output = neuron_astrocyte_attention(query, key, value, code, alpha=0.5, presynaptic_target=target, **options)
+        loudness = output / at_one
+        spread = (loudness / loudness[..., :1] - 1).abs().max()
+        assert (spread < 1e-9) == (target == "response")
+        if target == "response":
+            elapsed = torch.zeros(1, 3, 40) if log_decay is None else log_decay.cumsum(-1)
+            share = (-(elapsed[..., :, None] - elapsed[..., None, :]).abs()).exp()
+            calcium = (share.tril() if causal else share).double() @ key.exp()
+            expected = (query.exp() * calcium).sum(-1) / (query.exp() * calcium.sqrt()).sum(-1)
+            torch.testing.assert_close(loudness[..., 0], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.25])
+@pytest.mark.parametrize("scale, shift", [(30, -60), (30, 0), (100, 0), (1, -60), (1, -100)])
+def test_extreme_keys_stay_finite(scale, shift, alpha, causal, backend):
+    query, key, value, code, log_decay = make_inputs(150, spans=(0.02, 1000))
+    for target, sources in itertools.product(("response", "synapse"), ("neurons", "all")):
+        # a code that the calcium does not count has no bound: the answer of a silent neuron is as loud as it likes
+        own_code = code * scale if sources == "all" else None
+        options = {"alpha": alpha, "presynaptic_target": target, "calcium_sources": sources, "causal": causal}
+        for feature_map in ("exp", "elu", "relu"):
+            inputs = (query, key * scale + shift, value, own_code, log_decay)
+            results, gradients = run(
+                neuron_astrocyte_attention, inputs, None, backend, torch.float32, feature_map=feature_map, **options
+            )
+            assert all(x.isfinite().all() for x in (*results, *gradients)), (options, feature_map)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_half_precision_is_summed_in_float32(causal, backend, dtype):
+    inputs = [x.to(matrix.device_of(backend), dtype) for x in make_inputs(2000, batch=1, heads=2)]
+    options = {"alpha": 0.5, "presynaptic_target": "synapse", "calcium_sources": "all", "causal": causal}
+    with attention_backend(backend):
+        output = neuron_astrocyte_attention(*inputs[:4], log_decay=inputs[4].float(), **options)
+    exact = neuron_astrocyte_attention(
+        *(x.double().cpu() for x in inputs[:4]), log_decay=inputs[4].double().cpu(), **options
+    )
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double().cpu(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 64 * 64 + 1, 9000])
+def test_leaky_sums_equal_the_recurrence(length, with_documents):
+    x = torch.randn(2, 3, length, 4, dtype=torch.float64, requires_grad=True)
+    log_decay = (-torch.rand(2, 3, length, dtype=torch.float64).pow(4)).requires_grad_()
+    ids = None
+    if with_documents:
+        ids = (torch.rand(2, length) < 0.003).long().cumsum(-1)
+    results = []
+    for function in (leaky_sum, leaky_sum_token_by_token):
+        y = function(x, log_decay, ids)
+        probe = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        results.append((y, *torch.autograd.grad((y * probe).sum(), (x, log_decay))))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"presynaptic_target": "both"}, "presynaptic_target must be 'response' or 'synapse', got 'both'"),
+        ({"calcium_sources": "none"}, "calcium_sources must be 'neurons' or 'all', got 'none'"),
+        ({"log_decay": torch.zeros(2, 7)}, r"log_decay must have shape \(2, 3, 7\).*got \(2, 7\)"),
+        ({"proximity": torch.ones(3, 7, 6)}, r"proximity must have shape \(3, 7, 7\).*got \(3, 7, 6\)"),
+        ({"proximity": torch.ones(3, 7, 7), "causal": True}, "proximity is for whole inputs"),
+        ({"proximity": torch.ones(3, 7, 7), "log_decay": torch.zeros(2, 3, 7)}, "give one of them"),
+        (
+            {"initial_state": (torch.zeros(2, 3, 8, 5), torch.zeros(2, 3, 8)), "log_decay": torch.zeros(2, 3, 7)},
+            "initial_state must be a BidirectionalState .* got tuple",
+        ),
+        ({"initial_state": BidirectionalState(None, None)}, "must be a NeuronAstrocyteState, got BidirectionalState"),
+    ],
+)
+@pytest.mark.parametrize("function", [neuron_astrocyte_attention, neuron_astrocyte_network])
+def test_bad_arguments_are_named(function, changes, message):
+    query, key, value, *_ = make_inputs(7, "none")
+    with pytest.raises(ValueError, match=message):
+        function(query, key, value, **changes)
