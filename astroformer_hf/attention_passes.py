@@ -24,10 +24,10 @@ from .feature_maps import phi
 from .token_layout import activity_code, order_of_tokens
 
 
-# Smallest calcium that counts as any. It is representable in float32, the narrowest type that the sums run in, and
-# small enough to leave every real signal alone. Below it a synapse is silent: it neither adds to the response nor is
-# answered by the feedback, which would be infinite.
-CALCIUM_FLOOR = 1e-20
+# Smallest calcium that counts as any: small enough to leave every real signal alone, and large enough for the square of
+# its inverse, in the derivative of the feedback, to be a number in float32, the narrowest type that the sums run in.
+# Below it a synapse is silent: it neither adds to the response nor is answered by the feedback.
+CALCIUM_FLOOR = 1e-18
 
 # Tokens per block of the causal form: quadratic attention inside, the state of the synapses between.
 CHUNK_SIZE = 64

@@ -62,7 +62,7 @@ def run(name, *values):
 # The equations, as directly as they can be written, in float64
 # --------------------------------------------------------------------------------------------------------------------
 
-CALCIUM_FLOOR = 1e-20
+CALCIUM_FLOOR = 1e-18
 
 FEATURE_MAPS = {
     "elu": lambda x: torch.nn.functional.elu(x) + 1,
