@@ -20,6 +20,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .astrocyte_code import ASTROCYTE_CODES
+from .attention_operation import CALCIUM_SOURCES, PRESYNAPTIC_TARGETS
 from .feature_maps import FEATURE_MAPS
 from .model_classes import TEXT_MODELS, auto_map
 
@@ -31,7 +32,17 @@ CHOICES: dict[str, Collection[str]] = {
     "feature_map": FEATURE_MAPS.keys(),  # and what is registered there later
     "astrocyte_code": ASTROCYTE_CODES.keys(),
     "calcium_normalization": ("mean", "sum"),
+    "synaptic_decay": ("none", "learned", "gated"),
+    "presynaptic_target": PRESYNAPTIC_TARGETS,
+    "calcium_sources": CALCIUM_SOURCES,
     "pooling": ("mean", "cls", "last"),
+}
+# What a field means that a saved configuration does not have, because it is older than the field. Not the default of a
+# new model, which may be another.
+BEFORE_IT_EXISTED = {
+    "synaptic_decay": "none",
+    "presynaptic_target": "response",
+    "calcium_sources": "neurons",
 }
 REGISTRIES = {"feature_map": "register_feature_map", "astrocyte_code": "register_astrocyte_code"}
 POSITIVE = (
@@ -163,6 +174,10 @@ class AstroformerBaseConfig(PreTrainedConfig):
     astrocyte_code: str = "activity"
     astrocyte_resting_activity: float | int = 0.05
     calcium_normalization: str = "mean"
+    synaptic_decay: str = "none"
+    initial_memory_spans: list[float | int] | tuple[float | int, ...] = (1.0, 32.0)
+    presynaptic_target: str = "response"
+    calcium_sources: str = "neurons"
 
     astroformer_version: str | None = __version__
 
@@ -183,10 +198,11 @@ class AstroformerBaseConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As of every library configuration, but fields among the keywords are checked together with the others."""
+        """As of every library configuration, but fields among the keywords are checked together with the others, and a
+        field that is newer than what was saved is off."""
         own_fields = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
         changes = {name: kwargs.pop(name) for name in own_fields & kwargs.keys()}
-        return super().from_dict({**config_dict, **changes}, **kwargs)
+        return super().from_dict({**BEFORE_IT_EXISTED, **config_dict, **changes}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """As of every library configuration."""
@@ -215,6 +231,9 @@ class AstroformerBaseConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be in [0, 1), got {value!r}")
         if not 0 < self.presynaptic_alpha <= 1:
             raise ValueError(f"presynaptic_alpha must be in (0, 1], got {self.presynaptic_alpha!r}")
+        spans = self.initial_memory_spans
+        if not spans or not all(0 < span < math.inf for span in spans):
+            raise ValueError(f"initial_memory_spans must be positive numbers of tokens, got {spans!r}")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:
@@ -324,6 +343,16 @@ class AstroformerConfig(AstroformerBaseConfig):
         calcium_normalization (`str`, defaults to `"mean"`): whether calcium and Hebbian weights are read as a mean over
             the tokens, a concentration, or literally as their "sum". With "sum" the attention's output grows with the
             number of tokens n as n^(1 - alpha), and as n without feedback.
+        synaptic_decay (`str`, defaults to `"none"`): whether synapses and calcium leak, at a rate per head that is
+            "learned", or "gated" by the token that comes. In the "softmax" arm the scores fall with the same distance
+            (ALiBi with learned rates).
+        initial_memory_spans (sequence of `float`, defaults to `(1.0, 32.0)`): how many tokens the heads remember before
+            training, where synapses leak: the first and the last head's, or more, from which the others' are
+            interpolated in their logarithm.
+        presynaptic_target (`str`, defaults to `"response"`): where `presynaptic_alpha` acts, in the calcium "response"
+            alone, the paper's form, or at the "synapse" as well (short-term depression).
+        calcium_sources (`str`, defaults to `"neurons"`): what raises the calcium, the "neurons" alone, the paper's
+            form, or "all", the astrocyte's own processes as well.
         astroformer_version (`str`): the release that saved a checkpoint; a newer one than this gives a warning.
 
     Raises:

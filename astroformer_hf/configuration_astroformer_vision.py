@@ -28,8 +28,9 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
         initializer_range, layer_norm_eps, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size,
             hidden_act, classifier_dropout, attention_type, feature_map, num_hidden_neurons, num_random_features,
             presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,
-            astrocyte_resting_activity, calcium_normalization: as of `AstroformerConfig`. The unit of
-            distance for `astrocyte_scale` is a patch.
+            astrocyte_resting_activity, calcium_normalization, synaptic_decay, initial_memory_spans, presynaptic_target,
+            calcium_sources: as of `AstroformerConfig`. The unit of distance for `astrocyte_scale` is a patch, and so is
+            that of memory spans, which are counted along rows plus along columns; `synaptic_decay` cannot be "gated".
 
     Raises:
         ValueError: a value out of range, or a keyword that looks like a misspelt field.
@@ -75,6 +76,10 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             raise ValueError(
                 f"image_size must be a multiple of patch_size, got image_size {self.image_size!r} and patch_size "
                 f"{self.patch_size!r}"
+            )
+        if self.synaptic_decay == "gated":
+            raise ValueError(
+                "synaptic_decay must be 'none' or 'learned' for images, whose patches have no order, got 'gated'"
             )
         if self.is_decoder:
             raise ValueError("is_decoder must be False for images, got True")

@@ -178,7 +178,8 @@ def check_cache_layer(memory: Any, config: AstroformerConfig, code_has_state: bo
     assert num_neurons is not None  # the configuration has put the head size in its place
     if config.attention_type == "softmax":
         batch_in_cache = memory.keys.shape[0]
-        found, expected = (memory.keys.shape[-1], memory.values.shape[-1]), (num_neurons, head_size)
+        channels = num_neurons + (config.synaptic_decay != "none")  # beside each key, how much is left when it comes
+        found, expected = (memory.keys.shape[-1], memory.values.shape[-1]), (channels, head_size)
     else:
         batch_in_cache = memory.synapses.calcium.shape[0]
         num_features = FEATURE_MAPS[config.feature_map].num_features(num_neurons, config.num_random_features)

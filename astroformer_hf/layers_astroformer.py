@@ -4,6 +4,7 @@
 Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head size.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from .feature_maps import FEATURE_MAPS
 from .forward_keywords import may_wait_for
 from .head_shards import HeadShard, split_heads
 from .library_compatibility import takes_cache
+from .synaptic_decay import SynapticDecay, effective_tokens
 from .token_layout import sizes_of_documents
 
 
@@ -33,14 +35,13 @@ class AstroformerAttention(nn.Module):
     Scale. The operation keeps the paper's constants. With neurons of activity phi_0, F features and n written tokens,
     its output is an average of the values times
 
-        (n phi_0)^(1 - alpha) / m      with feedback,
-        n F phi_0^2 / m                without,
+        (n phi_0)^(1 - alpha) / m        with feedback,             and 1 / m where alpha acts at the synapse
+        n F phi_0^2 / m                  without,                   and (n phi_0)^alpha F phi_0 / m likewise,
 
     where softmax attention has 1. These are constants that the output projection could absorb, but Adam moves every
     weight by the same step, so an output that is m times too small learns m times too slowly. The layer divides by them
-    (phi_0 as it is before training), so the output starts at the scale of softmax attention for every m, n and alpha.
-    `calcium_normalization="sum"` leaves n in; "mean" reads calcium and Hebbian weights as means over the tokens, that
-    is, as concentrations.
+    (and leaves n there with `calcium_normalization="sum"`): "mean" reads calcium and Hebbian weights as means over the
+    tokens, that is, as concentrations. Where synapses leak, n is not more than they hold at their initial rates.
     """
 
     def __init__(self, config: AstroformerBaseConfig, layer_idx: int = 0) -> None:
@@ -54,13 +55,16 @@ class AstroformerAttention(nn.Module):
         self.dropout_prob = config.attention_probs_dropout_prob
         self.operation: dict[str, Any] = {
             "alpha": config.presynaptic_alpha,
+            "presynaptic_target": config.presynaptic_target,
+            "calcium_sources": config.calcium_sources,
             "feature_map": config.feature_map,
             "feedback": config.use_calcium_feedback,
         }
         has_astrocyte = config.attention_type == "neuron_astrocyte"
         if not has_astrocyte:  # linear attention: no plasticity but the neurons' own
-            self.operation.update(alpha=1.0, feedback=True)
-        self.scale, self.length_exponent = self._scale(config, **self.operation)
+            self.operation.update(alpha=1.0, presynaptic_target="response", calcium_sources="neurons", feedback=True)
+        self.scale, self.length_exponent = self._scale(config, self.operation)
+        self.most_tokens = math.inf
 
         key_size = self.num_heads * self.num_hidden_neurons
         self.q_proj = nn.Linear(config.hidden_size, key_size)
@@ -70,6 +74,12 @@ class AstroformerAttention(nn.Module):
         self.astrocyte_code: AstrocyteCode | None = None
         if has_astrocyte and config.use_astrocyte_hebbian:
             self.astrocyte_code = ASTROCYTE_CODES[config.astrocyte_code](config)
+        self.synaptic_decay: SynapticDecay | None = None
+        if config.synaptic_decay != "none":
+            self.synaptic_decay = SynapticDecay(config)
+            self.most_tokens = effective_tokens(
+                config.initial_memory_spans, self.num_heads, config.is_decoder, config.num_position_dimensions
+            )
         random_projection = None
         if FEATURE_MAPS[config.feature_map].has_random_projection and config.attention_type != "softmax":
             random_projection = torch.empty(config.num_random_features, config.num_hidden_neurons)
@@ -90,12 +100,13 @@ class AstroformerAttention(nn.Module):
         in the cache as well; the others' cannot, because their states do not hold them one by one.
         """
         query, key, value, shard = self.project(hidden_states)
+        leak = self.leak(hidden_states, shared, shard)
         own_attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
         if self.attention_type == "softmax":
             own_attention = self._softmax_attention
         else:
             own_attention = self._neuron_astrocyte_attention
-        output, attention_map = own_attention(query, key, value, shared, output_attentions, cache, shard)
+        output, attention_map = own_attention(query, key, value, shared, output_attentions, cache, shard, leak)
         if shard is not None and attention_map is not None:
             attention_map = shard.gather(attention_map)
         return self.o_proj(output.transpose(1, 2).flatten(2)), attention_map
@@ -110,6 +121,17 @@ class AstroformerAttention(nn.Module):
         (query, key, value), shard = split_heads(projected, sizes, self.num_heads, weights)
         return query, key, value, shard
 
+    def leak(
+        self, hidden_states: torch.Tensor, shared: "SharedAcrossLayers", shard: HeadShard | None
+    ) -> dict[str, torch.Tensor]:
+        """How the synapses leak: `log_decay`, `log_proximity`, or nothing if they do not."""
+        if self.synaptic_decay is None:
+            return {}
+        with full_precision(hidden_states):
+            if shared.distances is not None:
+                return {"log_proximity": self.synaptic_decay.log_proximity(shared.distances, shard)}
+            return {"log_decay": self.synaptic_decay(hidden_states, shard)}
+
     def _neuron_astrocyte_attention(
         self,
         query: torch.Tensor,
@@ -119,6 +141,7 @@ class AstroformerAttention(nn.Module):
         output_attentions: bool,
         cache: Any,  # an `AstroformerCache`, perhaps of a checkpoint's own code, or None
         shard: HeadShard | None,
+        leak: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layout, written = shared.layout, value
         if self.training and self.dropout_prob > 0:
@@ -136,6 +159,8 @@ class AstroformerAttention(nn.Module):
                 code = self.astrocyte_code(upcast(key), layout, shared.geometry, code_state, shard)
         operation = {
             **self.operation,
+            "log_decay": leak.get("log_decay"),
+            "proximity": leak["log_proximity"].exp() if "log_proximity" in leak else None,
             "random_projection": self.random_projection,
             "causal": layout.causal,
             "initial_state": initial_state,
@@ -166,18 +191,28 @@ class AstroformerAttention(nn.Module):
 
     def output_scale(self, layout: Layout) -> torch.Tensor | float:
         """The factor on the operation's output: a float, or `(batch or 1, 1, length or 1, 1)`."""
-        return self.scale * layout.num_written**self.length_exponent if self.length_exponent else self.scale
+        if not self.length_exponent:
+            return self.scale
+        num_written = layout.num_written
+        if torch.is_tensor(num_written):
+            return self.scale * num_written.clamp(max=self.most_tokens) ** self.length_exponent
+        return self.scale * min(num_written, self.most_tokens) ** self.length_exponent
 
     @staticmethod
-    def _scale(config: AstroformerBaseConfig, alpha: float, feature_map: str, feedback: bool) -> tuple[float, float]:
+    def _scale(config: AstroformerBaseConfig, operation: dict[str, Any]) -> tuple[float, float]:
         """The layer's factor on the operation's output, as (constant, exponent of the number of tokens)."""
         assert config.num_hidden_neurons is not None, "the configuration fills it in"
-        m, is_mean = config.num_hidden_neurons, config.calcium_normalization == "mean"
-        num_features = FEATURE_MAPS[feature_map].num_features(m, config.num_random_features)
-        activity = FEATURE_MAPS[feature_map].activity_before_training(num_features)
-        if feedback:
-            return m * activity ** (alpha - 1), alpha - 1 if is_mean else 0
-        return m / (num_features * activity**2), -1 if is_mean else 0
+        m, alpha = config.num_hidden_neurons, operation["alpha"]
+        feature_map = FEATURE_MAPS[operation["feature_map"]]
+        num_features = feature_map.num_features(m, config.num_random_features)
+        activity = feature_map.activity_before_training(num_features)
+        if operation["feedback"]:
+            exponent = alpha - 1 if operation["presynaptic_target"] == "response" else 0.0
+            scale = m * activity**exponent
+        else:
+            exponent = -1.0 if operation["presynaptic_target"] == "response" else -alpha
+            scale = m / (num_features * activity ** (1 - exponent))
+        return scale, exponent if config.calcium_normalization == "mean" else 0
 
     def _softmax_attention(
         self,
@@ -188,11 +223,25 @@ class AstroformerAttention(nn.Module):
         output_attentions: bool,
         cache: Cache | None,
         shard: HeadShard | None,
+        leak: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        layout = shared.layout
+        layout, log_decay, length = shared.layout, leak.get("log_decay"), query.shape[2]
+        if log_decay is not None:
+            if layout.padding_mask is not None:
+                log_decay = log_decay.masked_fill(~layout.padding_mask[:, None], 0)
+            # as precise as the cache has it, which keeps it beside the keys
+            log_decay = log_decay.to(key.dtype).expand(*key.shape[:2], -1)
+            key = torch.cat((key, log_decay[..., None]), dim=-1)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        length, past_length = query.shape[2], key.shape[2] - query.shape[2]
+        bias = None  # added to the scores, `(1 or batch, heads, length, past_length + length)`
+        if log_decay is not None:
+            key, log_decay = key[..., :-1], key[..., -1]
+            elapsed = upcast(log_decay).cumsum(-1)
+            bias = -(elapsed[..., -length:, None] - elapsed[..., None, :]).abs()
+        elif "log_proximity" in leak:
+            bias = leak["log_proximity"][None]
+        past_length = key.shape[2] - length
         mask = None  # where a query may look, `(1 or batch, 1, length or 1, past_length + length)`
         if layout.full_mask is not None:
             mask = layout.full_mask[:, None, None, :]
@@ -202,18 +251,24 @@ class AstroformerAttention(nn.Module):
             same = layout.document_ids[:, None, :, None] == layout.document_ids[:, None, None, :]
             mask = same if mask is None else same & mask
         only_causal = layout.causal and mask is None and past_length == 0
-        if layout.causal and not only_causal and (length > 1 or mask is not None):
+        if layout.causal and (bias is not None or not only_causal) and (length > 1 or mask is not None):
             own = torch.arange(past_length, past_length + length, device=key.device)[:, None]
             other = torch.arange(past_length + length, device=key.device)
             # a padded token looks at itself, so that its row, which nothing reads, has a softmax
             mask = other <= own if mask is None else (other <= own) & mask | (other == own)
+            only_causal = False
         dropout_prob = self.dropout_prob if self.training else 0.0
         if not output_attentions:
+            if bias is not None:
+                bias = bias.to(query.dtype)
+                mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
             output = nn.functional.scaled_dot_product_attention(
                 query, key, value, mask, dropout_prob, is_causal=bool(only_causal and length > 1)
             )
             return output, None
         scores = query @ key.transpose(-1, -2) * self.num_hidden_neurons**-0.5
+        if bias is not None:
+            scores = scores + bias.to(scores.dtype)
         if only_causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=key.device).tril()
         if mask is not None:
@@ -264,26 +319,30 @@ class SharedAcrossLayers(NamedTuple):
         geometry: what the codes share, as of `AstrocyteCode.geometry`.
         output_scale: as of `AstroformerAttention.output_scale`.
         document_sizes: as of `sizes_of_documents`, where the softmax arm needs them as numbers; else None.
+        distances: as of `GridLayout.distances`, where synapses leak; None on a line.
     """
 
     layout: Layout
     geometry: Any = None
     output_scale: torch.Tensor | float = 1.0
     document_sizes: list[int] | None = None
+    distances: torch.Tensor | None = None
 
 
 def precompute_shared(layout: Layout, layers: nn.ModuleList) -> SharedAcrossLayers:
     """The `SharedAcrossLayers` of the layers of a model."""
     attention: Any = layers[0].attention
-    document_sizes = geometry = None
-    if attention.attention_type == "softmax" and may_wait_for(layout.document_ids):
+    document_sizes = geometry = distances = None
+    if attention.synaptic_decay is not None:
+        distances = layout.distances()
+    elif attention.attention_type == "softmax" and may_wait_for(layout.document_ids):
         document_sizes = sizes_of_documents(layout.document_ids)
     code = attention.astrocyte_code
     if code is not None:
         if not isinstance(code, AstrocyteCode):  # an adapter around it
             code = next(module for module in code.modules() if isinstance(module, AstrocyteCode))
         geometry = code.geometry(layout)
-    return SharedAcrossLayers(layout, geometry, attention.output_scale(layout), document_sizes)
+    return SharedAcrossLayers(layout, geometry, attention.output_scale(layout), document_sizes, distances)
 
 
 class AstroformerMLP(nn.Module):

@@ -63,6 +63,7 @@ from .losses import (
 )
 from .model_classes import TEXT_MODELS
 from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
+from .synaptic_decay import SynapticDecay
 from .token_layout import GridLayout, SequenceLayout, sequence_layout, sinusoidal_features
 from .traced_values import hold_shape
 
@@ -120,7 +121,7 @@ class AstroformerPreTrainedModel(SafelyLoadedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, AstrocyteCode):
+        if isinstance(module, AstrocyteCode | SynapticDecay):
             for parameter, value in module.initial_values(self.config):
                 init.copy_(parameter, value)
         elif isinstance(module, AstroformerAttention) and module.random_projection is not None:

@@ -121,6 +121,9 @@ class SequenceLayout(NamedTuple):
     def coupling(self, scale: float, dtype: torch.dtype) -> None:
         """r is never built here: None."""
 
+    def distances(self) -> None:
+        """Nor are distances: time passes from token to token."""
+
     def coupling_of_table(
         self, scale: float, dtype: torch.dtype
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None:
@@ -588,6 +591,11 @@ class GridLayout(NamedTuple):
             coupling = nn.functional.pad(coupling, (prefix, 0, prefix, 0))
             coupling[:prefix, :prefix] = torch.eye(prefix, dtype=dtype, device=coupling.device)
         return coupling
+
+    def distances(self) -> torch.Tensor:
+        """Rows plus columns between two patches, `(length, length)`, float32; 0 to prefix tokens, which lie nowhere."""
+        distances = (self.coordinates[:, None] - self.coordinates).abs().sum(-1)
+        return nn.functional.pad(distances, (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
 
     def coupling_of_table(self, scale: float, dtype: torch.dtype) -> torch.Tensor:
         """What `coupled_table` multiplies by: r."""
