@@ -651,7 +651,7 @@ def neuron_astrocyte_attention_weights(
             feature_map = "identity"
         imprint, source = imprints(key, astrocyte_code, padding_mask, feature_map, calcium_sources)
         activity = phi(query.to(imprint.dtype), feature_map)
-        share = _shares(log_decay, proximity, padding_mask, documents, causal, imprint)  # (B or 1, H or 1, N, N)
+        share = shares(log_decay, proximity, padding_mask, documents, causal, imprint)  # (B or 1, H or 1, N, N)
         calcium = share @ source
         before, after = _sides(initial_state)
         elapsed = None if log_decay is None else _elapsed(log_decay, padding_mask, imprint.dtype)
@@ -679,7 +679,7 @@ def _elapsed(log_decay: torch.Tensor, padding_mask: torch.Tensor | None, dtype: 
     return log_decay.cumsum(-1)
 
 
-def _shares(
+def shares(
     log_decay: torch.Tensor | None,
     proximity: torch.Tensor | None,
     padding_mask: torch.Tensor | None,

@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Looking inside a model: what its tripartite synapses hold after an input, layer by layer."""
 
+import math
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -9,8 +10,14 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .astrocyte_code import upcast
-from .attention_operation import neuron_astrocyte_attention_weights
-from .attention_passes import activities, astrocyte_feedback, calcium_response, full_precision
+from .attention_operation import neuron_astrocyte_attention_weights, shares
+from .attention_passes import (
+    activities,
+    astrocyte_feedback,
+    calcium_response,
+    full_precision,
+    presynaptic_release,
+)
 from .feature_maps import phi
 from .input_checks import isinstance_by_name
 from .layers_astroformer import AstroformerAttention, materialized
@@ -21,15 +28,22 @@ class SynapseRecord(NamedTuple):
     neurons, F features that phi makes of them, d head size.
 
     Attributes:
-        hebbian_neuron: H_neuron, `(B, H, F, d)`: (1/m) phi(K)^T V.
-        hebbian_astro: H_astro, `(B, H, F, d)`: (1/m) phi(R)^T V; 0 without an astrocyte Hebbian term.
-        calcium_response: C, `(B, H, N)`: phi(Q) g with the sum of the calcium, whatever `calcium_normalization` says:
-            it grows with the length of the text, and in a causal model, which has the calcium up to each token, along
-            the text. 0 at padding.
+        hebbian_neuron: H_neuron, `(B, H, F, d)`: (1/m) phi(K)^T V, of which, where synapses leak from token to token,
+            what is left after the last.
+        hebbian_astro: H_astro, `(B, H, F, d)`: (1/m) phi(R)^T V likewise; 0 without an astrocyte Hebbian term.
+        calcium_response: C, `(B, H, N)`: phi(Q) g with the sum of the calcium, whatever `calcium_normalization` says.
+            Where nothing leaks it grows with the length of the text, and in a causal model, which has the calcium up to
+            each token, along the text. 0 at padding.
         feedback: P, `(B, H, N)`: 1 / C, or 1 where the model has no feedback. 0 at padding.
         attention: the effective attention, `(B, H, N, N)`: what the values are multiplied with, the layer's factor
             included; the `attentions` of the model.
         astrocyte_code: R, `(B, H, N, m)`; None without an astrocyte Hebbian term.
+        retention: f_t, `(B, H, N)`: the share of all that was written that is left when a token comes, 1 at padding;
+            None where nothing leaks from token to token.
+        memory_span: `(B, H)`: the tokens (on a grid, patches) after which a share 1/e is left, at the mean rate of the
+            real tokens; infinite where nothing leaks.
+        release: calcium^(alpha - 1), `(B, H, N, F)`: in which proportion to its weight each synapse answers a token;
+            None unless alpha acts at the synapse.
         coupling: r_ij between the processes at the tokens, `(B, N, N)`, 0 at padding; None likewise. The code
             "activity" leaves out its diagonal and normalises its rows.
         padding_mask: `(B, N)` bool, True where a token is real.
@@ -41,6 +55,9 @@ class SynapseRecord(NamedTuple):
     feedback: torch.Tensor
     attention: torch.Tensor
     astrocyte_code: torch.Tensor | None
+    retention: torch.Tensor | None
+    memory_span: torch.Tensor
+    release: torch.Tensor | None
     coupling: torch.Tensor | None
     padding_mask: torch.Tensor
 
@@ -90,27 +107,41 @@ def _record(layer: Any, hidden_states: torch.Tensor, shared: Any) -> SynapseReco
         code, mask = None, layout.padding_mask
         if layer.astrocyte_code is not None:
             code = materialized(layer.astrocyte_code(key, layout, shared.geometry), key, layout)
-        operation = {**layer.operation, "random_projection": layer.random_projection, "causal": layout.causal}
+        leak = layer.leak(hidden_states, shared, None)
+        log_decay = leak.get("log_decay")
+        proximity = leak["log_proximity"].exp() if "log_proximity" in leak else None
+        operation = {
+            **layer.operation,
+            "random_projection": layer.random_projection,
+            "causal": layout.causal,
+            "log_decay": log_decay,
+            "proximity": proximity,
+        }
         attention = neuron_astrocyte_attention_weights(query, key, code, mask, **operation) * shared.output_scale
 
         feature_map, num_hidden_neurons = layer.operation["feature_map"], layer.num_hidden_neurons
+        alpha, sources = layer.operation["alpha"], layer.operation["calcium_sources"]
         process_input = code
         if layer.random_projection is not None:
             query, key = (phi(x, feature_map, layer.random_projection) for x in (query, key))
             process_input = None if code is None else phi(code, feature_map, layer.random_projection)
             feature_map = "identity"
         presynaptic, process = activities(key, process_input, mask, feature_map)
+        share = shares(log_decay, proximity, mask, None, layout.causal, presynaptic)
         if mask is None:
             mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
         written = value.masked_fill(~mask[:, None, :, None], 0) / num_hidden_neurons
+        if log_decay is not None:
+            written = written * share[..., -1, :, None]
         hebbian_neuron = presynaptic.transpose(-1, -2) @ written
         hebbian_astro = torch.zeros_like(hebbian_neuron)
         if code is not None:
             hebbian_astro = process.expand_as(presynaptic).transpose(-1, -2) @ written
-        calcium = presynaptic.cumsum(-2) if layout.causal else presynaptic.sum(-2)
-        response = calcium_response(phi(query, feature_map), calcium, layer.operation["alpha"]).squeeze(-1)
+        calcium = share @ (presynaptic + process if sources == "all" else presynaptic)
+        response = calcium_response(phi(query, feature_map), calcium, alpha).squeeze(-1)
         response = response.masked_fill(~mask[:, None], 0)
         feedback = astrocyte_feedback(response) if layer.operation["feedback"] else mask[:, None].expand_as(response)
+        release = presynaptic_release(calcium, alpha) if layer.operation["presynaptic_target"] == "synapse" else None
 
     batch_size, length = mask.shape
     if code is not None:
@@ -119,8 +150,15 @@ def _record(layer: Any, hidden_states: torch.Tensor, shared: Any) -> SynapseReco
     if code is not None:
         coupling = _coupling(layer.astrocyte_code.scale, layout, batch_size, length)
         coupling = coupling * mask[:, None, :] * mask[:, :, None]
-    found = (hebbian_neuron, hebbian_astro, response, feedback, attention, code, coupling)
-    return SynapseRecord._make([*(None if x is None else x.float().cpu() for x in found), mask.cpu()])
+    retention, memory_span = None, torch.full((batch_size, layer.num_heads), math.inf)
+    if log_decay is not None:
+        log_decay = log_decay.expand(batch_size, -1, -1).masked_fill(~mask[:, None], 0)
+        retention = log_decay.exp()
+        memory_span = -mask.sum(-1, keepdim=True) / log_decay.sum(-1)
+    elif proximity is not None:
+        memory_span = (1 / layer.synaptic_decay.rates()).expand(batch_size, -1)
+    found = (hebbian_neuron, hebbian_astro, response, feedback, attention, code, retention, memory_span, release)
+    return SynapseRecord._make([*(None if x is None else x.float().cpu() for x in (*found, coupling)), mask.cpu()])
 
 
 def _coupling(scale: float, layout: Any, batch_size: int, length: int) -> torch.Tensor:

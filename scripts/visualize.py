@@ -12,6 +12,8 @@ In --output_dir it leaves
                     for an image, over the image
     attention.png   the effective attention, token by token
     hebbian.png     H_neuron against H_astro
+    memory.png      where synapses leak or alpha acts on them: how long each head remembers, the share f of everything
+                    that is left at each token, and in which proportion to its weight each synapse answers
     code.png        the astrocyte code R over the tokens, and the kernel r of the coupling that it is made with (where
                     the model has an astrocyte Hebbian term)
     index.html      the text coloured by C, and all the figures: one file, to be opened in a browser
@@ -173,6 +175,29 @@ def plot_hebbian(records):
     return figure
 
 
+def plot_memory(records, names):
+    """How long each head remembers, f at each token, and how each synapse answers the last, by the plasticity on it."""
+    figure, axes = grid_of_axes(len(records), 3, 4.8, 2.8)
+    for layer, record in enumerate(records):
+        spans, along, synapses = axes[layer]
+        span = record.memory_span[0].numpy()
+        spans.bar(range(len(span)), np.where(np.isfinite(span), span, 0))
+        spans.set(title=f"layer {layer}: memory span", xlabel="head", ylabel="tokens")
+        spans.set_yscale("log") if np.isfinite(span).all() else spans.text(0.3, 0.5, "unbounded")
+        if record.retention is not None:
+            for head, line in enumerate(record.retention[0].numpy()):
+                along.plot(line, linewidth=0.9, label=f"head {head}")
+            along.legend(fontsize=7, ncols=4)
+        along.set(title="share that is left when a token comes", ylabel="f", ylim=(0, 1.05))
+        along.grid(alpha=0.3)
+        if record.release is not None:
+            drawn = synapses.imshow(record.release[0, :, -1].numpy(), cmap="viridis", aspect="auto")
+            figure.colorbar(drawn, ax=synapses)
+        synapses.set(title="release of each synapse at the last token", xlabel="hidden neuron", ylabel="head")
+    name_tokens(axes[-1, 1], names)
+    return figure
+
+
 def plot_code(records, names, grid=None):
     """The astrocyte code R of each layer (head 0), and the kernel r of its coupling."""
     figure, axes = grid_of_axes(len(records), 2, 6, 2.9)
@@ -273,6 +298,8 @@ def main(arguments=None):
         "attention": ("Effective attention", plot_attention(records, names)),
         "hebbian": ("Hebbian weights: neurons against astrocyte", plot_hebbian(records)),
     }
+    if records[0].memory_span.isfinite().any() or records[0].release is not None:
+        plots["memory"] = ("How long the synapses remember, and how they answer", plot_memory(records, names))
     if records[0].astrocyte_code is not None:
         plots["code"] = ("Astrocyte code R, and the kernel r of the coupling", plot_code(records, names, grid))
     figures = {name: (caption, as_png(figure)) for name, (caption, figure) in plots.items()}

@@ -28,9 +28,11 @@ VARIANTS = {
     "favor": {"feature_map": "favor", "num_random_features": 24},
     "no astrocyte": {"use_astrocyte_hebbian": False},
     "no feedback": {"use_calcium_feedback": False},
+    "leaky": {"synaptic_decay": "learned", "presynaptic_target": "synapse", "calcium_sources": "all"},
     "wide": {"num_hidden_neurons": 12, "astrocyte_code": "sinusoidal"},
     "linear": {"attention_type": "linear"},
     "softmax": {"attention_type": "softmax"},
+    "softmax, leaky": {"attention_type": "softmax", "synaptic_decay": "learned"},
 }
 
 # What a process runs first that is not to have the package, where it is installed.

@@ -52,11 +52,19 @@ def test_records_are_what_the_layers_computed(name, variant):
             for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
         )
         options = {**layer.operation, "random_projection": layer.random_projection, "causal": causal}
+        is_leaky = layer.synaptic_decay is not None
+        if is_leaky and mask is not None:
+            options["log_decay"] = layer.synaptic_decay(hidden_states)
         _, state = neuron_astrocyte_attention(
             query, key, value, record.astrocyte_code, mask, **options, output_final_state=True
         )
+        state = getattr(state, "before", state)
         hebbian = (record.hebbian_neuron + record.hebbian_astro) * layer.num_hidden_neurons
         torch.testing.assert_close(hebbian, state.hebbian, rtol=1e-4, atol=1e-4)
+        assert record.memory_span.isfinite().all() == is_leaky
+        assert (record.release is not None) == (layer.operation["presynaptic_target"] == "synapse")
+        if is_leaky:
+            torch.testing.assert_close(record.memory_span[0], 1 / layer.synaptic_decay.rates())
         silenced = value if mask is None else value.masked_fill(~mask[:, None, :, None], 0)
         mixed = layer.o_proj((record.attention @ silenced).transpose(1, 2).flatten(2))
         torch.testing.assert_close(mixed[record.padding_mask], output[record.padding_mask], rtol=1e-4, atol=1e-4)
@@ -86,6 +94,43 @@ def test_calcium_response_follows_its_equation(name):
             calcium = sum(activity[1][example, :, s] for s in heard_by_then)  # (H, m)
             response = (activity[0][example, :, t] * calcium**0.5).sum(-1)
             torch.testing.assert_close(records[0].calcium_response[example, :, t], response, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["AstroformerModel", "AstroformerForCausalLM"])
+def test_retention_and_release_follow_their_equations(name):
+    switches = {"synaptic_decay": "gated", "presynaptic_target": "synapse", "calcium_sources": "all"}
+    model = make_model(name, **switches, presynaptic_alpha=0.5, use_astrocyte_hebbian=False)
+    for layer in model.base_model.layers:
+        torch.nn.init.normal_(layer.attention.synaptic_decay.weight)
+    heard = []
+    model.base_model.layers[0].attention.register_forward_hook(lambda _, args, __: heard.append(args[0]))
+    ids = torch.randint(1, 50, PADDED.shape)
+    _, records = look_inside(model, input_ids=ids, attention_mask=PADDED)
+    layer, record = model.base_model.layers[0].attention, records[0]
+    gate = torch.sigmoid(heard[0] @ layer.synaptic_decay.weight.T + layer.synaptic_decay.bias).transpose(1, 2)
+    real = PADDED[:, None].bool().expand_as(gate)
+    torch.testing.assert_close(record.retention[real], gate[real])
+    assert (record.retention[~real] == 1).all()
+    spans = -PADDED.sum(-1, keepdim=True) / gate.log().masked_fill(~real, 0).sum(-1)
+    torch.testing.assert_close(record.memory_span, spans)
+
+    key = layer.k_proj(heard[0]).unflatten(-1, (4, -1)).transpose(1, 2)
+    activity = (torch.nn.functional.elu(key) + 1) * real[..., None]
+    for t in range(7):
+        calcium = 0
+        for s in range(7):
+            between = gate[..., min(s, t) + 1 : max(s, t) + 1].masked_fill(~real[..., min(s, t) + 1 : max(s, t) + 1], 1)
+            if s <= t or name == "AstroformerModel":
+                calcium = calcium + between.prod(-1)[..., None] * activity[:, :, s]
+        expected = torch.where(calcium > 0, calcium.clamp(min=1e-9) ** -0.5, 0)
+        torch.testing.assert_close(record.release[:, :, t], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_on_a_grid_the_memory_span_is_in_patches():
+    _, _, records, heard = run("AstroformerForImageClassification", VARIANTS["leaky"])
+    assert records[0].retention is None
+    spans = (1 / heard[0][0].synaptic_decay.rates()).expand(2, -1)
+    torch.testing.assert_close(records[0].memory_span, spans)
 
 
 def test_coupling_falls_with_the_distance_between_tokens_or_patches():
