@@ -156,7 +156,9 @@ def _record(layer: Any, hidden_states: torch.Tensor, shared: Any) -> SynapseReco
         retention = log_decay.exp()
         memory_span = -mask.sum(-1, keepdim=True) / log_decay.sum(-1)
     elif proximity is not None:
-        memory_span = (1 / layer.synaptic_decay.rates()).expand(batch_size, -1)
+        farthest = shared.distances.argmax()
+        rates = -leak["log_proximity"].flatten(1)[:, farthest] / shared.distances.flatten()[farthest]
+        memory_span = (1 / rates).expand(batch_size, -1)
     found = (hebbian_neuron, hebbian_astro, response, feedback, attention, code, retention, memory_span, release)
     return SynapseRecord._make([*(None if x is None else x.float().cpu() for x in (*found, coupling)), mask.cpu()])
 

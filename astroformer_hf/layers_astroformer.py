@@ -127,10 +127,9 @@ class AstroformerAttention(nn.Module):
         """How the synapses leak: `log_decay`, `log_proximity`, or nothing if they do not."""
         if self.synaptic_decay is None:
             return {}
+        name = "log_decay" if shared.distances is None else "log_proximity"
         with full_precision(hidden_states):
-            if shared.distances is not None:
-                return {"log_proximity": self.synaptic_decay.log_proximity(shared.distances, shard)}
-            return {"log_decay": self.synaptic_decay(hidden_states, shard)}
+            return {name: self.synaptic_decay(hidden_states, shared.distances, shard)}
 
     def _neuron_astrocyte_attention(
         self,
@@ -227,8 +226,6 @@ class AstroformerAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layout, log_decay, length = shared.layout, leak.get("log_decay"), query.shape[2]
         if log_decay is not None:
-            if layout.padding_mask is not None:
-                log_decay = log_decay.masked_fill(~layout.padding_mask[:, None], 0)
             # as precise as the cache has it, which keeps it beside the keys
             log_decay = log_decay.to(key.dtype).expand(*key.shape[:2], -1)
             key = torch.cat((key, log_decay[..., None]), dim=-1)
@@ -236,8 +233,10 @@ class AstroformerAttention(nn.Module):
             key, value = cache.update(key, value, self.layer_idx)
         bias = None  # added to the scores, `(1 or batch, heads, length, past_length + length)`
         if log_decay is not None:
-            key, log_decay = key[..., :-1], key[..., -1]
-            elapsed = upcast(log_decay).cumsum(-1)
+            key, log_decay = key[..., :-1], upcast(key[..., -1])
+            if layout.full_mask is not None:
+                log_decay = log_decay.masked_fill(~layout.full_mask[:, None], 0)
+            elapsed = log_decay.cumsum(-1)
             bias = -(elapsed[..., -length:, None] - elapsed[..., None, :]).abs()
         elif "log_proximity" in leak:
             bias = leak["log_proximity"][None]

@@ -43,25 +43,30 @@ class SynapticDecay(nn.Module):
         # sigmoid(b) = exp(-1 / span)
         return [(self.bias, -torch.expm1(1 / spans).log()), (self.weight, torch.tensor(0.0))]
 
-    def forward(self, hidden_states: torch.Tensor, shard: HeadShard | None = None) -> torch.Tensor:
-        """log f_t, `(batch, heads, length)`, or `(1, heads, length)` where it is the same for all, float32 (float64 for
-        float64), from `(batch, length, hidden_size)`."""
-        length = hidden_states.shape[1]
+    def forward(
+        self, hidden_states: torch.Tensor, distances: torch.Tensor | None = None, shard: HeadShard | None = None
+    ) -> torch.Tensor:
+        """The logarithm of the share that is left.
+
+        Args:
+            hidden_states (`torch.Tensor`): `(batch, length, hidden_size)`.
+            distances (`torch.Tensor`, *optional*): `(length, length)`, between tokens that do not lie on a line.
+                "learned" only: a gate would need an order.
+            shard (`HeadShard`, *optional*): where the layer computes some of the heads.
+
+        Returns:
+            log f_t, `(batch, heads, length)`, or `(1, heads, length)` where it is the same for all; with `distances`
+            that of what is written at one place and found at another, `(heads, length, length)`. In float32 (float64
+            for float64).
+        """
         if self.weight is None:
-            return -self.rates(shard)[None, :, None].expand(1, -1, length)
+            (bias,) = of_heads(shard, self.bias)
+            rates = upcast(bias).exp()  # in 1 / tokens, (heads,)
+            if distances is not None:
+                return -rates[:, None, None] * distances.to(rates)
+            return -rates[None, :, None].expand(1, -1, hidden_states.shape[1])
         weight, bias = (upcast(x) for x in of_heads(shard, self.weight, self.bias))
         return nn.functional.logsigmoid(upcast(hidden_states) @ weight.T + bias).transpose(1, 2)
-
-    def log_proximity(self, distances: torch.Tensor, shard: HeadShard | None = None) -> torch.Tensor:
-        """The logarithm of the share of what is written at one place that another finds, `(heads, length, length)`,
-        from how far they are apart, `(length, length)`. "learned" only: a gate would need an order."""
-        rates = self.rates(shard)[:, None, None]
-        return -rates * distances.to(rates)
-
-    def rates(self, shard: HeadShard | None = None) -> torch.Tensor:
-        """exp(b), in 1 / tokens: `(heads,)`. "learned" only."""
-        (bias,) = of_heads(shard, self.bias)
-        return upcast(bias).exp()
 
 
 def spread_over_heads(spans: Sequence[float], num_heads: int) -> list[float]:

@@ -64,7 +64,7 @@ def test_records_are_what_the_layers_computed(name, variant):
         assert record.memory_span.isfinite().all() == is_leaky
         assert (record.release is not None) == (layer.operation["presynaptic_target"] == "synapse")
         if is_leaky:
-            torch.testing.assert_close(record.memory_span[0], 1 / layer.synaptic_decay.rates())
+            torch.testing.assert_close(record.memory_span[0], (-layer.synaptic_decay.bias).exp())
         silenced = value if mask is None else value.masked_fill(~mask[:, None, :, None], 0)
         mixed = layer.o_proj((record.attention @ silenced).transpose(1, 2).flatten(2))
         torch.testing.assert_close(mixed[record.padding_mask], output[record.padding_mask], rtol=1e-4, atol=1e-4)
@@ -129,7 +129,7 @@ def test_retention_and_release_follow_their_equations(name):
 def test_on_a_grid_the_memory_span_is_in_patches():
     _, _, records, heard = run("AstroformerForImageClassification", VARIANTS["leaky"])
     assert records[0].retention is None
-    spans = (1 / heard[0][0].synaptic_decay.rates()).expand(2, -1)
+    spans = (-heard[0][0].synaptic_decay.bias).exp().expand(2, -1)
     torch.testing.assert_close(records[0].memory_span, spans)
 
 
