@@ -478,6 +478,7 @@ def attend(
 
     Args:
         astrocyte_code (`CodeRecipe`, *optional*): R, or what it is made of.
+        feature_map (`str`): also "identity", for queries, keys and R that are features already.
         document_ids (`torch.Tensor`, *optional*): as of `number_documents`.
         output_scale (`float` or `torch.Tensor`): factor of the output, `(batch, 1, length or 1, 1)`. If it is the same
             for all tokens of a sequence, it costs nothing: the Hebbian weights are scaled instead.
@@ -507,7 +508,7 @@ def attend(
         "output_dtype": output_dtype,
     }
     passes = _passes(query, key, document_ids, log_decay, proximity, causal)
-    kernels_apply_phi = FEATURE_MAPS[feature_map].in_kernels
+    kernels_apply_phi = feature_map == "identity" or FEATURE_MAPS[feature_map].in_kernels
     # a causal call that only writes, or only reads, makes R first: write mode's own code would look both ways
     if kernels_apply_phi and not (causal and passes[0].name == "write_mode"):
         passes[0] = fused_pass(passes[0], astrocyte_code)

@@ -21,6 +21,7 @@ class SynapseCacheLayer(CacheLayerMixin):
     Attributes:
         synapses: the `NeuronAstrocyteState` of the attention, or None before the first token.
         code_state: the state of the astrocyte code, a tuple of tensors with the batch first; None if it has none.
+        covariance: the state of the covariance rule, a tuple of tensors with the batch first; None without that rule.
         counted: `(batch, 1)`, how many tokens so far are real, or None if all are.
         length: tokens so far, padding included.
         places: `(batch, 1)`, which of them are real, as a sum of numbers that stand for their places, or None if all
@@ -29,6 +30,7 @@ class SynapseCacheLayer(CacheLayerMixin):
 
     synapses: NeuronAstrocyteState | None
     code_state: Any
+    covariance: tuple[torch.Tensor, ...] | None
     counted: torch.Tensor | None
     length: int
     places: torch.Tensor | None
@@ -65,7 +67,7 @@ class SynapseCacheLayer(CacheLayerMixin):
         return sum(x.numel() * x.element_size() for state in self._states() for x in state)
 
     def reset(self) -> None:
-        self.synapses = self.code_state = self.counted = self.places = None
+        self.synapses = self.code_state = self.covariance = self.counted = self.places = None
         self.length = 0
         self.is_initialized = False
 
@@ -102,10 +104,10 @@ class SynapseCacheLayer(CacheLayerMixin):
             self._apply(lambda x: x.to(self.device, non_blocking=True))
 
     def _states(self) -> list[tuple[torch.Tensor, ...]]:
-        return [state for state in (self.synapses, self.code_state) if state is not None]
+        return [state for state in (self.synapses, self.code_state, self.covariance) if state is not None]
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        for name in ("synapses", "code_state"):
+        for name in ("synapses", "code_state", "covariance"):
             state = getattr(self, name)
             if state is not None:
                 # a named tuple takes its fields one by one

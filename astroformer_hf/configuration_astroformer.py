@@ -43,6 +43,7 @@ BEFORE_IT_EXISTED = {
     "synaptic_decay": "none",
     "presynaptic_target": "response",
     "calcium_sources": "neurons",
+    "hebbian_rule": "correlation",
 }
 REGISTRIES = {"feature_map": "register_feature_map", "astrocyte_code": "register_astrocyte_code"}
 POSITIVE = (
@@ -178,6 +179,7 @@ class AstroformerBaseConfig(PreTrainedConfig):
     initial_memory_spans: list[float | int] | tuple[float | int, ...] = (1.0, 32.0)
     presynaptic_target: str = "response"
     calcium_sources: str = "neurons"
+    hebbian_rule: str = "correlation"
 
     astroformer_version: str | None = __version__
 
@@ -234,6 +236,18 @@ class AstroformerBaseConfig(PreTrainedConfig):
         spans = self.initial_memory_spans
         if not spans or not all(0 < span < math.inf for span in spans):
             raise ValueError(f"initial_memory_spans must be positive numbers of tokens, got {spans!r}")
+        if self.hebbian_rule == "covariance":
+            m = self.num_hidden_neurons or self.hidden_size // self.num_attention_heads
+            if FEATURE_MAPS[self.feature_map].num_features(m, self.num_random_features) != m:
+                raise ValueError(
+                    "hebbian_rule 'covariance' needs a feature_map with one feature for each hidden neuron, got "
+                    f"{self.feature_map!r}"
+                )
+            if self.attention_type == "softmax" and self.is_decoder:
+                raise ValueError(
+                    "hebbian_rule must be 'correlation' for decoders of attention_type 'softmax', whose cache has no "
+                    "place for the covariance, got 'covariance'"
+                )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:
@@ -353,6 +367,8 @@ class AstroformerConfig(AstroformerBaseConfig):
             alone, the paper's form, or at the "synapse" as well (short-term depression).
         calcium_sources (`str`, defaults to `"neurons"`): what raises the calcium, the "neurons" alone, the paper's
             form, or "all", the astrocyte's own processes as well.
+        hebbian_rule (`str`, defaults to `"correlation"`): plasticity by the product of activities, the paper's form, or
+            by their "covariance" as well: a term of its own, with a learned gain per head, in any arm.
         astroformer_version (`str`): the release that saved a checkpoint; a newer one than this gives a warning.
 
     Raises:

@@ -29,8 +29,9 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             hidden_act, classifier_dropout, attention_type, feature_map, num_hidden_neurons, num_random_features,
             presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,
             astrocyte_resting_activity, calcium_normalization, synaptic_decay, initial_memory_spans, presynaptic_target,
-            calcium_sources: as of `AstroformerConfig`. The unit of distance for `astrocyte_scale` is a patch, and so is
-            that of memory spans, which are counted along rows plus along columns; `synaptic_decay` cannot be "gated".
+            calcium_sources, hebbian_rule: as of `AstroformerConfig`. The unit of distance for `astrocyte_scale` is a
+            patch, and so is that of memory spans, which are counted along rows plus along columns; `synaptic_decay`
+            cannot be "gated".
 
     Raises:
         ValueError: a value out of range, or a keyword that looks like a misspelt field.

@@ -35,8 +35,8 @@ class SynapseRecord(NamedTuple):
             Where nothing leaks it grows with the length of the text, and in a causal model, which has the calcium up to
             each token, along the text. 0 at padding.
         feedback: P, `(B, H, N)`: 1 / C, or 1 where the model has no feedback. 0 at padding.
-        attention: the effective attention, `(B, H, N, N)`: what the values are multiplied with, the layer's factor
-            included; the `attentions` of the model.
+        attention: the effective attention, `(B, H, N, N)`: what the values are multiplied with, the layer's factor and
+            the covariance rule included; the `attentions` of the model.
         astrocyte_code: R, `(B, H, N, m)`; None without an astrocyte Hebbian term.
         retention: f_t, `(B, H, N)`: the share of all that was written that is left when a token comes, 1 at padding;
             None where nothing leaks from token to token.
@@ -108,16 +108,17 @@ def _record(layer: Any, hidden_states: torch.Tensor, shared: Any) -> SynapseReco
         if layer.astrocyte_code is not None:
             code = materialized(layer.astrocyte_code(key, layout, shared.geometry), key, layout)
         leak = layer.leak(hidden_states, shared, None)
-        log_decay = leak.get("log_decay")
-        proximity = leak["log_proximity"].exp() if "log_proximity" in leak else None
+        leak_of_operation = layer.leak_of_operation(leak)
+        log_decay, proximity = leak_of_operation["log_decay"], leak_of_operation["proximity"]
         operation = {
             **layer.operation,
+            **leak_of_operation,
             "random_projection": layer.random_projection,
             "causal": layout.causal,
-            "log_decay": log_decay,
-            "proximity": proximity,
         }
         attention = neuron_astrocyte_attention_weights(query, key, code, mask, **operation) * shared.output_scale
+        if layer.covariance_gain is not None:
+            attention = attention + layer.covariance_term(query, key, value, shared, None, None, leak, True)[1]
 
         feature_map, num_hidden_neurons = layer.operation["feature_map"], layer.num_hidden_neurons
         alpha, sources = layer.operation["alpha"], layer.operation["calcium_sources"]

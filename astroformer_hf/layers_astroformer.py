@@ -14,7 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, Layout, upcast
+from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, Layout, of_heads, upcast
 from .attention_contract import CodeRecipe
 from .attention_operation import attend, neuron_astrocyte_attention_weights
 from .attention_passes import full_precision
@@ -22,6 +22,7 @@ from .configuration_astroformer import AstroformerBaseConfig
 from .feature_maps import FEATURE_MAPS
 from .forward_keywords import may_wait_for
 from .head_shards import HeadShard, split_heads
+from .hebbian_covariance import covariance_read, covariance_weights
 from .library_compatibility import takes_cache
 from .synaptic_decay import SynapticDecay, effective_tokens
 from .token_layout import sizes_of_documents
@@ -80,6 +81,9 @@ class AstroformerAttention(nn.Module):
             self.most_tokens = effective_tokens(
                 config.initial_memory_spans, self.num_heads, config.is_decoder, config.num_position_dimensions
             )
+        self.covariance_gain: nn.Parameter | None = None
+        if config.hebbian_rule == "covariance":
+            self.covariance_gain = nn.Parameter(torch.empty(self.num_heads))
         random_projection = None
         if FEATURE_MAPS[config.feature_map].has_random_projection and config.attention_type != "softmax":
             random_projection = torch.empty(config.num_random_features, config.num_hidden_neurons)
@@ -107,6 +111,13 @@ class AstroformerAttention(nn.Module):
         else:
             own_attention = self._neuron_astrocyte_attention
         output, attention_map = own_attention(query, key, value, shared, output_attentions, cache, shard, leak)
+        if self.covariance_gain is not None:
+            added, to_map = self.covariance_term(
+                query, key, value, shared, cache, shard, leak, attention_map is not None
+            )
+            output = output + added.to(output.dtype)
+            if attention_map is not None and to_map is not None:
+                attention_map = attention_map + to_map.to(attention_map.dtype)
         if shard is not None and attention_map is not None:
             attention_map = shard.gather(attention_map)
         return self.o_proj(output.transpose(1, 2).flatten(2)), attention_map
@@ -158,8 +169,7 @@ class AstroformerAttention(nn.Module):
                 code = self.astrocyte_code(upcast(key), layout, shared.geometry, code_state, shard)
         operation = {
             **self.operation,
-            "log_decay": leak.get("log_decay"),
-            "proximity": leak["log_proximity"].exp() if "log_proximity" in leak else None,
+            **self.leak_of_operation(leak),
             "random_projection": self.random_projection,
             "causal": layout.causal,
             "initial_state": initial_state,
@@ -187,6 +197,51 @@ class AstroformerAttention(nn.Module):
             counted = None if layout.counted is None else layout.counted[:, -1:]
             memory.update(attended.state, attended.code_state, counted, key.shape[2])
         return attended.output.to(value.dtype) if output is None else output, attention_map
+
+    def covariance_term(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        shared: "SharedAcrossLayers",
+        cache: Any,
+        shard: HeadShard | None,
+        leak: dict[str, torch.Tensor],
+        with_map: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the covariance rule adds to the output and, if asked for, to the map."""
+        assert self.covariance_gain is not None
+        layout, memory = shared.layout, None if cache is None else cache.layers[self.layer_idx]
+        arguments: dict[str, Any] = {
+            "feature_map": self.operation["feature_map"],
+            "causal": layout.causal,
+            "document_ids": layout.document_ids,
+            **self.leak_of_operation(leak),
+        }
+        with full_precision(query):
+            (gain,) = of_heads(shard, self.covariance_gain)
+            gain = upcast(gain)[:, None, None] * self.num_hidden_neurons**-0.5
+            query, key = upcast(query), upcast(key)
+            read, state = covariance_read(
+                query,
+                key,
+                upcast(value),
+                layout.padding_mask,
+                **arguments,
+                initial_state=None if memory is None else memory.covariance,
+            )
+            if memory is not None:
+                memory.covariance = state
+            weights = None
+            if with_map:
+                weights = gain * covariance_weights(query, key, layout.padding_mask, **arguments)
+            return gain * read, weights
+
+    @staticmethod
+    def leak_of_operation(leak: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+        """What the operation takes of the synapses' leak."""
+        proximity = leak["log_proximity"].exp() if "log_proximity" in leak else None
+        return {"log_decay": leak.get("log_decay"), "proximity": proximity}
 
     def output_scale(self, layout: Layout) -> torch.Tensor | float:
         """The factor on the operation's output: a float, or `(batch or 1, 1, length or 1, 1)`."""

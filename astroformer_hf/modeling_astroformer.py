@@ -124,9 +124,12 @@ class AstroformerPreTrainedModel(SafelyLoadedModel):
         if isinstance(module, AstrocyteCode | SynapticDecay):
             for parameter, value in module.initial_values(self.config):
                 init.copy_(parameter, value)
-        elif isinstance(module, AstroformerAttention) and module.random_projection is not None:
-            projection: Any = module.random_projection
-            init.copy_(projection, draw_random_projection(*projection.shape))
+        elif isinstance(module, AstroformerAttention):
+            if module.random_projection is not None:
+                projection: Any = module.random_projection
+                init.copy_(projection, draw_random_projection(*projection.shape))
+            if module.covariance_gain is not None:
+                init.ones_(module.covariance_gain)
 
 
 class AstroformerEncoder(AstroformerPreTrainedModel):

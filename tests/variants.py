@@ -29,6 +29,7 @@ VARIANTS = {
     "no astrocyte": {"use_astrocyte_hebbian": False},
     "no feedback": {"use_calcium_feedback": False},
     "leaky": {"synaptic_decay": "learned", "presynaptic_target": "synapse", "calcium_sources": "all"},
+    "covariance": {"hebbian_rule": "covariance", "synaptic_decay": "learned"},
     "wide": {"num_hidden_neurons": 12, "astrocyte_code": "sinusoidal"},
     "linear": {"attention_type": "linear"},
     "softmax": {"attention_type": "softmax"},
