@@ -17,6 +17,9 @@ find_python() {
     return 1
 }
 
+# Python keeps what it compiles: a process that compiles torch and transformers anew starts ten seconds later.
+unset PYTHONDONTWRITEBYTECODE
+
 # The mark is written last, so that an installation that was cut short is taken up again; and it holds what was asked
 # for, so that a change of it is noticed.
 asked_for=$(cat pyproject.toml constraints.txt | cksum)

@@ -3,6 +3,8 @@
 
 import os
 import shutil
+import subprocess
+import types
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -94,3 +96,34 @@ def scripts(environment, tmp_path_factory):
     server = ScriptServer(environment, tmp_path_factory.mktemp("printed"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def strangers(environment, tmp_path_factory):
+    """Starts scripts that find nothing of the package imported, and the code of checkpoints in a folder of its own."""
+    folder = tmp_path_factory.mktemp("strangers")
+    server = ScriptServer({**environment, "HF_MODULES_CACHE": str(folder / "modules")}, folder, package=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def forked_checks(scripts, strangers, monkeypatch):
+    """Lets `publish.check_answers` fork its two processes from those, instead of starting Python anew."""
+    import publish
+
+    class Process:
+        def __init__(self, command, **_):
+            server = strangers if "--without_package" in command else scripts
+            self.script = server.start(*command[1:])
+            self.kill = self.script.kill
+
+        def communicate(self):
+            return "".join(self.script.communicate()), None
+
+        @property
+        def returncode(self):
+            return self.script.returncode
+
+    forked = types.SimpleNamespace(**{**vars(subprocess), "Popen": Process})
+    monkeypatch.setattr(publish, "subprocess", forked)
