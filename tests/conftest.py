@@ -4,7 +4,6 @@
 import os
 import shutil
 import subprocess
-import types
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -109,11 +108,11 @@ def strangers(environment, tmp_path_factory):
 
 @pytest.fixture
 def forked_checks(scripts, strangers, monkeypatch):
-    """Lets `publish.check_answers` fork its two processes from those, instead of starting Python anew."""
-    import publish
+    """Has the two processes that `publish.check_answers` starts forked from those, instead of Python started anew."""
+    start = subprocess.Popen
 
-    class Process:
-        def __init__(self, command, **_):
+    class Forked:
+        def __init__(self, command):
             server = strangers if "--without_package" in command else scripts
             self.script = server.start(*command[1:])
             self.kill = self.script.kill
@@ -125,5 +124,8 @@ def forked_checks(scripts, strangers, monkeypatch):
         def returncode(self):
             return self.script.returncode
 
-    forked = types.SimpleNamespace(**{**vars(subprocess), "Popen": Process})
-    monkeypatch.setattr(publish, "subprocess", forked)
+    def start_or_fork(command, *args, **options):
+        is_check = isinstance(command, list) and command[1:2] == [str(ROOT / "scripts/sharing/compare_loading.py")]
+        return Forked(command) if is_check else start(command, *args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start_or_fork)

@@ -159,7 +159,7 @@ def scratch(workplace, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name not in RECORDS], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_blocks_of_a_page_run(page, scratch, scripts, capsys):
+def test_blocks_of_a_page_run(page, scratch, scripts, forked_checks, capsys):
     for package in NEEDS.get(page.name, ()):
         pytest.importorskip(package)
     names = {"__name__": "__main__"}

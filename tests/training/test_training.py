@@ -107,10 +107,10 @@ def script_command(data, output_dir, *more):
     ]
 
 
-def test_script_trains_saves_and_is_loaded_again(tmp_path, environment):
+def test_script_trains_saves_and_is_loaded_again(tmp_path, scripts):
     data, output_dir = write_reviews(tmp_path / "reviews"), tmp_path / "model"
     command = script_command(data, output_dir, "--num_train_epochs", "6", "--dropout", "0")
-    subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)
+    scripts.run(*command)
 
     results = json.loads((output_dir / "results.json").read_text())
     assert results["metrics"]["accuracy"] > 0.9
