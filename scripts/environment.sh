@@ -31,7 +31,13 @@ if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$asked_for" ]; then
     pip_install() {
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt "$@"
     }
-    pip_install torch  # first and alone: what follows must find it, not choose another build
+    # torch first and alone: what follows must find it, not choose another build. Meanwhile large packages that it does
+    # not depend on are unpacked, which takes about as long.
+    large='^(fonttools|gradio|matplotlib|mypy|numpy|onnx|onnxruntime|pandas|pillow|pyarrow|ruff|scikit-learn|scipy|selenium)=='
+    pip_install --no-deps --requirement <(grep -E "$large" constraints.txt) &
+    unpacking=$!
+    pip_install torch
+    wait "$unpacking"
     pip_install --editable '.[dev]'
     echo "$asked_for" > "$venv/.installed"
 fi

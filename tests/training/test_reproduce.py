@@ -24,7 +24,7 @@ from variants import ROOT
 from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
 
 
-FEW = ("--tasks", "digits", "--arms", "softmax", "full")
+FEW = ("--tasks", "digits", "--arms", "softmax")
 
 
 def command(folder, *more):
@@ -107,7 +107,7 @@ def test_killed_half_way_and_started_again_it_gives_the_same_table(whole, tmp_pa
     assert killed["resumed"]
 
     found, expected = records_in(tmp_path), records_in(whole[0])
-    assert len(found) == 6
+    assert len(found) == 3
     for name, record in found.items():
         assert record["metrics"] == expected[name]["metrics"], name
         losses = [[entry["loss"] for entry in run["learning_curve"]["train"]] for run in (record, expected[name])]
@@ -150,7 +150,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path, scripts):
     folder = tmp_path / "models/smoke/digits/softmax_rate0.001_seed42"
     folder.mkdir(parents=True)
     (folder / "cell.json").write_text(json.dumps({"arguments": ["--hidden_size", "7"], "data": []}))
-    output = printed_by(process := start(tmp_path, scripts, *FEW[:-1], "--seeds", "42"))
+    output = printed_by(process := start(tmp_path, scripts, *FEW, "--seeds", "42"))
     assert process.returncode == 1 and "holds a run with other arguments or data" in output
     assert "move the folder away" in output
 
@@ -160,7 +160,7 @@ def test_two_processes_share_the_cells(tmp_path, scripts):
     outputs = [printed_by(process) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     trained = [line for output in outputs for line in output.splitlines() if ": training" in line]
-    assert len(trained) == len(set(trained)) == len(records_in(tmp_path)) == 6
+    assert len(trained) == len(set(trained)) == len(records_in(tmp_path)) == 3
     assert table_of(outputs[0]) == table_of(outputs[1])
 
 
