@@ -17,6 +17,9 @@ find_python() {
     return 1
 }
 
+# Python keeps what it compiles: a process that compiles torch and transformers anew starts ten seconds later.
+unset PYTHONDONTWRITEBYTECODE
+
 # The mark is written last, so that an installation that was cut short is taken up again; and it holds what was asked
 # for, so that a change of it is noticed.
 asked_for=$(cat pyproject.toml constraints.txt | cksum)
@@ -28,7 +31,13 @@ if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$asked_for" ]; then
     pip_install() {
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt "$@"
     }
-    pip_install torch  # first and alone: what follows must find it, not choose another build
+    # torch first and alone: what follows must find it, not choose another build. Meanwhile large packages that it does
+    # not depend on are unpacked, which takes about as long.
+    large='^(fonttools|gradio|matplotlib|mypy|numpy|onnx|onnxruntime|pandas|pillow|pyarrow|ruff|scikit-learn|scipy|selenium)=='
+    pip_install --no-deps --requirement <(grep -E "$large" constraints.txt) &
+    unpacking=$!
+    pip_install torch
+    wait "$unpacking"
     pip_install --editable '.[dev]'
     echo "$asked_for" > "$venv/.installed"
 fi

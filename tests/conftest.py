@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import subprocess
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,8 +17,10 @@ from variants import COMPILER, HEADS, ROOT, VARIANTS
 
 # Files that take longest, which two processes are given first, so that they end at about the same time.
 LONG = (
-    *("test_reproduce.py", "test_publish.py", "test_training.py", "test_docs.py", "test_parallel.py", "test_demo.py"),
-    *("test_ecosystem.py", "test_packing.py", "test_packaging.py", "test_sharing.py", "test_library_suites.py"),
+    *("test_docs.py", "test_reproduce.py", "test_export.py", "test_publish.py", "test_triton.py", "test_training.py"),
+    *("test_transforms.py", "test_library_suites.py", "test_generation.py", "test_parallel.py", "test_packaging.py"),
+    *("test_native_library.py", "test_demo.py", "test_safety.py", "test_sharing.py", "test_modeling.py"),
+    *("test_ecosystem.py", "test_heads.py", "test_benchmark.py", "test_vision.py", "test_attention_backends.py"),
 )
 
 
@@ -94,3 +97,37 @@ def scripts(environment, tmp_path_factory):
     server = ScriptServer(environment, tmp_path_factory.mktemp("printed"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def strangers(environment, tmp_path_factory):
+    """Starts scripts that find nothing of the package imported, and the code of checkpoints in a folder of its own."""
+    folder = tmp_path_factory.mktemp("strangers")
+    server = ScriptServer({**environment, "HF_MODULES_CACHE": str(folder / "modules")}, folder, package=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def forked_checks(scripts, strangers, monkeypatch):
+    """Has the two processes that `publish.check_answers` starts forked from those, instead of Python started anew."""
+    start = subprocess.Popen
+
+    class Forked:
+        def __init__(self, command):
+            server = strangers if "--without_package" in command else scripts
+            self.script = server.start(*command[1:])
+            self.kill = self.script.kill
+
+        def communicate(self):
+            return "".join(self.script.communicate()), None
+
+        @property
+        def returncode(self):
+            return self.script.returncode
+
+    def start_or_fork(command, *args, **options):
+        is_check = isinstance(command, list) and command[1:2] == [str(ROOT / "scripts/sharing/compare_loading.py")]
+        return Forked(command) if is_check else start(command, *args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start_or_fork)

@@ -52,12 +52,15 @@ class Script:
 
 
 class ScriptServer:
-    """Starts scripts of one environment; `folder` keeps what they print."""
+    """Starts scripts of one environment; `folder` keeps what they print. Without `package`, they find only torch and
+    transformers imported, and nothing of `astroformer_hf`."""
 
-    def __init__(self, environment, folder):
+    def __init__(self, environment, folder, package=True):
         self.folder, self.number = Path(folder), 0
+        self.folder.mkdir(exist_ok=True)
+        command = [sys.executable, __file__, "package" if package else "library"]
         self.process = subprocess.Popen(
-            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def close(self):
@@ -77,9 +80,9 @@ class ScriptServer:
         pid = self.ask(args=args, output=[str(path) for path in output], **more)
         return Script(self, args, pid, output)
 
-    def run(self, *args, check=True, cwd=None):
+    def run(self, *args, check=True, cwd=None, environment=None):
         """Runs a script to its end, and raises with what it said if it failed."""
-        return self._ended(self.start(*args, cwd=cwd), check)
+        return self._ended(self.start(*args, cwd=cwd, environment=environment), check)
 
     def run_in_two(self, *args, cwd=None):
         """Runs a script in two processes that know of each other as those of `torchrun --nproc-per-node 2` do, and
@@ -132,7 +135,11 @@ def end(status):
     os._exit(status)
 
 
-def serve():
+def import_library():
+    from transformers import PreTrainedModel, pipeline  # noqa: F401
+
+
+def import_package():
     import datasets  # noqa: F401
     import evaluate  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
@@ -141,6 +148,8 @@ def serve():
 
     import astroformer_hf  # noqa: F401
 
+
+def serve():
     gc.freeze()  # so that collecting garbage does not copy what the processes share
     for line in sys.stdin:
         request = json.loads(line)
@@ -158,4 +167,5 @@ def serve():
 
 
 if __name__ == "__main__":
+    import_package() if sys.argv[1] == "package" else import_library()
     serve()

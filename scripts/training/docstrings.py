@@ -2,6 +2,7 @@
 """The docstrings of Python's standard library as data that is on every machine."""
 
 import ast
+import functools
 import hashlib
 import os
 import sysconfig
@@ -42,6 +43,7 @@ def is_validation(text):
     return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 100 < VALIDATION_PERCENT
 
 
+@functools.cache  # a second or two, for every model of a comparison
 def standard_library():
     """`collect` over the standard library of this Python.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import transformers
+from filelock import FileLock
 
 
 PACKAGE = "transformers_common_tests"
@@ -28,8 +29,10 @@ class Unavailable(Exception):
 def load():
     """Imports `test_modeling_common`, `test_configuration_common` and `test_training_mixin`, as a tuple of modules."""
     folder = CACHE / f"transformers-{transformers.__version__}"
-    if not (folder / PACKAGE).exists():
-        _fetch(folder)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / "suites.lock"):  # several processes of pytest collect the same files
+        if not (folder / PACKAGE).exists():
+            _fetch(folder)
     sys.path.insert(0, str(folder))
     _stub("exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
     _stub("generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
@@ -49,7 +52,6 @@ def load():
 
 
 def _fetch(folder):
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         command = [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"),

@@ -2,12 +2,13 @@
 """Decoding: with and without the cache, in pieces, with beams, left-padded, far past the training length."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
-from variants import make_model, tiny_config, tiny_vision_config
+from variants import VARIANTS, make_model, some_each_time, tiny_config, tiny_vision_config
 
 from astroformer_hf import AstroformerCache, attention_backend
 from astroformer_hf.library_compatibility import CACHE_NAME
@@ -26,15 +27,26 @@ def prompts(length=9):
     return {"input_ids": ids, "attention_mask": mask}
 
 
+WAYS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "several of beams": {"num_beams": 3, "num_return_sequences": 2},
+    "sampled": {"do_sample": True, "top_k": 5},
+}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "top_k": 5}],
-    ids=str,
+    ("name", "way"),
+    some_each_time(
+        itertools.product(VARIANTS, WAYS),
+        [*itertools.product(VARIANTS, ["greedy"]), *zip(VARIANTS, itertools.cycle(list(WAYS)[1:]), strict=False)],
+    ),
 )
-def test_the_cache_changes_nothing(model, options):
+def test_the_cache_changes_nothing(name, way):
+    model = make_model("AstroformerForCausalLM", **VARIANTS[name])
     options = {
         "do_sample": False,
-        **options,
+        **WAYS[way],
         "max_new_tokens": 70,
         "return_dict_in_generate": True,
         "output_logits": True,
@@ -370,17 +382,17 @@ STREAMING = {
 @pytest.mark.parametrize("code", STREAMING)
 def test_streams_far_past_the_training_length_in_constant_memory(code):
     model = make_model("AstroformerForCausalLM", max_position_embeddings=160, **STREAMING[code])
-    ids = torch.randint(1, 50, (1, 1600))
+    ids = torch.randint(1, 50, (1, 640))
     cache, sizes, outputs = AstroformerCache(2), set(), []
     with torch.no_grad():
         expected = model(ids).logits
-        for start in range(0, 1600, 50):
-            outputs.append(model(ids[:, start : start + 50], cache=cache).logits)
+        for start in range(0, 640, 40):
+            outputs.append(model(ids[:, start : start + 40], cache=cache).logits)
             sizes.add(cache.num_bytes)
         assert len(sizes) == 1
         torch.testing.assert_close(torch.cat(outputs, dim=1), expected, rtol=1e-3, atol=1e-3)
-        output = model.generate(ids[:, :10], max_new_tokens=1590, do_sample=True, return_dict_in_generate=True)
-    assert output.sequences.shape == (1, 1600) and output[CACHE_NAME].num_bytes in sizes
+        output = model.generate(ids[:, :10], max_new_tokens=630, do_sample=True, return_dict_in_generate=True)
+    assert output.sequences.shape == (1, 640) and output[CACHE_NAME].num_bytes in sizes
 
 
 def test_the_learned_code_ends_with_its_table():

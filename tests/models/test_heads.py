@@ -324,7 +324,7 @@ def test_labels_that_do_not_fit_leave_the_configuration_alone(head):
 )
 def test_the_problem_is_inferred_in_a_compiled_graph(head, case):
     num_labels, labels = PROBLEMS[case]
-    model = make_model(head, num_labels=num_labels)
+    model = make_model(head, num_labels=num_labels, num_hidden_layers=1)
     inputs = {**HEADS[head][2](), "labels": labels}
     loss = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs).loss
     assert model.config.problem_type == case

@@ -2,13 +2,14 @@
 """Models and the operation under torch's own transforms: what they answer without them, or an error in words."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
-from variants import HEADS, VARIANTS, VISION, make_model, tiny_config, without_labels
+from variants import HEADS, VARIANTS, VISION, make_model, some_each_time, tiny_config, without_labels
 
 from astroformer_hf import (
     AstroformerForCausalLM,
@@ -66,10 +67,19 @@ def trace(model, inputs):
         return torch.jit.trace(model, example_kwarg_inputs=inputs, check_trace=False, strict=False)
 
 
-@is_decoder
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_traced_graph_is_right_for_every_mask_and_batch(variant, is_decoder, size):
-    model = make(variant, is_decoder)
+def every_variant(others):
+    """Parameters for every variant, encoder and decoder, with each of `others` in turn; with all of them on demand."""
+    each_time = [
+        (name, is_decoder, others[(i + is_decoder) % len(others)])
+        for i, name in enumerate(VARIANTS)
+        for is_decoder in (False, True)
+    ]
+    return some_each_time(itertools.product(VARIANTS, (False, True), others), each_time)
+
+
+@pytest.mark.parametrize(("name", "is_decoder", "size"), every_variant([1, 2]))
+def test_a_traced_graph_is_right_for_every_mask_and_batch(name, is_decoder, size):
+    model = make(VARIANTS[name], is_decoder)
     for traced_with in ("none", "right", "left"):
         input_ids, mask = batch(size, 9, traced_with)
         graph = trace(model, {"input_ids": input_ids, "attention_mask": mask})
@@ -80,10 +90,9 @@ def test_a_traced_graph_is_right_for_every_mask_and_batch(variant, is_decoder, s
             assert_same(graph(input_ids=input_ids, attention_mask=mask)[0], expected, mask)
 
 
-@is_decoder
-@pytest.mark.parametrize("length", [1, 9, 80])
-def test_a_traced_graph_refuses_other_lengths(variant, is_decoder, length):
-    model = make(variant, is_decoder)
+@pytest.mark.parametrize(("name", "is_decoder", "length"), every_variant([1, 9, 80]))
+def test_a_traced_graph_refuses_other_lengths(name, is_decoder, length):
+    model = make(VARIANTS[name], is_decoder)
     input_ids, mask = batch(2, max(length, 9), "none")
     input_ids, mask = input_ids[:, :length], mask[:, :length]
     graph = trace(model, {"input_ids": input_ids})

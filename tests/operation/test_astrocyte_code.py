@@ -326,7 +326,7 @@ def test_a_finer_grid_sees_the_same_astrocyte(kind):
 
 
 def test_row_sum_of_the_grid():
-    assert coupling_row_sum(1.0, 2) == pytest.approx(euclidean_coupling(61, 61, 1.0)[61 * 30 + 30].sum().item())
+    assert coupling_row_sum(1.0, 2) == pytest.approx(euclidean_coupling(41, 41, 1.0)[41 * 20 + 20].sum().item())
 
 
 def test_every_code_of_the_configuration_exists():

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from variants import some_each_time
 
 from astroformer_hf import (
     NeuronAstrocyteState,
@@ -45,12 +46,21 @@ def output_and_gradients(function, arguments, tensors, **options):
     return output, torch.autograd.grad((output * probe).sum(), tensors)
 
 
+CODES = ("none", "shared", "batched")
+LENGTHS = (1, 2, 63, 130)
+
+
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize("code", ["none", "shared", "batched"])
-@pytest.mark.parametrize("length", [1, 2, 63, 130])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_equals_the_network_in_values_and_gradients(options, length, code, causal):
-    options = {**options, "causal": causal}
+@pytest.mark.parametrize(
+    ("number", "length", "code"),
+    # every option at every length, with one code after the other
+    some_each_time(
+        itertools.product(range(len(OPTIONS)), LENGTHS, CODES),
+        [(i, length, CODES[(i + j) % 3]) for i in range(len(OPTIONS)) for j, length in enumerate(LENGTHS)],
+    ),
+)
+def test_equals_the_network_in_values_and_gradients(number, length, code, causal):
+    options = {**OPTIONS[number], "causal": causal}
     query, key, value, astrocyte_code, tensors = make_inputs(length, code=code)
     arguments = (query, key, value, astrocyte_code, some_mask(2, length))
     expected, expected_gradients = output_and_gradients(neuron_astrocyte_network, arguments, tensors, **options)

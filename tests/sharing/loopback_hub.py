@@ -165,6 +165,7 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the client to acknowledge its head
     timeout = 60
 
     def log_message(self, *_):

@@ -23,6 +23,7 @@ from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, Loopbac
 from publish import Publisher, PublishError
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
+from script_server import ScriptServer
 from training.tokenization import train_bpe_tokenizer
 from transformers import pipeline
 from variants import HIDE_PACKAGE, ROOT, tiny_config
@@ -411,6 +412,10 @@ def test_the_staged_folder_is_whole_and_has_no_pickles(name, trained, tmp_path):
     assert f'model="{name}"' not in card.text
 
 
+def test_an_image_classifier_answers_the_same_without_the_package(trained, tmp_path, forked_checks):
+    publish.check_answers(stage(Path(shutil.copytree(trained / "image", tmp_path / "image")))[0])
+
+
 def edit_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -489,7 +494,7 @@ def test_sharded_weights_must_be_complete(folder):
         stage(folder)
 
 
-def test_half_precision_short_models_and_tokenizers_without_padding_are_compared(tmp_path, monkeypatch):
+def test_half_precision_short_models_and_tokenizers_without_padding_are_compared(tmp_path, monkeypatch, forked_checks):
     folder = tmp_path / "model"
     config = tiny_config(vocab_size=300, astrocyte_code="learned", max_position_embeddings=8)
     AstroformerForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
@@ -508,7 +513,7 @@ def test_half_precision_short_models_and_tokenizers_without_padding_are_compared
     assert package["random.logits"].std() > 0.1
 
 
-def test_code_that_answers_otherwise_than_the_package_is_refused(folder):
+def test_code_that_answers_otherwise_than_the_package_is_refused(folder, forked_checks):
     path = folder / "modeling_astroformer.py"
     text = path.read_text()
     changed = text.replace("= self.classifier(self.dropout(pooled))\n", "= self.classifier(pooled) + 1\n")
@@ -564,6 +569,14 @@ print(json.dumps(answers))
 """
 
 
+def by_hand(hub, trained, name, tmp_path):
+    """Puts what would be published of a model on the Hub."""
+    folder = stage(Path(shutil.copytree(trained / name, tmp_path / name)), f"user/{name}")[0]
+    hub.repositories["model", f"user/{name}"] = Repository(private=False)
+    staged = {path: File(content, is_large=False) for path, content in contents(folder).items()}
+    hub.repositories["model", f"user/{name}"].commit("main", staged, "upload")
+
+
 def test_a_stranger_gets_the_same_answers(trained, tmp_path):
     picture = tmp_path / "digit.png"
     from PIL import Image
@@ -581,20 +594,16 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
         def run(*command, **more):
             return subprocess.run(command, env={**environment, **more}, cwd=tmp_path, capture_output=True, text=True)
 
-        def publish_it(name):
-            script = str(ROOT / "scripts/publish.py")
-            model = ["--model", str(trained / name), "--repo_id", f"user/{name}"]
-            done = run(sys.executable, script, *model)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        first = re.search("at commit ([0-9a-f]{40})", publish_it("text")).group(1)
-        publish_it("image")
-        folder = stage(Path(shutil.copytree(trained / "causal", tmp_path / "causal")), "user/causal")[0]
-        hub.repositories["model", "user/causal"] = Repository(private=False)
-        staged = {path: File(content, is_large=False) for path, content in contents(folder).items()}
-        hub.repositories["model", "user/causal"].commit("main", staged, "upload")
-        assert run(sys.executable, "-c", PUSH, str(trained / "text")).returncode == 0
+        model = ["--model", str(trained / "text"), "--repo_id", "user/text"]
+        done = run(sys.executable, str(ROOT / "scripts/publish.py"), *model)
+        assert done.returncode == 0, done.stderr
+        first = re.search("at commit ([0-9a-f]{40})", done.stdout).group(1)
+        for name in ("image", "causal"):
+            by_hand(hub, trained, name, tmp_path)
+        for name, program in (("push.py", PUSH), ("stranger.py", HIDE_PACKAGE + STRANGER)):
+            (tmp_path / name).write_text(program)
+        server = ScriptServer(environment, tmp_path / "printed", package=False)
+        server.run(tmp_path / "push.py", trained / "text", cwd=tmp_path)
         # a later commit with other weights, which who pinned the first does not get
         weights = load_file(trained / "text" / "model.safetensors")
         save_file({key: -tensor for key, tensor in weights.items()}, tmp_path / "other.safetensors", {"format": "pt"})
@@ -622,10 +631,13 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
         asked["later"] = (task, given, {"model": "user/text"}, more)
         asked["pushed"] = (task, given, {"model": "user/pushed"}, more)
         asked["evil"] = (task, given, {"model": "user/evil"}, more)
-        python, hide = os.environ.get("ASTROFORMER_STRANGER"), ""
+        python, more = os.environ.get("ASTROFORMER_STRANGER"), {"PYTHONPATH": "", "HF_TOKEN": ""}
         if python is None:
-            python, hide = sys.executable, HIDE_PACKAGE
-        stranger = run(python, "-c", hide + STRANGER, json.dumps(asked), PYTHONPATH="", HF_TOKEN="")
+            more = {"environment": more, "cwd": tmp_path, "check": False}
+            stranger = server.run(tmp_path / "stranger.py", json.dumps(asked), **more)
+        else:
+            stranger = run(python, "-c", STRANGER, json.dumps(asked), **more)
+        server.close()
     assert stranger.returncode == 0, stranger.stderr
     assert "EVIL" not in stranger.stdout
     answers = json.loads(stranger.stdout.splitlines()[-1])

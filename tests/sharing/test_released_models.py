@@ -226,7 +226,7 @@ def test_published_is_the_folder_and_the_code_that_saving_writes(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["astroformer-imdb", "astroformer-cifar10"])
-def test_published_models_answer_the_same_without_the_package(name, tmp_path):
+def test_published_models_answer_the_same_without_the_package(name, tmp_path, forked_checks):
     publish.stage(CARDS / name, tmp_path, "user/mine")
     publish.check_answers(tmp_path)
     assert (tmp_path / "modeling_astroformer.py").is_file()
