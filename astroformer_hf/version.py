@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # As in pyproject.toml, which pip does not see where the code comes with a checkpoint.
 REQUIREMENTS = {
