@@ -368,7 +368,6 @@ def attend(
         state = None if initial_state is None else _checked_state(initial_state, key, value)
         inputs.update(of_code, key=key, value=value, feature_map=feature_map)
         if len(passes) == 1:
-            per_token = torch.is_tensor(output_scale)
             if causal:
                 hebbian, calcium = state or _empty_state(key, value)
                 inputs.update(hebbian=hebbian, calcium=calcium)
@@ -379,14 +378,16 @@ def attend(
                 query=query,
                 alpha=alpha,
                 feedback=feedback,
-                scale=(1.0 if per_token else output_scale) / num_hidden_neurons,
+                scale=(1.0 if torch.is_tensor(output_scale) else output_scale) / num_hidden_neurons,
                 output_dtype=output_dtype,
             )
             output = results["output"]
             if causal:
                 state = NeuronAstrocyteState(results["hebbian"], results["calcium"])
-            if per_token:
-                output = (output * output_scale).to(output_dtype)
+            if torch.is_tensor(output_scale):
+                # as (b, n, h, d), its order in memory: a compiled graph would leave it, and copy it back
+                scaled = output.transpose(1, 2) * output_scale.transpose(1, 2)
+                output = scaled.transpose(1, 2).to(output_dtype)
         else:
             results = run_pass(passes[0], backend, **inputs)
             written = NeuronAstrocyteState(results["hebbian"], results["calcium"])
