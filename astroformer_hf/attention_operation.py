@@ -536,13 +536,10 @@ def attend(
         if len(passes) == 1:
             if query.shape[2] == 0:  # it only writes; whatever is asked, the answer is dropped
                 inputs["query"] = key
-            per_token = torch.is_tensor(output_scale)
-            inputs["scale"] = (1.0 if per_token else output_scale) / num_hidden_neurons
+            inputs["scale"] = (1.0 if torch.is_tensor(output_scale) else output_scale) / num_hidden_neurons
             is_line = causal or log_decay is not None
             if is_line:
-                before, after = (
-                    initial_state if isinstance(initial_state, BidirectionalState) else (initial_state, None)
-                )
+                before, after = _sides(initial_state)
                 inputs["hebbian"], inputs["calcium"] = _state_or_empty(before, key, value)
                 if not causal:
                     inputs["later_hebbian"], inputs["later_calcium"] = _state_or_empty(after, key, value)
@@ -553,8 +550,10 @@ def attend(
                 if not causal:
                     later = NeuronAstrocyteState(results["later_hebbian"], results["later_calcium"])
                     state = BidirectionalState(state, later)
-            if per_token:
-                output = (output * output_scale).to(output_dtype)
+            if torch.is_tensor(output_scale):
+                # as (b, n, h, d), its order in memory: a compiled graph would leave it, and copy it back
+                scaled = output.transpose(1, 2) * output_scale.transpose(1, 2)
+                output = scaled.transpose(1, 2).to(output_dtype)
         else:
             results = run_pass(passes[0], backend, inputs)
             hebbian, calcium = results["hebbian"], results["calcium"]

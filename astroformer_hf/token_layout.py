@@ -447,7 +447,8 @@ def sequence_layout(
     elif not causal:
         num_written = max(length, 1) if counted is None else counted[:, -1:, None, None].clamp(min=1).float()
     elif counted is None:
-        num_written = torch.arange(past_length + 1, past_length + length + 1, device=device)[:, None].float()
+        counts = torch.arange(past_length + 1, past_length + length + 1, device=device)
+        num_written = counts[None, None, :, None].float()
     else:
         num_written = counted[:, None, :, None].clamp(min=1).float()
 
