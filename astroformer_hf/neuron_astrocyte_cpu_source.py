@@ -317,10 +317,13 @@ struct Documents {  // (B, N), the number of each token's document, contiguous a
 // Of every function; each uses some. States are contiguous: hebbian, d_hebbian and end_hebbian (B, H, F, d), calcium
 // and plasticity (B, H, F), where `end_` means after the last token and `d_` the gradient. Of the astrocyte code
 // "activity": weight (H, F, F), bias (H, F), and the sums of the tokens before, total (B, H, F) and count (B).
+// log_decay and d_log_decay are (B, H, N), of synapses that leak; `later_` is of the tokens after these.
 struct Arguments {
 $fields
 
     bool makes_code() const { return weight; }
+    // whether tokens read by `TokenReader`: as the paper has it, there is a shorter way
+    bool reads_otherwise() const { return at_synapse || log_decay; }
     int64_t all_heads() const { return batch * heads; }  // of all sequences
 };
 
@@ -365,6 +368,13 @@ inline void presynaptic_plasticity(const float* calcium, float alpha, int64_t n,
         store(plasticity + j, z > CALCIUM_FLOOR ? g : z != z ? z : zero);
         if (derivative) store(derivative + j, z > CALCIUM_FLOOR ? alpha * g / floored : zero);
     }
+}
+
+// kappa = z^(alpha - 1), what a synapse releases in proportion to its weight; g = kappa z. 0 where there is no calcium.
+inline Vector presynaptic_release(Vector z, float alpha) {
+    const Vector zero = {}, one = broadcast(1.0f), floored = z < CALCIUM_FLOOR ? broadcast(CALCIUM_FLOOR) : z;
+    const Vector release = alpha == 1 ? one : exponential((alpha - 1) * logarithm(floored));
+    return z > CALCIUM_FLOOR ? release : z != z ? z : zero;
 }
 
 // P = 1 / C, 0 where the process found no calcium; NaN stays NaN.
@@ -676,12 +686,83 @@ struct AstrocyteCode : Sizes {
     }
 };
 
+// ---- how a token reads, wherever alpha acts ------------------------------------------------------------------------
+//
+//     kappa = z^(alpha - 1)      C = phi(q) (kappa * z)      P = 1 / C      without feedback P is 1
+//     u = scale P (phi(q) * kappa), its reading; without the kappa where alpha acts in the response alone
+//     y = u H
+//
+// With G = dy H^T, the gradient of the reading,
+//
+//     dC = -P u G                dphi(q) = scale P (kappa * G) + dC (kappa * z)
+//     dz = alpha dC phi(q) * kappa + (alpha - 1) u * G / z, the latter only where there is a kappa in u
+struct TokenReader : Sizes {
+    const float alpha, scale;
+    const bool at_synapse, has_calcium;
+    explicit TokenReader(const Arguments& args)
+        : Sizes(args),
+          alpha(args.alpha),
+          scale(args.scale),
+          at_synapse(args.at_synapse),
+          has_calcium(args.feedback || args.at_synapse) {}
+
+    // u and kappa (Fp each) from phi(q), which `reading` may take the place of, and z; returns P.
+    float read(const float* activity, const float* calcium, float* release, float* reading) const {
+        Vector response = {};
+        for (int64_t j = 0; j < Fp; j += LANES) {
+            const Vector a = load(activity + j);
+            if (has_calcium) {
+                const Vector z = load(calcium + j), kappa = presynaptic_release(z, alpha);
+                response += a * kappa * z;
+                store(release + j, kappa);
+                store(reading + j, at_synapse ? a * kappa : a);
+            } else {
+                store(reading + j, a);
+            }
+        }
+        const float p = args.feedback ? astrocyte_feedback(sum(response)) : 1;
+        scale_row(reading, Fp, scale * p);
+        return p;
+    }
+
+    // dphi(q) in the place of G, and dz; returns u G. Products are such that what is small meets what is large first.
+    float differentiate(const float* activity, const float* calcium, const float* release, const float* reading,
+                        float p, float* d_activity, float* d_calcium) const {
+        const float along = dot(reading, d_activity, Fp), factor = scale * p;
+        const float d_response = args.feedback ? -p * along : 0, d_plasticity = args.feedback ? -alpha * along : 0;
+        for (int64_t j = 0; j < Fp; j += LANES) {
+            const Vector gradient = load(d_activity + j);
+            if (!has_calcium) {
+                store(d_activity + j, gradient * factor), store(d_calcium + j, Vector{});
+                continue;
+            }
+            const Vector z = load(calcium + j), kappa = load(release + j);
+            Vector d_z = (load(activity + j) * p) * kappa * d_plasticity, d_reading = gradient * factor;
+            if (at_synapse) {
+                const Vector floored = z < CALCIUM_FLOOR ? broadcast(CALCIUM_FLOOR) : z;
+                d_z += (alpha - 1) * (load(reading + j) * gradient / floored);
+                d_reading *= kappa;
+            }
+            store(d_activity + j, d_reading + kappa * z * d_response);
+            store(d_calcium + j, d_z);
+        }
+        return along;
+    }
+
+    // The part of u G + dz z, the derivative by the logarithm of all that a token finds, that is left of u G: with
+    // feedback, the answer depends on what it finds only by the proportions and, alpha being in C alone, by its power.
+    float of_all_found() const {
+        if (args.feedback) return at_synapse ? 0 : 1 - alpha;
+        return at_synapse ? alpha : 1;
+    }
+};
+
 // ---- write mode ----------------------------------------------------------------------------------------------------
 //
 //     H = (phi(K) + phi(R))^T V      H_neuron and H_astro in one; the 1/m is part of the scale that it is read with
-//     z = sum_t phi(k_t)             calcium
+//     z = sum_t phi(k_t)             calcium, or with all sources of phi(k_t) + phi(r_t)
 //
-//     dV = (phi(K) + phi(R)) dH      dphi(R) = V dH^T      dphi(K) = V dH^T + dz
+//     dV = (phi(K) + phi(R)) dH      dphi(R) = V dH^T      dphi(K) = V dH^T + dz      with all sources dphi(R) likewise
 
 struct WriteForward : Sizes {
     float *hebbian, *calcium;  // H (Fp x dp) and z (Fp)
@@ -703,11 +784,16 @@ struct WriteForward : Sizes {
             const View r = code.code_of(block);
             float* imprint = presynaptic;  // phi(K), and when calcium has seen it, phi(K) + phi(R)
             block.load_activity(args.key, ZERO_PADDING, presynaptic);
-            for (int64_t t = 0; t < block.rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
+            if (!args.all_sources) add_calcium(presynaptic, block.rows);
             if (r.data) block.load_activity<ACCUMULATE>(r, ZERO_PADDING, imprint);
+            if (args.all_sources) add_calcium(imprint, block.rows);
             const Matrix v = block.view_rows(args.value, ZERO_PADDING, value);
             matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, dp, {imprint, Fp}, v, {hebbian, dp});
         }
+    }
+
+    void add_calcium(const float* source, int64_t rows) {
+        for (int64_t t = 0; t < rows; t++) add_row(calcium, source + t * Fp, Fp);
     }
 };
 
@@ -742,7 +828,8 @@ struct WriteBackward : WriteForward {
             const View r = code.code_of(block);
             if (r.data) {
                 block.load_activity(r, ZERO_PADDING, process);
-                block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block), how);
+                const float* d_process = args.all_sources ? d_presynaptic : d_imprint;
+                block.store_gradient(r, ZERO_PADDING, process, d_process, code.gradient_of(block), how);
                 code.accumulate_gradients(block);
                 for (int64_t t = 0; t < block.rows; t++) add_row(imprint + t * Fp, process + t * Fp, Fp);
             }
@@ -847,13 +934,22 @@ struct StateReader {  // reads a state that Python passes
 
 // ---- several documents in a row: write mode and read mode of one after the other -----------------------------------
 
-// Each document is read right after it is written, while its synapses lie in the nearest cache.
+// Each document is read right after it is written, while its synapses lie in the nearest cache. All its tokens find the
+// same calcium, so that where alpha acts at the synapse, H is read as kappa * H.
 struct DocumentsForward {
     WriteForward write;
     ReadForward read;
 
     DocumentsForward(const Arguments& args, Scratch& scratch) : write(args, scratch), read(args, scratch) {}
 };
+
+// x (Fp x dp) = kappa * x
+void release_synapses(const Sizes& sizes, const float* calcium, float* x) {
+    for (int64_t j = 0; j < sizes.Fp; j += LANES) {
+        const Vector release = presynaptic_release(load(calcium + j), sizes.args.alpha);
+        for (int64_t i = 0; i < LANES; i++) scale_row(x + (j + i) * sizes.dp, sizes.dp, release[i]);
+    }
+}
 
 struct DocumentsBackward {
     WriteBackward write;
@@ -863,6 +959,99 @@ struct DocumentsBackward {
     DocumentsBackward(const Arguments& args, Scratch& scratch)
         : write(args, scratch), read(args, scratch), plasticity_derivative(scratch.take(read.Fp)) {}
 };
+
+// ---- synapses that leak --------------------------------------------------------------------------------------------
+
+// The shares of a block: f_t = exp(log_decay_t) is left of all that there is when token t comes. Shares are products of
+// these, never quotients, which would overflow; what is too small to matter is 0, as products of denormals are slow.
+struct Leak : Sizes {
+    bool exists;
+    float *left;    // f_t
+    float *since;   // of what there was before the block, the share that is left at token t: f_first ... f_t
+    float *until;   // of what token t wrote, the share that is left at the block's end: f_{t+1} ... f_last
+    float *shares;  // (rows x rows, stride BLOCK), D_ts: of what token s wrote, the share that token t finds
+    float *next;    // a row of `shares`
+
+    Leak(const Arguments& args, Scratch& scratch) : Sizes(args), exists(args.log_decay) {
+        if (!exists) return;
+        left = scratch.take(BLOCK), since = scratch.take(BLOCK), until = scratch.take(BLOCK);
+        shares = scratch.take(BLOCK * BLOCK), next = scratch.take(BLOCK);
+    }
+
+    static Vector without_denormals(Vector x) { return x < 1e-30f ? Vector{} : x; }
+
+    void begin(const TokenBlock& block) {
+        if (!exists) return;
+        const float* logarithms = args.log_decay + (block.b * args.heads + block.h) * args.length + block.start;
+        const int64_t rows = block.rows;
+        for (int64_t t = 0; t < rows; t += LANES)
+            store(left + t, without_denormals(exponential(load_partial(logarithms + t, rows - t))));
+        float share = 1;
+        for (int64_t t = 0; t < rows; t++) since[t] = share = multiplied(share, left[t]);
+        share = 1;
+        for (int64_t t = rows - 1; t >= 0; t--) until[t] = share, share = multiplied(share, left[t]);
+    }
+
+    // D of the block's tokens: LOWER for those that come after what they read, UPPER for those that come before.
+    void fill_shares(Triangle shape, int64_t rows) {
+        if (!exists) return;
+        set_zero(next, BLOCK);
+        if (shape != UPPER)
+            for (int64_t t = 0; t < rows; t++) {
+                step(left[t], t, rows);
+                copy(shares + t * BLOCK, next, BLOCK);
+            }
+        set_zero(next, BLOCK);
+        if (shape != LOWER)
+            for (int64_t t = rows - 1; t >= 0; t--) {
+                step(t + 1 < rows ? left[t + 1] : 0, t, rows);
+                if (shape == FULL) next[t] = 0, add_row(shares + t * BLOCK, next, padded(rows)), next[t] = 1;
+                else copy(shares + t * BLOCK, next, BLOCK);
+            }
+    }
+
+    // x (rows x rows, stride BLOCK) = x * D, elementwise
+    void apply(int64_t rows, float* x) const {
+        if (!exists) return;
+        for (int64_t t = 0; t < rows * BLOCK; t += BLOCK)
+            for (int64_t j = t; j < t + rows; j += LANES) store(x + j, load(x + j) * load(shares + j));
+    }
+
+    // the rows of x (rows x n) times since, or until
+    void scale(const float* factors, int64_t rows, int64_t n, float* x) const {
+        if (!exists) return;
+        for (int64_t t = 0; t < rows; t++) scale_row(x + t * n, n, factors[t]);
+    }
+
+    // what is left of a state x (n) from before the block at its end
+    void pass(int64_t rows, int64_t n, float* x) const {
+        if (exists) scale_row(x, n, since[rows - 1]);
+    }
+
+    // what is left of x (n) when token t of the block comes
+    void pass_token(int64_t t, int64_t n, float* x) const {
+        if (exists) scale_row(x, n, left[t]);
+    }
+
+  private:
+    static float multiplied(float x, float y) { return x * y < 1e-30f ? 0 : x * y; }
+
+    // From a token's row of shares to the next one's, `share` being what is left from the one to the other.
+    void step(float share, int64_t t, int64_t rows) {
+        for (int64_t j = 0; j < rows; j += LANES) store(next + j, without_denormals(load(next + j) * share));
+        next[t] = 1;
+    }
+};
+
+// From the gradients of L_t = log f_1 + ... + log f_t, of which every share is a difference, to those of log f_u, each
+// of which is in L_u and all after it: of the tokens first to last, a document, which the first in a row alone shares
+// with what was before.
+void store_log_decay_gradient(const TokenRange& range, const Arguments& args, const double* d_elapsed) {
+    float* d_log_decay = args.d_log_decay + (range.b * args.heads + range.h) * args.length;
+    double total = 0;
+    for (int64_t t = range.last - 1; t >= range.first; t--) d_log_decay[t] = total += d_elapsed[t];
+    if (range.first > 0) d_log_decay[range.first] = 0;
+}
 
 // ---- causal: write and read mode at once ---------------------------------------------------------------------------
 //
@@ -881,12 +1070,23 @@ struct DocumentsBackward {
 //
 // so the gradients of queries are found along with the state, from the first block to the last, and those of keys,
 // values and code along with its gradient, from the last to the first.
+//
+// Synapses that leak multiply what is above for the pair of a reader t and a writer s by the share D_ts, in blocks, and
+// the states by what is left of them. D_ts = exp(L_t - L_s): to the gradient of L_t, a reader adds the derivative by the
+// logarithm of all that it finds, and a writer takes away that of all that is found of it,
+//
+//     dL_t = u_t G_t + dz_t z_t - I_t dI_t - p_t e_t      with u, G and dz as of `TokenReader`, p what calcium counts,
+//                                                         and e_s = sum_t D_ts dz_t
+//
+// The state at the end is a reader at the last token.
 
 struct CausalForward : Sizes {
     float *hebbian, *calcium, *plasticity;
     float *activity, *presynaptic, *imprint, *imprint_transposed;
     float *value, *output, *scores;
     AstrocyteCode code;
+    Leak leak;
+    const TokenReader reader;
 
     CausalForward(const Arguments& args, Scratch& scratch)
         : Sizes(args),
@@ -900,7 +1100,9 @@ struct CausalForward : Sizes {
           value(scratch.take(BLOCK * dp)),
           output(scratch.take(BLOCK * dp)),
           scores(scratch.take(BLOCK * BLOCK)),
-          code(args, scratch) {}
+          code(args, scratch),
+          leak(args, scratch),
+          reader(args) {}
 
     void forward(int64_t head) {
         TokenRange range = {head / args.heads, head % args.heads, 0, 0};
@@ -923,24 +1125,36 @@ struct CausalForward : Sizes {
         block.load_activity(args.query, KEEP_PADDING, activity);
         block.load_imprint(code.code_of(block), imprint, presynaptic);
         block.load_rows(args.value, ZERO_PADDING, value);
+        const float* source = args.all_sources ? imprint : presynaptic;
+        leak.begin(block);
+        leak.fill_shares(LOWER, rows);
+        if (args.reads_otherwise())
+            for (int64_t t = 0; t < rows; t++) {
+                leak.pass_token(t, Fp, calcium);
+                add_row(calcium, source + t * Fp, Fp);
+                reader.read(activity + t * Fp, calcium, plasticity, activity + t * Fp);
+            }
         matmul<OVERWRITE>(rows, F, dp, {activity, Fp}, {hebbian, dp}, {output, dp});
+        leak.scale(leak.since, rows, dp, output);
         transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
         matmul<OVERWRITE>(rows, F, padded(rows), {activity, Fp}, {imprint_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
         clear_outside(LOWER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, dp, {scores, BLOCK}, {value, dp}, {output, dp});
-        for (int64_t t = 0; t < rows; t++) {
-            float factor = args.scale;
-            if (args.feedback) {
-                add_row(calcium, presynaptic + t * Fp, Fp);
-                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
-                factor *= astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
+        if (!args.reads_otherwise())
+            for (int64_t t = 0; t < rows; t++) {
+                float factor = args.scale;
+                add_row(calcium, source + t * Fp, Fp);
+                if (args.feedback) {
+                    presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
+                    factor *= astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
+                }
+                scale_row(output + t * dp, dp, factor);
             }
-            scale_row(output + t * dp, dp, factor);
-        }
         block.store_rows(output, args.output);
+        leak.pass(rows, Fp * dp, hebbian);
+        leak.scale(leak.until, rows, dp, value);
         matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {imprint, Fp}, {value, dp}, {hebbian, dp});
-        if (!args.feedback)
-            for (int64_t t = 0; t < rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
     }
 };
 
@@ -957,6 +1171,11 @@ struct CausalBackward : Sizes {
     float *value, *d_value, *d_output, *rows_transposed, *scores;
     float* d_key_sum;
     AstrocyteCode code;
+    Leak leak;
+    const TokenReader reader;
+    // where tokens read otherwise, of each: u, dz, and of the leak dL
+    float *readings = nullptr, *d_calciums = nullptr;
+    double* d_elapsed = nullptr;
 
     CausalBackward(const Arguments& args, Scratch& scratch, int64_t most_blocks)
         : Sizes(args),
@@ -984,7 +1203,13 @@ struct CausalBackward : Sizes {
           rows_transposed(scratch.take(dp * BLOCK)),
           scores(scratch.take(BLOCK * BLOCK)),
           d_key_sum(scratch.take(Fp)),
-          code(args, scratch) {}
+          code(args, scratch),
+          leak(args, scratch),
+          reader(args) {
+        if (args.reads_otherwise())
+            readings = scratch.take(args.length * Fp), d_calciums = scratch.take(args.length * Fp);
+        if (leak.exists) d_elapsed = scratch.take<double>(args.length);
+    }
 
     void backward(int64_t head) {
         const int64_t b = head / args.heads, h = head % args.heads;
@@ -1009,6 +1234,12 @@ struct CausalBackward : Sizes {
 
         load_matrix(args.d_hebbian + head * F * d, F, d, {state, dp});
         copy(d_calcium, args.d_calcium + head * F, F);
+        if (leak.exists && args.length > 0) {  // the state at the end reads as a token would
+            double along = dot(calcium, d_calcium, Fp);
+            for (int64_t j = 0; j < F; j++)
+                for (int64_t i = 0; i < d; i++) along += state[j * dp + i] * state_transposed[i * Fp + j];
+            d_elapsed[args.length - 1] += along;
+        }
         if (args.makes_code()) copy(d_key_sum, args.d_total + head * F, F);
         for (int64_t i = count - 1; i >= 0; i--) {
             const int64_t end = blocks[i].last;
@@ -1018,6 +1249,11 @@ struct CausalBackward : Sizes {
             code.resume(key_sum_before + i * Fp);
             backward_write({args, blocks[i], blocks[i].first});
         }
+        if (leak.exists)
+            for (int64_t first = 0, last; first < args.length; first = last) {
+                last = args.documents.end(b, first, args.length);
+                store_log_decay_gradient({b, h, first, last}, args, d_elapsed);
+            }
         store_matrix({state, dp}, F, d, args.d_hebbian + head * F * d);
         copy(args.d_calcium + head * F, d_calcium, F);
         if (args.makes_code()) copy(args.d_total + head * F, d_key_sum, F);
@@ -1033,15 +1269,21 @@ struct CausalBackward : Sizes {
         block.load_rows(args.d_output, KEEP_PADDING, d_output);
 
         float* value_transposed = rows_transposed;
+        const float* source = args.all_sources ? imprint : presynaptic;
+        leak.begin(block);
+        leak.fill_shares(LOWER, rows);
         matmul<OVERWRITE>(rows, d, Fp, {d_output, dp}, {state_transposed, Fp}, {d_activity, Fp});
+        leak.scale(leak.since, rows, Fp, d_activity);
         transpose(rows, d, {value, dp}, {value_transposed, BLOCK});
         matmul<OVERWRITE>(rows, d, padded(rows), {d_output, dp}, {value_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
         clear_outside(LOWER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, Fp, {scores, BLOCK}, {imprint, Fp}, {d_activity, Fp});
-        for (int64_t t = 0; t < rows; t++) {
+        if (args.reads_otherwise()) read_otherwise(block, source);
+        else for (int64_t t = 0; t < rows; t++) {
             float *d_row = d_activity + t * Fp, factor = args.scale;
             if (args.feedback) {
-                add_row(calcium, presynaptic + t * Fp, Fp);
+                add_row(calcium, source + t * Fp, Fp);
                 presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
                 const float p = astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
                 d_response[block.start + t] = -args.scale * p * p * dot(activity + t * Fp, d_row, Fp);
@@ -1052,59 +1294,95 @@ struct CausalBackward : Sizes {
             feedback[block.start + t] = factor;
         }
         block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
+        leak.pass(rows, dp * Fp, state_transposed);
+        leak.scale(leak.until, rows, dp, value);
         matmul<ACCUMULATE, TRANSPOSED>(d, rows, Fp, {value, dp}, {imprint, Fp}, {state_transposed, Fp});
+    }
+
+    // From G to dphi(q), in its place; keeps what the way back needs.
+    void read_otherwise(const TokenBlock& block, const float* source) {
+        const float of_all_found = reader.of_all_found();
+        float *release = plasticity, *reading = readings + block.start * Fp, *d_calcium = d_calciums + block.start * Fp;
+        for (int64_t t = 0; t < block.rows; t++, reading += Fp, d_calcium += Fp) {
+            leak.pass_token(t, Fp, calcium);
+            add_row(calcium, source + t * Fp, Fp);
+            const float *row = activity + t * Fp, p = reader.read(row, calcium, release, reading);
+            const float along = reader.differentiate(row, calcium, release, reading, p, d_activity + t * Fp, d_calcium);
+            if (leak.exists) d_elapsed[block.start + t] = of_all_found * along;
+        }
     }
 
     // d_key, d_value and d_code of a block; takes the gradient of the state to before it.
     void backward_write(const TokenBlock& block) {
         const int64_t rows = block.rows;
         float *d_hebbian = state, *d_hebbian_transposed = state_transposed, *d_output_transposed = rows_transposed;
-        block.load_activity(args.query, KEEP_PADDING, activity);
+        const bool reads_otherwise = args.reads_otherwise();
+        float* activity = reads_otherwise ? readings + block.start * Fp : this->activity;  // then it is u
+        if (!reads_otherwise) block.load_activity(args.query, KEEP_PADDING, activity);
         const View r = code.code_of(block);
         block.load_imprint(r, imprint, presynaptic);
         block.load_rows(args.value, ZERO_PADDING, value);
         block.load_rows(args.d_output, KEEP_PADDING, d_output);
-        for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[block.start + t]);
+        const float* source = args.all_sources ? imprint : presynaptic;
+        if (!reads_otherwise)
+            for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[block.start + t]);
+        leak.begin(block);
+        leak.fill_shares(UPPER, rows);
 
         transpose(F, d, {d_hebbian, dp}, {d_hebbian_transposed, Fp});
         matmul<OVERWRITE>(rows, d, Fp, {value, dp}, {d_hebbian_transposed, Fp}, {d_imprint, Fp});
+        leak.scale(leak.until, rows, Fp, d_imprint);
         transpose(rows, d, {d_output, dp}, {d_output_transposed, BLOCK});
         matmul<OVERWRITE>(rows, d, padded(rows), {value, dp}, {d_output_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
         clear_outside(UPPER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, UPPER>(rows, rows, Fp, {scores, BLOCK}, {activity, Fp}, {d_imprint, Fp});
 
         matmul<OVERWRITE>(rows, F, dp, {imprint, Fp}, {d_hebbian, dp}, {d_value, dp});
+        leak.scale(leak.until, rows, dp, d_value);
         transpose(rows, F, {activity, Fp}, {activity_transposed, BLOCK});
         matmul<OVERWRITE>(rows, F, padded(rows), {imprint, Fp}, {activity_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
         clear_outside(UPPER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, UPPER>(rows, rows, dp, {scores, BLOCK}, {d_output, dp}, {d_value, dp});
         block.store_rows(d_value, args.d_value);
 
-        if (r.data) {
-            block.load_activity(r, ZERO_PADDING, process);
-            block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block));
-            code.accumulate_gradients(block);
-        }
-        if (args.feedback)
+        if (r.data && !args.all_sources) store_code_gradient(block, r);
+        if (args.feedback && !reads_otherwise)
             for (int64_t t = 0; t < rows; t++) {
-                add_row(calcium, presynaptic + t * Fp, Fp);
+                add_row(calcium, source + t * Fp, Fp);
                 presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, derivatives + t * Fp);
             }
         for (int64_t t = rows - 1; t >= 0; t--) {
-            if (args.feedback)
+            if (reads_otherwise) {
+                add_row(d_calcium, d_calciums + (block.start + t) * Fp, Fp);
+                if (leak.exists)
+                    d_elapsed[block.start + t] -= dot(imprint + t * Fp, d_imprint + t * Fp, Fp) +
+                                                  dot(source + t * Fp, d_calcium, Fp);
+            } else if (args.feedback)
                 for (int64_t j = 0; j < Fp; j += LANES)
                     store(d_calcium + j, load(d_calcium + j) + load(activity + t * Fp + j) *
                                                                    load(derivatives + t * Fp + j) *
                                                                    d_response[block.start + t]);
             add_row(d_imprint + t * Fp, d_calcium, Fp);  // from here on, the gradient of phi(K)
+            leak.pass_token(t, Fp, d_calcium);
         }
+        if (r.data && args.all_sources) store_code_gradient(block, r);
         block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_imprint, args.d_key);
         if (args.makes_code()) {
             code.resume(d_key_sum);
             code.add_to_key_gradients(block.start, block.start + rows, BACKWARDS);
             copy(d_key_sum, code.running_sum, F);
         }
+        leak.pass(rows, Fp * dp, d_hebbian);
+        leak.scale(leak.since, rows, dp, d_output);
         matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {activity, Fp}, {d_output, dp}, {d_hebbian, dp});
+    }
+
+    void store_code_gradient(const TokenBlock& block, const View& r) {
+        block.load_activity(r, ZERO_PADDING, process);
+        block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block));
+        code.accumulate_gradients(block);
     }
 };
 
@@ -1205,6 +1483,7 @@ extern "C" int documents_forward(const Arguments* arguments) {
             write.code.begin_document(range.first, range.last);
             write.forward(range);
             if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, write.Fp, read.plasticity, nullptr);
+            if (args.at_synapse) release_synapses(write, write.calcium, write.hebbian);
             read.forward(range, write.hebbian, args.scale);
         }
     });
@@ -1226,11 +1505,19 @@ extern "C" int documents_backward(const Arguments* arguments) {
             write.code.begin_document(range.first, range.last);
             write.forward(range);
             if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, Fp, read.plasticity, derivative);
+            if (args.at_synapse) release_synapses(write, write.calcium, write.hebbian);
             read.backward(range, write.hebbian, args.scale);
             copy(write.d_hebbian, read.d_hebbian, Fp * dp);
             for (int64_t j = 0; j < Fp; j += LANES) {  // without feedback, nothing reads the calcium
                 const Vector zero = {}, d_calcium = load(read.d_plasticity + j) * load(derivative + j);
                 store(write.d_calcium + j, args.feedback ? d_calcium : zero);
+            }
+            if (args.at_synapse) {  // kappa also depends on the calcium: d kappa / dz = (alpha - 1) kappa / z
+                for (int64_t j = 0; j < write.F; j++) {
+                    const float along = dot(read.d_hebbian + j * dp, write.hebbian + j * dp, dp), z = write.calcium[j];
+                    write.d_calcium[j] += float(args.alpha - 1) * (along / (z < CALCIUM_FLOOR ? CALCIUM_FLOOR : z));
+                }
+                release_synapses(write, write.calcium, write.d_hebbian);
             }
             write.backward(range, OVERWRITE);
         }
