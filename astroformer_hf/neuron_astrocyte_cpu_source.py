@@ -1025,9 +1025,9 @@ struct Leak : Sizes {
         if (exists) scale_row(x, n, left[t]);
     }
 
-    // The pairs of a block in the gradients of L_t. The share of tokens r < c is exp(L_c - L_r), whichever is read; x and
-    // y (rows x rows, stride BLOCK) are what it is multiplied with in the loss, in two factors, one with the share in it.
-    // Of an UPPER x, pairs in which c is the row are left out.
+    // The pairs of a block in the gradients of L_t. The share of tokens r < c is exp(L_c - L_r), whichever is read; the
+    // product of x and y (rows x rows, stride BLOCK) is the share times its gradient. An UPPER x has only those pairs in
+    // which r is the row.
     void add_pairs(Triangle shape, int64_t rows, const float* x, const float* y, double* d_elapsed) {
         IntegerVector lanes;
         for (int32_t i = 0; i < LANES; i++) lanes[i] = i;
@@ -1086,8 +1086,8 @@ void store_log_decay_gradient(const TokenRange& range, const Arguments& args, co
 // values and code along with its gradient, from the last to the first.
 //
 // Synapses that leak multiply what is above for the pair of a reader t and a writer s by the share D_ts, in blocks, and
-// the states by what is left of them. D_ts = exp(L_t - L_s): to the gradient of L_t, a reader adds the derivative by the
-// logarithm of what it finds, and a writer takes away that of what is found of it,
+// the states by what is left of them. D_ts = exp(L_t - L_s): to the gradient of L_t, a reader adds the derivative by
+// the logarithm of what it finds, and a writer takes away that of what is found of it,
 //
 //     dL_t = u_t G_t + dz_t z_t - I_t dI_t - p_t e_t      with u, G and dz as of `TokenReader`, p what calcium counts,
 //                                                         and e_s = sum_t D_ts dz_t
@@ -1431,9 +1431,9 @@ struct CausalBackward : Sizes {
 
 // ---- synapses that leak, read in both directions -------------------------------------------------------------------
 //
-// Of what token s wrote, token t finds the share D_ts that is left after the time between them, whichever comes first. A
-// block of tokens reads what is in it, D being symmetric there, what was written before it, as of the causal form, and
-// what is written after it: the state B as the block's last token finds it, of which `until` is left at its others,
+// Of what token s wrote, token t finds the share D_ts that is left after the time between them, whichever comes first.
+// A block of tokens reads what is in it, D being symmetric there, what was written before it, as in the causal form,
+// and what is written after it: the state B as the block's last token finds it, of which `until` is left at its others,
 //
 //     U = readings, of the calcium from both sides      Y = since * (U H) + until * (U B) + (U I^T * D) V
 //     before the next block       H -> since_last H + I^T (until * V)
@@ -1444,13 +1444,15 @@ struct CausalBackward : Sizes {
 // The gradients of what is written have the same form, U and dY in the places of I and V: with dH, the gradient of the
 // state after the block, from the tokens on the right, dB that of B, from those on the left, and G = dY H^T + ...,
 //
-//     dI = until * (V dH^T) + since * (V dB^T) + (V dY^T * D) U      dV = until * (I dH) + since * (I dB) + (I U^T * D) dY
+//     dI = until * (V dH^T) + since * (V dB^T) + (V dY^T * D) U
+//     dV = until * (I dH) + since * (I dB) + (I U^T * D) dY
 //     before the previous block   dH -> since_last dH + U^T (since * dY)
 //     before the next block       dB -> since_last dB + U^T (until * dY)
 //
-// and are found in a second pass from right to left, which keeps U, dz and the part of dI from the right, and a third one
-// from left to right. In the gradients of L_t, pairs in which the writer comes after the reader have the other sign. The
-// later state is written by the last token, as it were, and the one before the first token reads before any time passed.
+// and are found in a second pass from right to left, which keeps U, dz and the part of dI from the right, and a third
+// one from left to right. In the gradients of L_t, pairs in which the writer comes after the reader have the other
+// sign. The later state is written by the last token, as it were, and the one before the first token reads before any
+// time passed.
 
 // The pass from left to right, in which both directions begin.
 struct BothWays : Sizes {
