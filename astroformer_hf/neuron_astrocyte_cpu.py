@@ -4,13 +4,14 @@
 The plain form in `attention_operation.py` spends most of its time moving activities through memory. Here a block
 of `BLOCK` tokens is taken through everything that happens to it while it lies in the nearest cache: its activity is
 worked out, multiplied, and forgotten. Nothing of the size of the input is written but the result, forward and backward;
-the backward pass works the activities out again. Eight functions, each the twin of a pass of the plain form, make up
+the backward pass works the activities out again. Ten functions, each the twin of a pass of the plain form, make up
 the interface of a backend (see `attention_backends.py`):
 
     write_forward, write_backward      write mode: keys, values and the astrocyte code to the synapses
     read_forward, read_backward        read mode: queries to answers
     causal_forward, causal_backward    both at once, each token reading what was written up to itself
     documents_forward, documents_backward   write and read mode of one document of a row after the other
+    both_ways_forward, both_ways_backward   synapses that leak, read in both directions
 
 The source is compiled when it is first needed, which takes a few seconds, or ahead by `python -m astroformer_hf.build`,
 and kept in `~/.cache/astroformer_hf` (or in `ASTROFORMER_CACHE`); `native_library.py` sees to that. It is portable C++
@@ -48,6 +49,7 @@ WORK_OF_ONE_THREAD = 2**19
 FUNCTIONS = (
     *("write_forward", "write_backward", "read_forward", "read_backward"),
     *("causal_forward", "causal_backward", "documents_forward", "documents_backward"),
+    *("both_ways_forward", "both_ways_backward"),
 )
 
 LIBRARY_NAME = "neuron_astrocyte"
@@ -75,13 +77,16 @@ class _Documents(ctypes.Structure):
 
 _SIZES = (
     *("threads", "batch", "heads", "length", "features", "head_dim", "splits"),
-    *("feature_map", "feedback", "causal"),
+    *("feature_map", "feedback", "causal", "at_synapse", "all_sources"),
 )
 _FACTORS = ("alpha", "scale", "decay")
 _VIEWS = ("query", "key", "value", "code", "output", "d_query", "d_key", "d_value", "d_code", "d_output")
 _STATES = (
     *("hebbian", "calcium", "plasticity", "d_hebbian", "d_calcium", "d_plasticity"),
     *("end_hebbian", "end_calcium"),
+    *("log_decay", "d_log_decay", "later_hebbian", "later_calcium", "d_later_hebbian", "d_later_calcium"),
+    *("end_later_hebbian", "end_later_calcium"),
+    *("d_end_hebbian", "d_end_calcium", "d_end_later_hebbian", "d_end_later_calcium"),
     *("weight", "bias", "total", "count", "d_weight", "d_bias", "d_total", "end_total", "end_count"),
 )
 
@@ -170,13 +175,15 @@ def write_forward(
     value: torch.Tensor,
     padding_mask: torch.Tensor | None,
     feature_map: str,
+    calcium_sources: str,
     astrocyte_code: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     coupling_scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(hebbian, calcium)`, `(B, H, F, d)` and `(B, H, F)`: the sums of (phi(k) + phi(r)) v^T and of phi(k)."""
+    """`(hebbian, calcium)`, `(B, H, F, d)` and `(B, H, F)`: the sums of (phi(k) + phi(r)) v^T and of the sources."""
     call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
+    call.set(all_sources=calcium_sources == "all")
     # the neighbourhoods of a sequence are made from its one end to the other
     splits = call.split() if weight is None else 1
     hebbian, calcium = call.new(splits, *call.state_shape), call.new(splits, *call.state_shape[:3])
@@ -191,6 +198,7 @@ def write_backward(
     value: torch.Tensor,
     padding_mask: torch.Tensor | None,
     feature_map: str,
+    calcium_sources: str,
     d_hebbian: torch.Tensor,
     d_calcium: torch.Tensor,
     astrocyte_code: torch.Tensor | None = None,
@@ -200,6 +208,7 @@ def write_backward(
 ) -> dict[str, torch.Tensor]:
     """Gradients from those of `write_forward`'s results."""
     call = _Call(feature_map, padding_mask, key=key, value=value, code=astrocyte_code)
+    call.set(all_sources=calcium_sources == "all")
     if weight is None:
         call.split(1 if astrocyte_code is None or astrocyte_code.dim() == 4 else call.batch_size)
     gradients = call.gradients("key", "value", "code", weight=weight, bias=bias)
@@ -253,9 +262,12 @@ def causal_forward(
     value: torch.Tensor,
     padding_mask: torch.Tensor | None,
     document_ids: torch.Tensor | None,
+    log_decay: torch.Tensor | None,
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -270,11 +282,12 @@ def causal_forward(
     """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state. With
     "activity" also the code's own state, `(total, count)`."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
-    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
+    call.read(document_ids, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
     states = {"hebbian": hebbian, "calcium": calcium, "total": total, "count": count}
     output = call.output(call.tensors["value"], call.state_shape[-1])
     ends = {f"end_{name}": call.new(*x.shape) for name, x in states.items() if x is not None}
-    call.run("causal_forward", {"weight": weight, "bias": bias, **states, **ends}, coupling_scale, causal=True)
+    states.update(log_decay=log_decay, weight=weight, bias=bias)
+    call.run("causal_forward", {**states, **ends}, coupling_scale, causal=True)
     return output.to(output_dtype), *ends.values()
 
 
@@ -285,9 +298,12 @@ def causal_backward(
     value: torch.Tensor,
     padding_mask: torch.Tensor | None,
     document_ids: torch.Tensor | None,
+    log_decay: torch.Tensor | None,
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -305,13 +321,16 @@ def causal_backward(
 ) -> dict[str, torch.Tensor]:
     """Gradients from those of `causal_forward`'s results."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
-    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
+    call.read(document_ids, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value", weight=weight, bias=bias)
     call.gradient_of_code(gradients, astrocyte_code)
     # overwritten: the gradients of the last state become those of the first
     d_states = {"d_hebbian": d_hebbian, "d_calcium": d_calcium, "d_total": d_total if weight is not None else None}
     of_states = {name: x.clone(memory_format=torch.contiguous_format) for name, x in d_states.items() if x is not None}
+    if log_decay is not None:
+        of_states["d_log_decay"] = call.new(*log_decay.shape)
     states = {"hebbian": hebbian, "calcium": calcium, "weight": weight, "bias": bias, "total": total, "count": count}
+    states["log_decay"] = log_decay
     call.run("causal_backward", {**states, **of_states, **gradients.of_parameters}, coupling_scale, causal=True)
     inputs = {"query": query, "key": key, "value": value, "astrocyte_code": astrocyte_code}
     return {
@@ -328,6 +347,8 @@ def documents_forward(
     padding_mask: torch.Tensor | None,
     document_ids: torch.Tensor,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -339,7 +360,7 @@ def documents_forward(
 ) -> tuple[torch.Tensor]:
     """`(output,)`, `(B, H, N, d)`: each token's scale P phi(q) H, with what is written in its own document."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
-    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
+    call.read(document_ids, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
     output = call.output(call.tensors["value"], call.state_shape[-1])
     call.run("documents_forward", {"weight": weight, "bias": bias}, coupling_scale)
     return (output.to(output_dtype),)
@@ -353,6 +374,8 @@ def documents_backward(
     padding_mask: torch.Tensor | None,
     document_ids: torch.Tensor,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -364,12 +387,95 @@ def documents_backward(
 ) -> dict[str, torch.Tensor]:
     """Gradients from that of `documents_forward`'s result."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
-    call.read(document_ids, alpha=alpha, scale=scale, feedback=feedback)
+    call.read(document_ids, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
     gradients = call.gradients("query", "key", "value", weight=weight, bias=bias)
     call.gradient_of_code(gradients, astrocyte_code)
     call.run("documents_backward", {"weight": weight, "bias": bias, **gradients.of_parameters}, coupling_scale)
     inputs = {"query": query, "key": key, "value": value, "astrocyte_code": astrocyte_code}
     return gradients.found(**inputs, weight=weight, bias=bias)
+
+
+def both_ways_forward(
+    *,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    document_ids: torch.Tensor | None,
+    log_decay: torch.Tensor,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+    later_hebbian: torch.Tensor,
+    later_calcium: torch.Tensor,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+    astrocyte_code: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    coupling_scale: float | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """`(output, hebbian, calcium, later_hebbian, later_calcium)`: each token's scale u H, with what is left of all that
+    is written on either side of it; the states after the last token and before the first."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
+    call.read(document_ids, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
+    states = {"hebbian": hebbian, "calcium": calcium, "later_hebbian": later_hebbian, "later_calcium": later_calcium}
+    output = call.output(call.tensors["value"], call.state_shape[-1])
+    ends = {f"end_{name}": call.new(*x.shape) for name, x in states.items()}
+    states.update(log_decay=log_decay)
+    call.run("both_ways_forward", {"weight": weight, "bias": bias, **states, **ends}, coupling_scale)
+    return output.to(output_dtype), *ends.values()
+
+
+def both_ways_backward(
+    *,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    document_ids: torch.Tensor | None,
+    log_decay: torch.Tensor,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+    later_hebbian: torch.Tensor,
+    later_calcium: torch.Tensor,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    d_output: torch.Tensor,
+    d_hebbian: torch.Tensor,
+    d_calcium: torch.Tensor,
+    d_later_hebbian: torch.Tensor,
+    d_later_calcium: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    coupling_scale: float | None = None,
+) -> dict[str, torch.Tensor]:
+    """Gradients from those of `both_ways_forward`'s results."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
+    call.read(document_ids, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
+    gradients = call.gradients("query", "key", "value", weight=weight, bias=bias)
+    call.gradient_of_code(gradients, astrocyte_code)
+    states = {"hebbian": hebbian, "calcium": calcium, "later_hebbian": later_hebbian, "later_calcium": later_calcium}
+    states["log_decay"] = log_decay
+    of_states = {f"d_{name}": call.new(*x.shape) for name, x in states.items()}
+    of_ends = {"d_end_hebbian": d_hebbian, "d_end_calcium": d_calcium}
+    of_ends.update(d_end_later_hebbian=d_later_hebbian, d_end_later_calcium=d_later_calcium)
+    of_parameters = {"weight": weight, "bias": bias, **gradients.of_parameters}
+    call.run("both_ways_backward", {**states, **of_states, **of_ends, **of_parameters}, coupling_scale)
+    inputs = {"query": query, "key": key, "value": value, "astrocyte_code": astrocyte_code}
+    return {
+        **gradients.found(**inputs, weight=weight, bias=bias),
+        **{name.removeprefix("d_"): gradient for name, gradient in of_states.items()},
+    }
 
 
 class _Gradients:
@@ -440,9 +546,11 @@ class _Call:
         for name, number in numbers.items():
             setattr(self.arguments, name, number)
 
-    def read(self, document_ids: torch.Tensor | None, **numbers: float) -> None:
+    def read(
+        self, document_ids: torch.Tensor | None, presynaptic_target: str, calcium_sources: str, **numbers: float
+    ) -> None:
         """Says how the synapses are read, and where in a row they start anew."""
-        self.set(**numbers)
+        self.set(**numbers, at_synapse=presynaptic_target == "synapse", all_sources=calcium_sources == "all")
         if document_ids is not None:
             self.document_ids = document_ids.long().contiguous()  # kept as long as the call
             self.arguments.documents = _Documents(self.document_ids.data_ptr(), self.document_ids.stride(0))
@@ -525,11 +633,10 @@ def _unavailable(device: torch.device) -> str | None:
     return obstacle() and f"it could not be built here: {obstacle()}"
 
 
-_NEURONS = {"calcium_sources": "neurons"}
-_RESPONSE = {**_NEURONS, "presynaptic_target": "response"}
-_WRITE = Kernel(write_forward, write_backward, takes_only=_NEURONS)
-_CAUSAL = Kernel(causal_forward, causal_backward, takes_no=("log_decay",), takes_only=_RESPONSE)
-_DOCUMENTS = Kernel(documents_forward, documents_backward, takes_only=_RESPONSE)
+_WRITE = Kernel(write_forward, write_backward)
+_CAUSAL = Kernel(causal_forward, causal_backward)
+_DOCUMENTS = Kernel(documents_forward, documents_backward)
+_BOTH_WAYS = Kernel(both_ways_forward, both_ways_backward)
 
 BACKEND = Backend(
     name="cpp",
@@ -543,5 +650,7 @@ BACKEND = Backend(
         "write_and_read_causally_with_activity": _CAUSAL,
         "write_and_read_documents": _DOCUMENTS,
         "write_and_read_documents_with_activity": _DOCUMENTS,
+        "write_and_read_both_ways": _BOTH_WAYS,
+        "write_and_read_both_ways_with_activity": _BOTH_WAYS,
     },
 )

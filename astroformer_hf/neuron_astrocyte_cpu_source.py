@@ -317,10 +317,13 @@ struct Documents {  // (B, N), the number of each token's document, contiguous a
 // Of every function; each uses some. States are contiguous: hebbian, d_hebbian and end_hebbian (B, H, F, d), calcium
 // and plasticity (B, H, F), where `end_` means after the last token and `d_` the gradient. Of the astrocyte code
 // "activity": weight (H, F, F), bias (H, F), and the sums of the tokens before, total (B, H, F) and count (B).
+// log_decay and d_log_decay are (B, H, N), of synapses that leak; `later_` is of the tokens after these.
 struct Arguments {
 $fields
 
     bool makes_code() const { return weight; }
+    // whether tokens read by `TokenReader`: as the paper has it, there is a shorter way
+    bool reads_otherwise() const { return at_synapse || log_decay; }
     int64_t all_heads() const { return batch * heads; }  // of all sequences
 };
 
@@ -365,6 +368,13 @@ inline void presynaptic_plasticity(const float* calcium, float alpha, int64_t n,
         store(plasticity + j, z > CALCIUM_FLOOR ? g : z != z ? z : zero);
         if (derivative) store(derivative + j, z > CALCIUM_FLOOR ? alpha * g / floored : zero);
     }
+}
+
+// kappa = z^(alpha - 1), what a synapse releases in proportion to its weight; g = kappa z. 0 where there is no calcium.
+inline Vector presynaptic_release(Vector z, float alpha) {
+    const Vector zero = {}, one = broadcast(1.0f), floored = z < CALCIUM_FLOOR ? broadcast(CALCIUM_FLOOR) : z;
+    const Vector release = alpha == 1 ? one : exponential((alpha - 1) * logarithm(floored));
+    return z > CALCIUM_FLOOR ? release : z != z ? z : zero;
 }
 
 // P = 1 / C, 0 where the process found no calcium; NaN stays NaN.
@@ -676,12 +686,75 @@ struct AstrocyteCode : Sizes {
     }
 };
 
+// ---- how a token reads, wherever alpha acts ------------------------------------------------------------------------
+//
+//     kappa = z^(alpha - 1)      C = phi(q) (kappa * z)      P = 1 / C      without feedback P is 1
+//     u = scale P (phi(q) * kappa), its reading; without the kappa where alpha acts in the response alone
+//     y = u H
+//
+// With G = dy H^T, the gradient of the reading,
+//
+//     dC = -P u G                dphi(q) = scale P (kappa * G) + dC (kappa * z)
+//     dz = alpha dC phi(q) * kappa + (alpha - 1) u * G / z, the latter only where there is a kappa in u
+struct TokenReader : Sizes {
+    const float alpha, scale;
+    const bool at_synapse, has_calcium;
+    explicit TokenReader(const Arguments& args)
+        : Sizes(args),
+          alpha(args.alpha),
+          scale(args.scale),
+          at_synapse(args.at_synapse),
+          has_calcium(args.feedback || args.at_synapse) {}
+
+    // u and kappa (Fp each) from phi(q), which `reading` may take the place of, and z; returns P.
+    float read(const float* activity, const float* calcium, float* release, float* reading) const {
+        Vector response = {};
+        for (int64_t j = 0; j < Fp; j += LANES) {
+            const Vector a = load(activity + j);
+            if (has_calcium) {
+                const Vector z = load(calcium + j), kappa = presynaptic_release(z, alpha);
+                response += a * kappa * z;
+                store(release + j, kappa);
+                store(reading + j, at_synapse ? a * kappa : a);
+            } else {
+                store(reading + j, a);
+            }
+        }
+        const float p = args.feedback ? astrocyte_feedback(sum(response)) : 1;
+        scale_row(reading, Fp, scale * p);
+        return p;
+    }
+
+    // dphi(q) in the place of G, and dz. Products are such that what is small meets what is large first.
+    void differentiate(const float* activity, const float* calcium, const float* release, const float* reading,
+                       float p, float* d_activity, float* d_calcium) const {
+        const float along = dot(reading, d_activity, Fp), factor = scale * p;
+        const float d_response = args.feedback ? -p * along : 0, d_plasticity = args.feedback ? -alpha * along : 0;
+        for (int64_t j = 0; j < Fp; j += LANES) {
+            const Vector gradient = load(d_activity + j);
+            if (!has_calcium) {
+                store(d_activity + j, gradient * factor), store(d_calcium + j, Vector{});
+                continue;
+            }
+            const Vector z = load(calcium + j), kappa = load(release + j);
+            Vector d_z = (load(activity + j) * p) * kappa * d_plasticity, d_reading = gradient * factor;
+            if (at_synapse) {
+                const Vector floored = z < CALCIUM_FLOOR ? broadcast(CALCIUM_FLOOR) : z;
+                d_z += (alpha - 1) * (load(reading + j) * gradient / floored);
+                d_reading *= kappa;
+            }
+            store(d_activity + j, d_reading + kappa * z * d_response);
+            store(d_calcium + j, d_z);
+        }
+    }
+};
+
 // ---- write mode ----------------------------------------------------------------------------------------------------
 //
 //     H = (phi(K) + phi(R))^T V      H_neuron and H_astro in one; the 1/m is part of the scale that it is read with
-//     z = sum_t phi(k_t)             calcium
+//     z = sum_t phi(k_t)             calcium, or with all sources of phi(k_t) + phi(r_t)
 //
-//     dV = (phi(K) + phi(R)) dH      dphi(R) = V dH^T      dphi(K) = V dH^T + dz
+//     dV = (phi(K) + phi(R)) dH      dphi(R) = V dH^T      dphi(K) = V dH^T + dz      with all sources dphi(R) likewise
 
 struct WriteForward : Sizes {
     float *hebbian, *calcium;  // H (Fp x dp) and z (Fp)
@@ -703,11 +776,16 @@ struct WriteForward : Sizes {
             const View r = code.code_of(block);
             float* imprint = presynaptic;  // phi(K), and when calcium has seen it, phi(K) + phi(R)
             block.load_activity(args.key, ZERO_PADDING, presynaptic);
-            for (int64_t t = 0; t < block.rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
+            if (!args.all_sources) add_calcium(presynaptic, block.rows);
             if (r.data) block.load_activity<ACCUMULATE>(r, ZERO_PADDING, imprint);
+            if (args.all_sources) add_calcium(imprint, block.rows);
             const Matrix v = block.view_rows(args.value, ZERO_PADDING, value);
             matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, dp, {imprint, Fp}, v, {hebbian, dp});
         }
+    }
+
+    void add_calcium(const float* source, int64_t rows) {
+        for (int64_t t = 0; t < rows; t++) add_row(calcium, source + t * Fp, Fp);
     }
 };
 
@@ -742,7 +820,8 @@ struct WriteBackward : WriteForward {
             const View r = code.code_of(block);
             if (r.data) {
                 block.load_activity(r, ZERO_PADDING, process);
-                block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block), how);
+                const float* d_process = args.all_sources ? d_presynaptic : d_imprint;
+                block.store_gradient(r, ZERO_PADDING, process, d_process, code.gradient_of(block), how);
                 code.accumulate_gradients(block);
                 for (int64_t t = 0; t < block.rows; t++) add_row(imprint + t * Fp, process + t * Fp, Fp);
             }
@@ -847,13 +926,22 @@ struct StateReader {  // reads a state that Python passes
 
 // ---- several documents in a row: write mode and read mode of one after the other -----------------------------------
 
-// Each document is read right after it is written, while its synapses lie in the nearest cache.
+// Each document is read right after it is written, while its synapses lie in the nearest cache. All its tokens find the
+// same calcium, so that where alpha acts at the synapse, H is read as kappa * H.
 struct DocumentsForward {
     WriteForward write;
     ReadForward read;
 
     DocumentsForward(const Arguments& args, Scratch& scratch) : write(args, scratch), read(args, scratch) {}
 };
+
+// x (Fp x dp) = kappa * x
+void release_synapses(const Sizes& sizes, const float* calcium, float* x) {
+    for (int64_t j = 0; j < sizes.Fp; j += LANES) {
+        const Vector release = presynaptic_release(load(calcium + j), sizes.args.alpha);
+        for (int64_t i = 0; i < LANES; i++) scale_row(x + (j + i) * sizes.dp, sizes.dp, release[i]);
+    }
+}
 
 struct DocumentsBackward {
     WriteBackward write;
@@ -863,6 +951,121 @@ struct DocumentsBackward {
     DocumentsBackward(const Arguments& args, Scratch& scratch)
         : write(args, scratch), read(args, scratch), plasticity_derivative(scratch.take(read.Fp)) {}
 };
+
+// ---- synapses that leak --------------------------------------------------------------------------------------------
+
+// The shares of a block: f_t = exp(log_decay_t) is left of all that there is when token t comes. Shares are products of
+// these, never quotients, which would overflow; what is too small to matter is 0, as products of denormals are slow.
+struct Leak : Sizes {
+    bool exists;
+    float *left;    // f_t
+    float *since;   // of what there was before the block, the share that is left at token t: f_first ... f_t
+    float *until;   // of what token t wrote, the share that is left at the block's end: f_{t+1} ... f_last
+    float *shares;  // (rows x rows, stride BLOCK), D_ts: of what token s wrote, the share that token t finds
+    float *next;    // a row of `shares`
+
+    Leak(const Arguments& args, Scratch& scratch) : Sizes(args), exists(args.log_decay) {
+        if (!exists) return;
+        left = scratch.take(BLOCK), since = scratch.take(BLOCK), until = scratch.take(BLOCK);
+        shares = scratch.take(BLOCK * BLOCK), next = scratch.take(BLOCK);
+    }
+
+    static Vector without_denormals(Vector x) { return x < 1e-30f ? Vector{} : x; }
+
+    void begin(const TokenBlock& block) {
+        if (!exists) return;
+        const float* logarithms = args.log_decay + (block.b * args.heads + block.h) * args.length + block.start;
+        const int64_t rows = block.rows;
+        for (int64_t t = 0; t < rows; t += LANES)
+            store(left + t, without_denormals(exponential(load_partial(logarithms + t, rows - t))));
+        float share = 1;
+        for (int64_t t = 0; t < rows; t++) since[t] = share = multiplied(share, left[t]);
+        share = 1;
+        for (int64_t t = rows - 1; t >= 0; t--) until[t] = share, share = multiplied(share, left[t]);
+    }
+
+    // D of the block's tokens: LOWER for those that come after what they read, UPPER for those that come before.
+    void fill_shares(Triangle shape, int64_t rows) {
+        if (!exists) return;
+        set_zero(next, BLOCK);
+        if (shape != UPPER)
+            for (int64_t t = 0; t < rows; t++) {
+                step(left[t], t, rows);
+                copy(shares + t * BLOCK, next, BLOCK);
+            }
+        set_zero(next, BLOCK);
+        if (shape != LOWER)
+            for (int64_t t = rows - 1; t >= 0; t--) {
+                step(t + 1 < rows ? left[t + 1] : 0, t, rows);
+                if (shape == FULL) next[t] = 0, add_row(shares + t * BLOCK, next, padded(rows)), next[t] = 1;
+                else copy(shares + t * BLOCK, next, BLOCK);
+            }
+    }
+
+    // x (rows x rows, stride BLOCK) = x * D, elementwise
+    void apply(int64_t rows, float* x) const {
+        if (!exists) return;
+        for (int64_t t = 0; t < rows * BLOCK; t += BLOCK)
+            for (int64_t j = t; j < t + rows; j += LANES) store(x + j, load(x + j) * load(shares + j));
+    }
+
+    // the rows of x (rows x n) times since, or until
+    void scale(const float* factors, int64_t rows, int64_t n, float* x) const {
+        if (!exists) return;
+        for (int64_t t = 0; t < rows; t++) scale_row(x + t * n, n, factors[t]);
+    }
+
+    // what is left of a state x (n) from before the block at its end
+    void pass(int64_t rows, int64_t n, float* x) const {
+        if (exists) scale_row(x, n, since[rows - 1]);
+    }
+
+    // what is left of x (n) when token t of the block comes
+    void pass_token(int64_t t, int64_t n, float* x) const {
+        if (exists) scale_row(x, n, left[t]);
+    }
+
+    // The pairs of a block in the gradients of L_t. The share of tokens r < c is exp(L_c - L_r), whichever is read; the
+    // product of x and y (rows x rows, stride BLOCK) is the share times its gradient. An UPPER x has only those pairs in
+    // which r is the row.
+    void add_pairs(Triangle shape, int64_t rows, const float* x, const float* y, double* d_elapsed) {
+        IntegerVector lanes;
+        for (int32_t i = 0; i < LANES; i++) lanes[i] = i;
+        set_zero(next, BLOCK);
+        for (int32_t r = 0; r < rows; r++) {
+            Vector total = {};
+            for (int32_t j = shape == UPPER ? r / LANES * LANES : 0; j < rows; j += LANES) {
+                const IntegerVector column = lanes + j;
+                const Vector zero = {}, pair = load(x + r * BLOCK + j) * load(y + r * BLOCK + j);
+                const Vector later = column > r ? pair : zero, earlier = shape == FULL ? pair : zero;
+                const Vector signed_pair = column < int32_t(rows) ? (column < r ? -earlier : later) : zero;
+                total += signed_pair;
+                store(next + j, load(next + j) + signed_pair);
+            }
+            d_elapsed[r] -= sum(total);
+        }
+        for (int64_t c = 0; c < rows; c++) d_elapsed[c] += next[c];
+    }
+
+  private:
+    static float multiplied(float x, float y) { return x * y < 1e-30f ? 0 : x * y; }
+
+    // From a token's row of shares to the next one's, `share` being what is left from the one to the other.
+    void step(float share, int64_t t, int64_t rows) {
+        for (int64_t j = 0; j < rows; j += LANES) store(next + j, without_denormals(load(next + j) * share));
+        next[t] = 1;
+    }
+};
+
+// From the gradients of L_t = log f_1 + ... + log f_t, of which every share is a difference, to those of log f_u, each
+// of which is in L_u and all after it: of the tokens first to last, a document, which the first in a row alone shares
+// with what was before.
+void store_log_decay_gradient(const TokenRange& range, const Arguments& args, const double* d_elapsed) {
+    float* d_log_decay = args.d_log_decay + (range.b * args.heads + range.h) * args.length;
+    double total = 0;
+    for (int64_t t = range.last - 1; t >= range.first; t--) d_log_decay[t] = total += d_elapsed[t];
+    if (range.first > 0) d_log_decay[range.first] = 0;
+}
 
 // ---- causal: write and read mode at once ---------------------------------------------------------------------------
 //
@@ -881,12 +1084,24 @@ struct DocumentsBackward {
 //
 // so the gradients of queries are found along with the state, from the first block to the last, and those of keys,
 // values and code along with its gradient, from the last to the first.
+//
+// Synapses that leak multiply what is above for the pair of a reader t and a writer s by the share D_ts, in blocks, and
+// the states by what is left of them. D_ts = exp(L_t - L_s): to the gradient of L_t, a reader adds the derivative by
+// the logarithm of what it finds, and a writer takes away that of what is found of it,
+//
+//     dL_t = u_t G_t + dz_t z_t - I_t dI_t - p_t e_t      with u, G and dz as of `TokenReader`, p what calcium counts,
+//                                                         and e_s = sum_t D_ts dz_t
+//
+// The state at the end reads as the last token does. What is a token's own, to which no time passes, is in none of the
+// sums: there it would cancel, and leave its rounding.
 
 struct CausalForward : Sizes {
     float *hebbian, *calcium, *plasticity;
     float *activity, *presynaptic, *imprint, *imprint_transposed;
     float *value, *output, *scores;
     AstrocyteCode code;
+    Leak leak;
+    const TokenReader reader;
 
     CausalForward(const Arguments& args, Scratch& scratch)
         : Sizes(args),
@@ -900,7 +1115,9 @@ struct CausalForward : Sizes {
           value(scratch.take(BLOCK * dp)),
           output(scratch.take(BLOCK * dp)),
           scores(scratch.take(BLOCK * BLOCK)),
-          code(args, scratch) {}
+          code(args, scratch),
+          leak(args, scratch),
+          reader(args) {}
 
     void forward(int64_t head) {
         TokenRange range = {head / args.heads, head % args.heads, 0, 0};
@@ -923,24 +1140,36 @@ struct CausalForward : Sizes {
         block.load_activity(args.query, KEEP_PADDING, activity);
         block.load_imprint(code.code_of(block), imprint, presynaptic);
         block.load_rows(args.value, ZERO_PADDING, value);
+        const float* source = args.all_sources ? imprint : presynaptic;
+        leak.begin(block);
+        leak.fill_shares(LOWER, rows);
+        if (args.reads_otherwise())
+            for (int64_t t = 0; t < rows; t++) {
+                leak.pass_token(t, Fp, calcium);
+                add_row(calcium, source + t * Fp, Fp);
+                reader.read(activity + t * Fp, calcium, plasticity, activity + t * Fp);
+            }
         matmul<OVERWRITE>(rows, F, dp, {activity, Fp}, {hebbian, dp}, {output, dp});
+        leak.scale(leak.since, rows, dp, output);
         transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
         matmul<OVERWRITE>(rows, F, padded(rows), {activity, Fp}, {imprint_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
         clear_outside(LOWER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, dp, {scores, BLOCK}, {value, dp}, {output, dp});
-        for (int64_t t = 0; t < rows; t++) {
-            float factor = args.scale;
-            if (args.feedback) {
-                add_row(calcium, presynaptic + t * Fp, Fp);
-                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
-                factor *= astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
+        if (!args.reads_otherwise())
+            for (int64_t t = 0; t < rows; t++) {
+                float factor = args.scale;
+                add_row(calcium, source + t * Fp, Fp);
+                if (args.feedback) {
+                    presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
+                    factor *= astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
+                }
+                scale_row(output + t * dp, dp, factor);
             }
-            scale_row(output + t * dp, dp, factor);
-        }
         block.store_rows(output, args.output);
+        leak.pass(rows, Fp * dp, hebbian);
+        leak.scale(leak.until, rows, dp, value);
         matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {imprint, Fp}, {value, dp}, {hebbian, dp});
-        if (!args.feedback)
-            for (int64_t t = 0; t < rows; t++) add_row(calcium, presynaptic + t * Fp, Fp);
     }
 };
 
@@ -957,6 +1186,14 @@ struct CausalBackward : Sizes {
     float *value, *d_value, *d_output, *rows_transposed, *scores;
     float* d_key_sum;
     AstrocyteCode code;
+    Leak leak;
+    const TokenReader reader;
+    // where tokens read otherwise, of each: u, dz, and of the leak dL
+    float *readings = nullptr, *d_calciums = nullptr;
+    double* d_elapsed = nullptr;
+    float* left_at_end = nullptr;  // of the state before the last block, transposed as that is
+    // and of each of a block: the calcium that it finds, the same with its own, kappa, P; more scores
+    float *found = nullptr, *calciums = nullptr, *releases = nullptr, *feedbacks = nullptr, *more_scores = nullptr;
 
     CausalBackward(const Arguments& args, Scratch& scratch, int64_t most_blocks)
         : Sizes(args),
@@ -984,7 +1221,16 @@ struct CausalBackward : Sizes {
           rows_transposed(scratch.take(dp * BLOCK)),
           scores(scratch.take(BLOCK * BLOCK)),
           d_key_sum(scratch.take(Fp)),
-          code(args, scratch) {}
+          code(args, scratch),
+          leak(args, scratch),
+          reader(args) {
+        if (!args.reads_otherwise()) return;
+        readings = scratch.take(args.length * Fp), d_calciums = scratch.take(args.length * Fp);
+        found = scratch.take(BLOCK * Fp), calciums = scratch.take(BLOCK * Fp), releases = scratch.take(BLOCK * Fp);
+        feedbacks = scratch.take(BLOCK);
+        if (leak.exists) d_elapsed = scratch.take<double>(args.length), more_scores = scratch.take(BLOCK * BLOCK);
+        if (leak.exists) left_at_end = scratch.take(dp * Fp);
+    }
 
     void backward(int64_t head) {
         const int64_t b = head / args.heads, h = head % args.heads;
@@ -1009,6 +1255,12 @@ struct CausalBackward : Sizes {
 
         load_matrix(args.d_hebbian + head * F * d, F, d, {state, dp});
         copy(d_calcium, args.d_calcium + head * F, F);
+        if (leak.exists && args.length > 0) {  // the state at the end reads as the last token does
+            transpose(F, d, {state, dp}, {state_transposed, Fp});
+            const float* found_by_last = found + (blocks[count - 1].last - blocks[count - 1].first - 1) * Fp;
+            d_elapsed[args.length - 1] +=
+                dot(left_at_end, state_transposed, d * Fp) + dot(found_by_last, d_calcium, Fp);
+        }
         if (args.makes_code()) copy(d_key_sum, args.d_total + head * F, F);
         for (int64_t i = count - 1; i >= 0; i--) {
             const int64_t end = blocks[i].last;
@@ -1018,6 +1270,11 @@ struct CausalBackward : Sizes {
             code.resume(key_sum_before + i * Fp);
             backward_write({args, blocks[i], blocks[i].first});
         }
+        if (leak.exists)
+            for (int64_t first = 0, last; first < args.length; first = last) {
+                last = args.documents.end(b, first, args.length);
+                store_log_decay_gradient({b, h, first, last}, args, d_elapsed);
+            }
         store_matrix({state, dp}, F, d, args.d_hebbian + head * F * d);
         copy(args.d_calcium + head * F, d_calcium, F);
         if (args.makes_code()) copy(args.d_total + head * F, d_key_sum, F);
@@ -1033,15 +1290,25 @@ struct CausalBackward : Sizes {
         block.load_rows(args.d_output, KEEP_PADDING, d_output);
 
         float* value_transposed = rows_transposed;
+        const float* source = args.all_sources ? imprint : presynaptic;
+        leak.begin(block);
+        leak.fill_shares(LOWER, rows);
+        if (args.reads_otherwise()) read(block, source);
         matmul<OVERWRITE>(rows, d, Fp, {d_output, dp}, {state_transposed, Fp}, {d_activity, Fp});
+        leak.scale(leak.since, rows, Fp, d_activity);
+        if (leak.exists)
+            for (int64_t t = 0; t < rows; t++)
+                d_elapsed[block.start + t] = dot(readings + (block.start + t) * Fp, d_activity + t * Fp, Fp);
         transpose(rows, d, {value, dp}, {value_transposed, BLOCK});
         matmul<OVERWRITE>(rows, d, padded(rows), {d_output, dp}, {value_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
         clear_outside(LOWER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, Fp, {scores, BLOCK}, {imprint, Fp}, {d_activity, Fp});
-        for (int64_t t = 0; t < rows; t++) {
+        if (args.reads_otherwise()) differentiate(block);
+        for (int64_t t = 0; t < rows && !args.reads_otherwise(); t++) {
             float *d_row = d_activity + t * Fp, factor = args.scale;
             if (args.feedback) {
-                add_row(calcium, presynaptic + t * Fp, Fp);
+                add_row(calcium, source + t * Fp, Fp);
                 presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
                 const float p = astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
                 d_response[block.start + t] = -args.scale * p * p * dot(activity + t * Fp, d_row, Fp);
@@ -1052,59 +1319,504 @@ struct CausalBackward : Sizes {
             feedback[block.start + t] = factor;
         }
         block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
+        leak.pass(rows, dp * Fp, state_transposed);
+        if (leak.exists && block.start + rows == args.length) copy(left_at_end, state_transposed, d * Fp);
+        leak.scale(leak.until, rows, dp, value);
         matmul<ACCUMULATE, TRANSPOSED>(d, rows, Fp, {value, dp}, {imprint, Fp}, {state_transposed, Fp});
+    }
+
+    // the readings of a block; takes the calcium past it
+    void read(const TokenBlock& block, const float* source) {
+        for (int64_t t = 0; t < block.rows; t++) {
+            leak.pass_token(t, Fp, calcium);
+            copy(found + t * Fp, calcium, Fp);
+            add_row(calcium, source + t * Fp, Fp);
+            copy(calciums + t * Fp, calcium, Fp);
+            float* reading = readings + (block.start + t) * Fp;
+            feedbacks[t] = reader.read(activity + t * Fp, calcium, releases + t * Fp, reading);
+        }
+    }
+
+    // from G to dphi(q), in its place, and dz
+    void differentiate(const TokenBlock& block) {
+        for (int64_t t = 0; t < block.rows; t++) {
+            const int64_t of_block = t * Fp, of_row = (block.start + t) * Fp;
+            reader.differentiate(activity + of_block, calciums + of_block, releases + of_block, readings + of_row,
+                                 feedbacks[t], d_activity + of_block, d_calciums + of_row);
+            if (leak.exists) d_elapsed[block.start + t] += dot(d_calciums + of_row, found + of_block, Fp);
+        }
     }
 
     // d_key, d_value and d_code of a block; takes the gradient of the state to before it.
     void backward_write(const TokenBlock& block) {
         const int64_t rows = block.rows;
         float *d_hebbian = state, *d_hebbian_transposed = state_transposed, *d_output_transposed = rows_transposed;
-        block.load_activity(args.query, KEEP_PADDING, activity);
+        const bool reads_otherwise = args.reads_otherwise();
+        float* activity = reads_otherwise ? readings + block.start * Fp : this->activity;  // then it is u
+        if (!reads_otherwise) block.load_activity(args.query, KEEP_PADDING, activity);
         const View r = code.code_of(block);
         block.load_imprint(r, imprint, presynaptic);
         block.load_rows(args.value, ZERO_PADDING, value);
         block.load_rows(args.d_output, KEEP_PADDING, d_output);
-        for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[block.start + t]);
+        const float* source = args.all_sources ? imprint : presynaptic;
+        if (!reads_otherwise)
+            for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[block.start + t]);
+        leak.begin(block);
+        leak.fill_shares(UPPER, rows);
 
         transpose(F, d, {d_hebbian, dp}, {d_hebbian_transposed, Fp});
         matmul<OVERWRITE>(rows, d, Fp, {value, dp}, {d_hebbian_transposed, Fp}, {d_imprint, Fp});
+        leak.scale(leak.until, rows, Fp, d_imprint);
+        if (leak.exists)
+            for (int64_t t = 0; t < rows; t++) {
+                const float along = dot(imprint + t * Fp, d_imprint + t * Fp, Fp);
+                d_elapsed[block.start + t] -= along;
+                if (block.start + rows == args.length) d_elapsed[args.length - 1] += along;  // the state at the end
+            }
         transpose(rows, d, {d_output, dp}, {d_output_transposed, BLOCK});
+        float* scores = leak.exists ? more_scores : this->scores;  // the leak needs them with those of the other factor
         matmul<OVERWRITE>(rows, d, padded(rows), {value, dp}, {d_output_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
         clear_outside(UPPER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, UPPER>(rows, rows, Fp, {scores, BLOCK}, {activity, Fp}, {d_imprint, Fp});
 
         matmul<OVERWRITE>(rows, F, dp, {imprint, Fp}, {d_hebbian, dp}, {d_value, dp});
+        leak.scale(leak.until, rows, dp, d_value);
         transpose(rows, F, {activity, Fp}, {activity_transposed, BLOCK});
+        scores = this->scores;
         matmul<OVERWRITE>(rows, F, padded(rows), {imprint, Fp}, {activity_transposed, BLOCK}, {scores, BLOCK});
+        if (leak.exists) leak.add_pairs(UPPER, rows, more_scores, scores, d_elapsed + block.start);
+        leak.apply(rows, scores);
         clear_outside(UPPER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, UPPER>(rows, rows, dp, {scores, BLOCK}, {d_output, dp}, {d_value, dp});
         block.store_rows(d_value, args.d_value);
 
-        if (r.data) {
-            block.load_activity(r, ZERO_PADDING, process);
-            block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block));
-            code.accumulate_gradients(block);
-        }
-        if (args.feedback)
+        if (r.data && !args.all_sources) store_code_gradient(block, r);
+        if (args.feedback && !reads_otherwise)
             for (int64_t t = 0; t < rows; t++) {
-                add_row(calcium, presynaptic + t * Fp, Fp);
+                add_row(calcium, source + t * Fp, Fp);
                 presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, derivatives + t * Fp);
             }
         for (int64_t t = rows - 1; t >= 0; t--) {
-            if (args.feedback)
+            if (reads_otherwise) {
+                if (leak.exists && block.start + t + 1 < args.length)
+                    d_elapsed[block.start + t] -= dot(source + t * Fp, d_calcium, Fp);
+                add_row(d_calcium, d_calciums + (block.start + t) * Fp, Fp);
+            } else if (args.feedback)
                 for (int64_t j = 0; j < Fp; j += LANES)
                     store(d_calcium + j, load(d_calcium + j) + load(activity + t * Fp + j) *
                                                                    load(derivatives + t * Fp + j) *
                                                                    d_response[block.start + t]);
             add_row(d_imprint + t * Fp, d_calcium, Fp);  // from here on, the gradient of phi(K)
+            leak.pass_token(t, Fp, d_calcium);
         }
+        if (r.data && args.all_sources) store_code_gradient(block, r);
         block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_imprint, args.d_key);
         if (args.makes_code()) {
             code.resume(d_key_sum);
             code.add_to_key_gradients(block.start, block.start + rows, BACKWARDS);
             copy(d_key_sum, code.running_sum, F);
         }
+        leak.pass(rows, Fp * dp, d_hebbian);
+        leak.scale(leak.since, rows, dp, d_output);
         matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {activity, Fp}, {d_output, dp}, {d_hebbian, dp});
+    }
+
+    void store_code_gradient(const TokenBlock& block, const View& r) {
+        block.load_activity(r, ZERO_PADDING, process);
+        block.store_gradient(r, ZERO_PADDING, process, d_imprint, code.gradient_of(block));
+        code.accumulate_gradients(block);
+    }
+};
+
+// ---- synapses that leak, read in both directions -------------------------------------------------------------------
+//
+// Of what token s wrote, token t finds the share D_ts that is left after the time between them, whichever comes first.
+// A block of tokens reads what is in it, D being symmetric there, what was written before it, as in the causal form,
+// and what is written after it: the state B as the block's last token finds it, of which `until` is left at its others,
+//
+//     U = readings, of the calcium from both sides      Y = since * (U H) + until * (U B) + (U I^T * D) V
+//     before the next block       H -> since_last H + I^T (until * V)
+//     before the previous block   B -> since_last B + I^T (since * V)
+//
+// So a sequence is written from left to right, keeping I and the state before each block, and read from right to left.
+//
+// The gradients of what is written have the same form, U and dY in the places of I and V: with dH, the gradient of the
+// state after the block, from the tokens on the right, dB that of B, from those on the left, and G = dY H^T + ...,
+//
+//     dI = until * (V dH^T) + since * (V dB^T) + (V dY^T * D) U
+//     dV = until * (I dH) + since * (I dB) + (I U^T * D) dY
+//     before the previous block   dH -> since_last dH + U^T (since * dY)
+//     before the next block       dB -> since_last dB + U^T (until * dY)
+//
+// and are found in a second pass from right to left, which keeps U, dz and the part of dI from the right, and a third
+// one from left to right. In the gradients of L_t, pairs in which the writer comes after the reader have the other
+// sign. The later state is written by the last token, as it were, and the one before the first token reads before any
+// time passed.
+
+// The pass from left to right, in which both directions begin.
+struct BothWays : Sizes {
+    float *state, *calcium;              // before a block: H (Fp x dp), or transposed (dp x Fp), and z
+    float *later, *later_calcium;        // after a block, as its last token finds it
+    float *imprints, *sources;           // of each token; one and the same if the calcium counts all that is written
+    float *states_before, *calcium_before;  // of each block of a document
+    float *activity, *presynaptic, *value;
+    float *scaled, *imprint_transposed, *scores;
+    AstrocyteCode code;
+    Leak leak;
+    const TokenReader reader;
+    const bool transposed;
+
+    BothWays(const Arguments& args, Scratch& scratch, bool transposed)
+        : Sizes(args),
+          state(scratch.take(Fp * dp)),
+          calcium(scratch.take(Fp)),
+          later(scratch.take(Fp * dp)),
+          later_calcium(scratch.take(Fp)),
+          imprints(scratch.take(args.length * Fp)),
+          sources(counts_all() ? imprints : scratch.take(args.length * Fp)),
+          states_before(scratch.take(blocks_of(args.length) * Fp * dp)),
+          calcium_before(scratch.take(blocks_of(args.length) * Fp)),
+          activity(scratch.take(BLOCK * Fp)),
+          presynaptic(scratch.take(BLOCK * Fp)),
+          value(scratch.take(BLOCK * dp)),
+          scaled(scratch.take(BLOCK * (Fp > dp ? Fp : dp))),
+          imprint_transposed(scratch.take(Fp * BLOCK)),
+          scores(scratch.take(BLOCK * BLOCK)),
+          code(args, scratch),
+          leak(args, scratch),
+          reader(args),
+          transposed(transposed) {}
+
+    bool counts_all() const { return args.all_sources || !(args.code.data || args.makes_code()); }
+    static int64_t blocks_of(int64_t length) { return (length + BLOCK - 1) / BLOCK; }
+
+    // a state that Python passes, or 0
+    void load_state(const TokenRange& range, const float* hebbian, const float* z, float* to, float* to_calcium) {
+        set_zero(to, Fp * dp), set_zero(to_calcium, Fp);
+        if (!hebbian) return;
+        const int64_t head = range.b * args.heads + range.h;
+        if (transposed) transpose(F, d, {hebbian + head * F * d, d}, {to, Fp});
+        else load_matrix(hebbian + head * F * d, F, d, {to, dp});
+        copy(to_calcium, z + head * F, F);
+    }
+
+    void store_state(const TokenRange& range, const float* from, const float* from_calcium, float* hebbian, float* z) {
+        const int64_t head = range.b * args.heads + range.h;
+        store_matrix({from, dp}, F, d, hebbian + head * F * d);
+        copy(z + head * F, from_calcium, F);
+    }
+
+    // rows (rows x n) of `scaled` = factors * x
+    Matrix scaled_rows(const float* factors, int64_t rows, int64_t n, const float* x) {
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t j = 0; j < n; j += LANES) store(scaled + t * n + j, load(x + t * n + j) * factors[t]);
+        return {scaled, n};
+    }
+
+    // What a block adds to a state: its values times the shares that are left of them.
+    void write_block(const TokenBlock& block, const float* factors, float* to) {
+        const Matrix imprint = {imprints + block.start * Fp, Fp}, written = scaled_rows(factors, block.rows, dp, value);
+        leak.pass(block.rows, Fp * dp, to);
+        if (transposed) matmul<ACCUMULATE, TRANSPOSED>(d, block.rows, Fp, written, imprint, {to, Fp});
+        else matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, dp, imprint, written, {to, dp});
+    }
+
+    // A document, from the state before it, which becomes the one at its end; leaves the one after it in `later`.
+    void write(const TokenRange& range) {
+        const bool is_first = range.first == 0, is_last = range.last == args.length;
+        load_state(range, is_first ? args.hebbian : nullptr, args.calcium, state, calcium);
+        load_state(range, is_last ? args.later_hebbian : nullptr, args.later_calcium, later, later_calcium);
+        code.begin_document(range.first, range.last);
+        int64_t i = 0;
+        for (int64_t start = range.first; start < range.last; start += BLOCK, i++) {
+            const TokenBlock block(args, range, start);
+            copy(states_before + i * Fp * dp, state, Fp * dp), copy(calcium_before + i * Fp, calcium, Fp);
+            const View r = code.code_of(block);
+            float *source = sources + start * Fp, *imprint = imprints + start * Fp;
+            block.load_imprint(r, imprint, presynaptic);
+            if (source != imprint) copy(source, presynaptic, block.rows * Fp);
+            block.load_rows(args.value, ZERO_PADDING, value);
+            leak.begin(block);
+            write_block(block, leak.until, state);
+            for (int64_t t = 0; t < block.rows; t++) {
+                leak.pass_token(t, Fp, calcium);
+                add_row(calcium, source + t * Fp, Fp);
+            }
+        }
+    }
+
+    // The calcium that each token of block i finds (rows x Fp), and if asked for, how much more of that of others lies
+    // before it than after it. Takes `later_calcium` to before the block.
+    void find_calcium(const TokenBlock& block, int64_t i, float* calciums, float* imbalances) {
+        float* running = calcium_before + i * Fp;
+        for (int64_t t = 0; t < block.rows; t++) {
+            leak.pass_token(t, Fp, running);
+            if (imbalances) copy(imbalances + t * Fp, running, Fp);
+            add_row(running, sources + (block.start + t) * Fp, Fp);
+            copy(calciums + t * Fp, running, Fp);
+        }
+        for (int64_t t = block.rows - 1; t >= 0; t--) {
+            if (imbalances && block.start + t + 1 < args.length) add_row(imbalances + t * Fp, later_calcium, Fp, -1);
+            add_row(calciums + t * Fp, later_calcium, Fp);
+            add_row(later_calcium, sources + (block.start + t) * Fp, Fp);
+            leak.pass_token(t, Fp, later_calcium);
+        }
+    }
+};
+
+struct BothWaysForward : BothWays {
+    float *calciums, *release, *output;
+
+    BothWaysForward(const Arguments& args, Scratch& scratch)
+        : BothWays(args, scratch, false),
+          calciums(scratch.take(BLOCK * Fp)),
+          release(scratch.take(Fp)),
+          output(scratch.take(BLOCK * dp)) {}
+
+    void forward(int64_t head) {
+        TokenRange range = {head / args.heads, head % args.heads, 0, 0};
+        code.begin_head(range.b, range.h);
+        for (; range.first < args.length; range.first = range.last) {
+            range.last = args.documents.end(range.b, range.first, args.length);
+            write(range);
+            if (range.last == args.length) store_state(range, state, calcium, args.end_hebbian, args.end_calcium);
+            for (int64_t i = blocks_of(range.last - range.first) - 1; i >= 0; i--)
+                read({args, range, range.first + i * BLOCK}, i);
+            if (range.first == 0)
+                store_state(range, later, later_calcium, args.end_later_hebbian, args.end_later_calcium);
+        }
+    }
+
+    void read(const TokenBlock& block, int64_t i) {
+        const int64_t rows = block.rows;
+        const float* imprint = imprints + block.start * Fp;
+        float* reading = activity;
+        block.load_activity(args.query, KEEP_PADDING, activity);
+        block.load_rows(args.value, ZERO_PADDING, value);
+        leak.begin(block);
+        leak.fill_shares(FULL, rows);
+        find_calcium(block, i, calciums, nullptr);
+        for (int64_t t = 0; t < rows; t++)
+            reader.read(activity + t * Fp, calciums + t * Fp, release, reading + t * Fp);
+        const Matrix before = {states_before + i * Fp * dp, dp};
+        matmul<OVERWRITE>(rows, F, dp, scaled_rows(leak.since, rows, Fp, reading), before, {output, dp});
+        matmul<ACCUMULATE>(rows, F, dp, scaled_rows(leak.until, rows, Fp, reading), {later, dp}, {output, dp});
+        transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
+        matmul<OVERWRITE>(rows, F, padded(rows), {reading, Fp}, {imprint_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
+        matmul<ACCUMULATE>(rows, rows, dp, {scores, BLOCK}, {value, dp}, {output, dp});
+        block.store_rows(output, args.output);
+        write_block(block, leak.since, later);
+    }
+};
+
+struct BothWaysBackward : BothWays {
+    // gradients: of the state after a block, from the right, and of the one before a block, from the left; transposed
+    float *d_state, *d_calcium, *d_state_transposed;
+    // of each token: u, dz, the part of dI that is known, and dL; of each block, the calcium's gradient from the right
+    float *readings, *d_calciums, *d_imprints, *d_calcium_after;
+    double* d_elapsed;
+    // of one block
+    float *calciums, *imbalances, *releases, *feedbacks, *d_activity, *more_d_activity, *process, *d_presynaptic;
+    float *d_output, *d_value, *more_d_value, *value_transposed, *more_scores, *d_calciums_after;
+
+    BothWaysBackward(const Arguments& args, Scratch& scratch)
+        : BothWays(args, scratch, true),
+          d_state(scratch.take(Fp * dp)),
+          d_calcium(scratch.take(Fp)),
+          d_state_transposed(scratch.take(dp * Fp)),
+          readings(scratch.take(args.length * Fp)),
+          d_calciums(scratch.take(args.length * Fp)),
+          d_imprints(scratch.take(args.length * Fp)),
+          d_calcium_after(scratch.take(blocks_of(args.length) * Fp)),
+          d_elapsed(scratch.take<double>(args.length)),
+          calciums(scratch.take(BLOCK * Fp)),
+          imbalances(scratch.take(BLOCK * Fp)),
+          releases(scratch.take(BLOCK * Fp)),
+          feedbacks(scratch.take(BLOCK)),
+          d_activity(scratch.take(BLOCK * Fp)),
+          more_d_activity(scratch.take(BLOCK * Fp)),
+          process(scratch.take(BLOCK * Fp)),
+          d_presynaptic(scratch.take(BLOCK * Fp)),
+          d_output(scratch.take(BLOCK * dp)),
+          d_value(scratch.take(BLOCK * dp)),
+          more_d_value(scratch.take(BLOCK * dp)),
+          value_transposed(scratch.take(dp * BLOCK)),
+          more_scores(scratch.take(BLOCK * BLOCK)),
+          d_calciums_after(scratch.take(BLOCK * Fp)) {}
+
+    void backward(int64_t head) {
+        TokenRange range = {head / args.heads, head % args.heads, 0, 0};
+        code.begin_head(range.b, range.h);
+        code.clear_gradients();
+        for (; range.first < args.length; range.first = range.last) {
+            range.last = args.documents.end(range.b, range.first, args.length);
+            document(range);
+        }
+        code.store_gradients();
+    }
+
+    void document(const TokenRange& range) {
+        const bool is_first = range.first == 0, is_last = range.last == args.length;
+        const int64_t blocks = blocks_of(range.last - range.first);
+        write(range);
+
+        load_gradient(range, is_last ? args.d_end_hebbian : nullptr, args.d_end_calcium);
+        for (int64_t i = blocks - 1; i >= 0; i--) read({args, range, range.first + i * BLOCK}, i);
+        if (is_first) store_state(range, d_state, d_calcium, args.d_hebbian, args.d_calcium);
+
+        load_gradient(range, is_first ? args.d_end_later_hebbian : nullptr, args.d_end_later_calcium);
+        load_state(range, is_last ? args.later_hebbian : nullptr, args.later_calcium, later, later_calcium);
+        code.resume(nullptr);
+        for (int64_t i = 0; i < blocks; i++) finish({args, range, range.first + i * BLOCK}, i);
+        if (is_last) store_state(range, d_state, d_calcium, args.d_later_hebbian, args.d_later_calcium);
+        store_log_decay_gradient(range, args, d_elapsed);
+        if (!args.makes_code()) return;
+        code.resume(nullptr);
+        code.add_to_key_gradients(range.first, range.last, FORWARDS);
+        code.resume(nullptr);
+        code.add_to_key_gradients(range.first, range.last, BACKWARDS);
+    }
+
+    void load_gradient(const TokenRange& range, const float* hebbian, const float* z) {
+        const int64_t head = range.b * args.heads + range.h;
+        set_zero(d_state, Fp * dp), set_zero(d_calcium, Fp);
+        if (!hebbian) return;
+        load_matrix(hebbian + head * F * d, F, d, {d_state, dp});
+        copy(d_calcium, z + head * F, F);
+    }
+
+    // d_query of a block, and what keys, values and code get from it and from the right; takes the later state and
+    // the gradient of the state to before it.
+    void read(const TokenBlock& block, int64_t i) {
+        const int64_t rows = block.rows;
+        const float *imprint = imprints + block.start * Fp, *before = states_before + i * Fp * dp;
+        float *reading = readings + block.start * Fp, *d_imprint = d_imprints + block.start * Fp;
+        float *d_z = d_calciums + block.start * Fp;
+        const bool is_last = block.start + rows == args.length;
+        double* d_elapsed = this->d_elapsed + block.start;
+        block.load_activity(args.query, KEEP_PADDING, activity);
+        block.load_rows(args.value, ZERO_PADDING, value);
+        block.load_rows(args.d_output, KEEP_PADDING, d_output);
+        leak.begin(block);
+        leak.fill_shares(FULL, rows);
+        find_calcium(block, i, calciums, imbalances);
+        for (int64_t t = 0; t < rows; t++)
+            feedbacks[t] = reader.read(activity + t * Fp, calciums + t * Fp, releases + t * Fp, reading + t * Fp);
+
+        // G, of what was written before the block, after it, and in it
+        matmul<OVERWRITE>(rows, d, Fp, {d_output, dp}, {before, Fp}, {d_activity, Fp});
+        matmul<OVERWRITE>(rows, d, Fp, {d_output, dp}, {later, Fp}, {more_d_activity, Fp});
+        double of_last = 0;  // of what comes after the end, which is found by way of the last token
+        for (int64_t t = 0; t < rows; t++) {
+            const float since = leak.since[t], until = leak.until[t];
+            const float *u = reading + t * Fp, *of_later = more_d_activity + t * Fp;
+            const float along = is_last && t == rows - 1 ? 0 : until * dot(u, of_later, Fp);
+            d_elapsed[t] = since * dot(u, d_activity + t * Fp, Fp) - along;
+            of_last += along;
+            scale_row(d_activity + t * Fp, Fp, since), add_row(d_activity + t * Fp, of_later, Fp, until);
+        }
+        transpose(rows, d, {value, dp}, {value_transposed, BLOCK});
+        matmul<OVERWRITE>(rows, d, padded(rows), {d_output, dp}, {value_transposed, BLOCK}, {more_scores, BLOCK});
+        transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
+        matmul<OVERWRITE>(rows, F, padded(rows), {reading, Fp}, {imprint_transposed, BLOCK}, {scores, BLOCK});
+        leak.apply(rows, scores);
+        leak.add_pairs(FULL, rows, scores, more_scores, d_elapsed);
+        leak.apply(rows, more_scores);
+        matmul<ACCUMULATE>(rows, rows, Fp, {more_scores, BLOCK}, {imprint, Fp}, {d_activity, Fp});
+        for (int64_t t = 0; t < rows; t++) {
+            reader.differentiate(activity + t * Fp, calciums + t * Fp, releases + t * Fp, reading + t * Fp,
+                                 feedbacks[t], d_activity + t * Fp, d_z + t * Fp);
+            d_elapsed[t] += dot(d_z + t * Fp, imbalances + t * Fp, Fp);
+        }
+        block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
+
+        // dI and dV from the right, which writers take away from the gradients of L_t, and from the block
+        add_gradients_of_others(block, leak.until, -1, OVERWRITE);
+        if (is_last)  // the state at the end reads as the last token does
+            d_elapsed[rows - 1] += of_last + leak.since[rows - 1] * dot(before, d_state_transposed, d * Fp) +
+                                   dot(imbalances + (rows - 1) * Fp, d_calcium, Fp);
+        matmul<ACCUMULATE, TRANSPOSED>(rows, rows, Fp, {more_scores, BLOCK}, {reading, Fp}, {d_imprint, Fp});
+        matmul<ACCUMULATE, TRANSPOSED>(rows, rows, dp, {scores, BLOCK}, {d_output, dp}, {d_value, dp});
+        block.store_rows(d_value, args.d_value);
+
+        write_block(block, leak.since, later);
+        pass_gradient(block, leak.since);
+        copy(d_calcium_after + i * Fp, d_calcium, Fp);
+        for (int64_t t = rows - 1; t >= 0; t--) {
+            add_row(d_calcium, d_z + t * Fp, Fp);
+            leak.pass_token(t, Fp, d_calcium);
+        }
+    }
+
+    // d_key, d_value and d_code of a block; takes the gradient of the later state to after it.
+    void finish(const TokenBlock& block, int64_t i) {
+        const int64_t rows = block.rows;
+        const float *source = sources + block.start * Fp, *d_z = d_calciums + block.start * Fp;
+        float *d_imprint = d_imprints + block.start * Fp, *from_right = d_calcium_after + i * Fp;
+        double* d_elapsed = this->d_elapsed + block.start;
+        block.load_rows(args.value, ZERO_PADDING, value);
+        block.load_rows(args.d_output, KEEP_PADDING, d_output);
+        block.load_rows(args.d_value, KEEP_PADDING, d_value);
+        leak.begin(block);
+        add_gradients_of_others(block, leak.since, 1, ACCUMULATE);
+        const bool is_last = block.start + rows == args.length;
+        if (is_last) d_elapsed[rows - 1] += leak.since[rows - 1] * dot(later, d_state_transposed, d * Fp);
+        block.store_rows(d_value, args.d_value);
+        pass_gradient(block, leak.until);
+
+        float* e = d_calciums_after;  // the gradient of what the calcium counts
+        for (int64_t t = rows - 1; t >= 0; t--) {
+            if (!is_last || t < rows - 1) d_elapsed[t] -= dot(source + t * Fp, from_right, Fp);
+            add_row(from_right, d_z + t * Fp, Fp);
+            copy(e + t * Fp, from_right, Fp);
+            leak.pass_token(t, Fp, from_right);
+        }
+        for (int64_t t = 0; t < rows; t++) {
+            leak.pass_token(t, Fp, d_calcium);
+            d_elapsed[t] += dot(source + t * Fp, d_calcium, Fp);
+            if (is_last && t == rows - 1) d_elapsed[t] += dot(later_calcium, d_calcium, Fp);
+            add_row(e + t * Fp, d_calcium, Fp);
+            add_row(d_calcium, d_z + t * Fp, Fp);
+            for (int64_t j = t * Fp; j < (t + 1) * Fp; j += LANES)
+                store(d_presynaptic + j, load(d_imprint + j) + load(e + j));
+        }
+        const View r = code.code_of(block);
+        if (r.data) {
+            block.load_activity(r, ZERO_PADDING, process);
+            const float* d_process = args.all_sources ? d_presynaptic : d_imprint;
+            block.store_gradient(r, ZERO_PADDING, process, d_process, code.gradient_of(block));
+            code.accumulate_gradients(block);
+        }
+        block.load_activity(args.key, ZERO_PADDING, presynaptic);
+        block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_presynaptic, args.d_key);
+    }
+
+    // What tokens of other blocks on one side add to dI and dV, and to dL of the writers.
+    void add_gradients_of_others(const TokenBlock& block, const float* factors, float sign, Store how) {
+        const int64_t rows = block.rows;
+        const float* imprint = imprints + block.start * Fp;
+        float* d_imprint = d_imprints + block.start * Fp;
+        transpose(F, d, {d_state, dp}, {d_state_transposed, Fp});
+        matmul<OVERWRITE>(rows, d, Fp, {value, dp}, {d_state_transposed, Fp}, {more_d_activity, Fp});
+        matmul<OVERWRITE>(rows, F, dp, {imprint, Fp}, {d_state, dp}, {more_d_value, dp});
+        if (how == OVERWRITE) set_zero(d_imprint, rows * Fp), set_zero(d_value, rows * dp);
+        for (int64_t t = 0; t < rows; t++) {
+            const float* of_others = more_d_activity + t * Fp;
+            const float along = factors[t] * dot(imprint + t * Fp, of_others, Fp);
+            d_elapsed[block.start + t] += sign * along;
+            if (sign < 0 && block.start + rows == args.length) d_elapsed[args.length - 1] += along;
+            add_row(d_imprint + t * Fp, of_others, Fp, factors[t]);
+            add_row(d_value + t * dp, more_d_value + t * dp, dp, factors[t]);
+        }
+    }
+
+    // The gradient of a state from the one side of a block to the other.
+    void pass_gradient(const TokenBlock& block, const float* factors) {
+        const Matrix read = scaled_rows(factors, block.rows, dp, d_output);
+        leak.pass(block.rows, Fp * dp, d_state);
+        matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, dp, {readings + block.start * Fp, Fp}, read, {d_state, dp});
     }
 };
 
@@ -1205,6 +1917,7 @@ extern "C" int documents_forward(const Arguments* arguments) {
             write.code.begin_document(range.first, range.last);
             write.forward(range);
             if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, write.Fp, read.plasticity, nullptr);
+            if (args.at_synapse) release_synapses(write, write.calcium, write.hebbian);
             read.forward(range, write.hebbian, args.scale);
         }
     });
@@ -1226,11 +1939,19 @@ extern "C" int documents_backward(const Arguments* arguments) {
             write.code.begin_document(range.first, range.last);
             write.forward(range);
             if (args.feedback) presynaptic_plasticity(write.calcium, args.alpha, Fp, read.plasticity, derivative);
+            if (args.at_synapse) release_synapses(write, write.calcium, write.hebbian);
             read.backward(range, write.hebbian, args.scale);
             copy(write.d_hebbian, read.d_hebbian, Fp * dp);
             for (int64_t j = 0; j < Fp; j += LANES) {  // without feedback, nothing reads the calcium
                 const Vector zero = {}, d_calcium = load(read.d_plasticity + j) * load(derivative + j);
                 store(write.d_calcium + j, args.feedback ? d_calcium : zero);
+            }
+            if (args.at_synapse) {  // kappa also depends on the calcium: d kappa / dz = (alpha - 1) kappa / z
+                for (int64_t j = 0; j < write.F; j++) {
+                    const float along = dot(read.d_hebbian + j * dp, write.hebbian + j * dp, dp), z = write.calcium[j];
+                    write.d_calcium[j] += float(args.alpha - 1) * (along / (z < CALCIUM_FLOOR ? CALCIUM_FLOOR : z));
+                }
+                release_synapses(write, write.calcium, write.d_hebbian);
             }
             write.backward(range, OVERWRITE);
         }
@@ -1252,5 +1973,21 @@ extern "C" int causal_backward(const Arguments* arguments) {
     return run_tasks<CausalBackward>(
         args, args.all_heads(), [](CausalBackward& causal, int64_t head) { causal.backward(head); },
         most_blocks_in_a_row(args));
+}
+
+// output, end_hebbian and end_calcium, and end_later_hebbian and end_later_calcium, which go on from later_hebbian and
+// later_calcium.
+extern "C" int both_ways_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<BothWaysForward>(args, args.all_heads(),
+                                      [](BothWaysForward& both, int64_t head) { both.forward(head); });
+}
+
+// d_query, d_key, d_value, d_code, d_log_decay and the gradients of the states, from d_output and those of the states
+// that go on from them.
+extern "C" int both_ways_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<BothWaysBackward>(args, args.all_heads(),
+                                       [](BothWaysBackward& both, int64_t head) { both.backward(head); });
 }
 """

@@ -259,7 +259,10 @@ class ActivityRecipe(NamedTuple):
         """From the names of passes that take R to those that make this code as they go; they know no prefix tokens."""
         if self.num_prefix_tokens > 0:
             return {}
-        passes = ("write_mode", "write_and_read_causally", "write_and_read_documents")
+        passes = (
+            *("write_mode", "write_and_read_causally", "write_and_read_documents"),
+            "write_and_read_both_ways",
+        )
         return {name: f"{name}_with_activity" for name in passes}
 
     def materialize(

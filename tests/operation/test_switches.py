@@ -10,13 +10,17 @@ import torch
 
 from astroformer_hf import (
     BidirectionalState,
+    NeuronAstrocyteState,
     attention_backend,
     neuron_astrocyte_attention,
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
 )
+from astroformer_hf.attention_contract import MaterializedCode
+from astroformer_hf.attention_operation import attend
 from astroformer_hf.decayed_sums import leaky_sum, leaky_sum_token_by_token
 from astroformer_hf.feature_maps import FEATURE_MAPS
+from astroformer_hf.token_layout import NeighbourhoodState, number_documents, sequence_layout
 
 
 BACKENDS = matrix.BACKENDS
@@ -208,8 +212,6 @@ def test_bidirectional_in_pieces(pieces, backend):
 
 
 def tuple_of_zeros(tensors):
-    from astroformer_hf import NeuronAstrocyteState
-
     query, _, value, _ = tensors
     hebbian = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
     return NeuronAstrocyteState(hebbian, hebbian[..., 0].clone())
@@ -235,6 +237,80 @@ def test_documents_are_as_alone(decay, causal, function, backend):
             of_decay = own.pop() if log_decay is not None else None
             expected = neuron_astrocyte_network(*own, log_decay=of_decay, **options)
             matrix.assert_close(of_output, expected, 1e-10 if backend == "plain" else 1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("documents", [False, True], ids=["", "documents"])
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_the_activity_code_made_on_the_way(causal, decay, documents, backend):
+    """Results and the gradients of every input: of the kernels that make the code, and of the plain form given it."""
+    feedback = itertools.cycle((True, True, False))
+    for length, switches in itertools.product((1, 48, 130), SWITCHES):
+        check_activity_code(length, decay, causal, documents, backend, {**switches, "feedback": next(feedback)})
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_in_two_threads(causal, backend):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for documents in (False, True):
+            check_activity_code(150, "batched", causal, documents, backend, {**SWITCHES[-1], "feedback": True})
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_activity_code(length, decay, causal, documents, backend, options):
+    batch, heads, m, d = 2, 3, 20, 40  # enough work for a second thread at the greatest length
+    query, key, value, _, log_decay = make_inputs(length, decay, hidden_neurons=m, head_dim=d)
+    tensors = {"query": query, "key": key, "value": value, "log_decay": log_decay}
+    tensors["weight"] = torch.randn(heads, m, m, dtype=torch.float64) / m**0.5
+    tensors["bias"] = torch.randn(heads, 1, m, dtype=torch.float64)
+    mask, ids = some_mask(batch, length), None
+    if documents:
+        starts = torch.rand(batch, length) < 0.03
+        ids = number_documents(starts, mask)
+    if causal or decay != "none":
+        names = ["hebbian", "calcium"] + (["later_hebbian", "later_calcium"] if not causal else [])
+        for name in names:
+            state = torch.rand(batch, heads, m, d, dtype=torch.float64) * 9
+            tensors[name] = state if name.endswith("hebbian") else state[..., 0].contiguous()
+    if causal:
+        tensors["total"] = torch.randn(batch, heads, m, dtype=torch.float64)
+
+    def results(name, dtype):
+        to = {"device": matrix.device_of(name), "dtype": dtype}
+        given = {name: x.to(**to).requires_grad_() for name, x in tensors.items() if x is not None}
+        layout = sequence_layout(length, to["device"], mask.long().to(to["device"]), causal=causal)
+        sums = None
+        if causal:
+            sums = NeighbourhoodState(given["total"], torch.full((batch, 1, 1), 1.5, **to))
+        recipe = layout.activity(given["key"], 0.4, given["weight"], given["bias"], sums)
+        documents = None if ids is None else ids.to(to["device"])
+        if name == "plain":
+            recipe = MaterializedCode(*recipe.materialize(given["key"], layout.padding_mask, causal, documents))
+        state = NeuronAstrocyteState(given["hebbian"], given["calcium"]) if "hebbian" in given else None
+        if "later_hebbian" in given:
+            state = BidirectionalState(state, NeuronAstrocyteState(given["later_hebbian"], given["later_calcium"]))
+        with attention_backend(name):
+            found = attend(
+                **{name: given.get(name) for name in ("query", "key", "value", "log_decay")},
+                astrocyte_code=recipe,
+                padding_mask=layout.padding_mask,
+                causal=causal,
+                initial_state=state,
+                document_ids=documents,
+                feature_map="elu",
+                random_projection=None,
+                **options,
+            )
+        values = [found.output, *(() if found.state is None else flat(found.state)), *(found.code_state or ())]
+        loss = sum((x * torch.linspace(-1, 1, x.numel()).to(x).view(x.shape)).sum() for x in values)
+        return values, torch.autograd.grad(loss, list(given.values()))
+
+    assert_equal_runs(results(backend, torch.float32), results("plain", torch.float64), 1e-3)
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
