@@ -12,12 +12,11 @@ import transformers
 
 from .attention_backends import attention_backend
 from .attention_operation import (
-    BidirectionalState,
-    NeuronAstrocyteState,
     neuron_astrocyte_attention,
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
 )
+from .attention_state import BidirectionalState, NeuronAstrocyteState
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
 from .configuration_astroformer_vision import AstroformerVisionConfig

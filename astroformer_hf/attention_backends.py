@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .attention_contract import PASSES, Backend, CodeRecipe, Kernel, Pass
+from .attention_contract import PASSES, Backend, CodeRecipe, Kernel, Pass, PlainForm
 from .neuron_astrocyte_cpu import BACKEND as CPU_BACKEND
 from .neuron_astrocyte_triton import BACKEND as TRITON_BACKEND
 from .traced_values import is_exporting
@@ -238,7 +238,7 @@ def run_pass(pass_: Pass, backend: Backend | None, inputs: Mapping[str, Any]) ->
         inputs (mapping): what the pass takes, and perhaps more.
     """
     inputs = {name: inputs[name] for name in (*pass_.tensors, *pass_.options)}
-    if backend is None:
+    if backend is None or isinstance(backend.kernels[pass_.name], PlainForm):
         results = pass_.as_tuple(pass_(**inputs))
     elif torch.compiler.is_compiling():
         operator = _OPERATORS[pass_.name]

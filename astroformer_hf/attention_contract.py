@@ -180,20 +180,25 @@ class CodeFirst:
 
 
 @dataclass(frozen=True)
+class PlainForm:
+    """Stands in a backend's table for a pass that has nothing to fuse: PyTorch's own matrix products compute it."""
+
+
+@dataclass(frozen=True)
 class Backend:
     """One way to compute the passes.
 
     Args:
         name (`str`): as users call it.
         device_type (`str`): of the tensors that "auto" takes it for.
-        kernels (mapping): from the names of passes to a `Kernel` or `CodeFirst`.
+        kernels (mapping): from the names of passes to a `Kernel`, `CodeFirst` or `PlainForm`.
         unavailable (function): from a device to why it cannot compute there on this machine, or None.
         dtypes (set of `torch.dtype`): what it takes.
     """
 
     name: str
     device_type: str
-    kernels: Mapping[str, Kernel | CodeFirst]
+    kernels: Mapping[str, Kernel | CodeFirst | PlainForm]
     unavailable: Callable[[torch.device], str | None]
     dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -211,6 +216,8 @@ class Backend:
             return f"it has no kernel for {name}"
         if isinstance(kernel, CodeFirst):
             return self.lacks(kernel.then, inputs)
+        if isinstance(kernel, PlainForm):
+            return None
         refused = [x for x in kernel.takes_no if inputs.get(x) is not None]
         refused += [f"{x} {inputs[x]!r}" for x, value in kernel.takes_only.items() if inputs.get(x, value) != value]
         return f"its kernel for {name} does not take {', '.join(refused)} yet" if refused else None

@@ -49,6 +49,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 
 from .attention_backends import choose_backend, fused_pass, resolve_code, run_pass
+from .attention_checks import check_inputs, check_switches, checked_documents
 from .attention_contract import PASSES, CodeRecipe, MaterializedCode, Pass
 from .attention_passes import (
     astrocyte_feedback,
@@ -61,44 +62,16 @@ from .attention_passes import (
     released_weights,
     working_dtype,
 )
+from .attention_state import (
+    BidirectionalState,
+    NeuronAstrocyteState,
+    State,
+    checked_state,
+    sides_of,
+    state_or_empty,
+    tensors_of_state,
+)
 from .feature_maps import FEATURE_MAPS, default_random_projection, phi
-from .token_layout import number_documents, starts_of_documents
-
-
-PRESYNAPTIC_TARGETS = ("response", "synapse")
-CALCIUM_SOURCES = ("neurons", "all")
-
-
-class NeuronAstrocyteState(NamedTuple):
-    """What the tripartite synapses remember of everything written so far; its size does not depend on the length.
-
-    Attributes:
-        hebbian: `(batch, heads, features, head_dim)`, the sum over tokens of (phi(k) + phi(r)) v^T; the 1/m is applied
-            when it is read.
-        calcium: `(batch, heads, features)`, the sum over tokens of phi(k), with `calcium_sources` "all" of phi(k) +
-            phi(r); alpha is applied when it is read.
-    """
-
-    hebbian: torch.Tensor
-    calcium: torch.Tensor
-
-
-class BidirectionalState(NamedTuple):
-    """What leaky synapses remember on either side of a piece of a sequence that is read in both directions.
-
-    A call returns what the pieces beside its own need of it: `before` for the one that follows, `after` for the one
-    that comes first. It is given the `before` of the piece before it and the `after` of the piece after it.
-
-    Attributes:
-        before: of all tokens before a place in the sequence.
-        after: of all tokens after it, as the token before the place finds them.
-    """
-
-    before: NeuronAstrocyteState
-    after: NeuronAstrocyteState
-
-
-State = NeuronAstrocyteState | BidirectionalState
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -130,8 +103,8 @@ def neuron_astrocyte_network(
 
     Same arguments, results and errors as `neuron_astrocyte_attention`, which explains them. Source: AT, section III.
     """
-    _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
-    _validate_switches(
+    check_inputs(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
+    check_switches(
         query,
         key,
         presynaptic_target=presynaptic_target,
@@ -143,7 +116,7 @@ def neuron_astrocyte_network(
         output_final_state=output_final_state,
     )
     keeps_states = initial_state is not None or output_final_state
-    documents = _documents(document_ids, query, key, padding_mask, causal, keeps_states)
+    documents = checked_documents(document_ids, query, key, padding_mask, causal, keeps_states)
     working = working_dtype(query, key, value)
     if random_projection is None:
         random_projection = default_random_projection(feature_map, query.shape[-1], query.device)
@@ -153,10 +126,10 @@ def neuron_astrocyte_network(
         return FEATURE_MAPS[feature_map](x.to(working), random_projection)
 
     both_ways = log_decay is not None and not causal
-    before, after = _sides(initial_state)
+    before, after = sides_of(initial_state)
 
     # the synapses of all heads: H_neuron + H_astro, and the calcium
-    hebbian, calcium = _state_or_empty(before, phi(key[:, :, :0]), value)
+    hebbian, calcium = state_or_empty(before, phi(key[:, :, :0]), value)
     hebbian = hebbian / num_hidden_neurons  # (B, H, F, d); what came before, by whichever plasticity
 
     def forget(where: torch.Tensor) -> None:
@@ -224,7 +197,7 @@ def neuron_astrocyte_network(
                 write(t)
                 from_start.append((hebbian, calcium))
             final = hebbian, calcium
-            hebbian, calcium = _state_or_empty(after, phi(key[:, :, :0]), value)
+            hebbian, calcium = state_or_empty(after, phi(key[:, :, :0]), value)
             hebbian = hebbian / num_hidden_neurons
             for t in reversed(range(key.shape[2])):
                 if documents is not None and t + 1 < key.shape[2]:
@@ -398,8 +371,8 @@ def neuron_astrocyte_attention(
     Raises:
         ValueError: for shapes or values that do not fit; the message gives them.
     """
-    _validate(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
-    _validate_switches(
+    check_inputs(query, key, value, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
+    check_switches(
         query,
         key,
         presynaptic_target=presynaptic_target,
@@ -411,7 +384,7 @@ def neuron_astrocyte_attention(
         output_final_state=output_final_state,
     )
     keeps_states = initial_state is not None or output_final_state
-    documents = _documents(document_ids, query, key, padding_mask, causal, keeps_states)
+    documents = checked_documents(document_ids, query, key, padding_mask, causal, keeps_states)
     output, state, _ = attend(
         query=query,
         key=key,
@@ -484,7 +457,7 @@ def attend(
             for all tokens of a sequence, it costs nothing: the Hebbian weights are scaled instead.
     """
     num_hidden_neurons, output_dtype = query.shape[-1], value.dtype
-    states = _flat(initial_state)
+    states = tensors_of_state(initial_state)
     if working_dtype(query, key, value, *states) == torch.float64:
         query, key, value = query.double(), key.double(), value.double()
         if isinstance(astrocyte_code, MaterializedCode):
@@ -539,10 +512,10 @@ def attend(
             inputs["scale"] = (1.0 if torch.is_tensor(output_scale) else output_scale) / num_hidden_neurons
             is_line = causal or log_decay is not None
             if is_line:
-                before, after = _sides(initial_state)
-                inputs["hebbian"], inputs["calcium"] = _state_or_empty(before, key, value)
+                before, after = sides_of(initial_state)
+                inputs["hebbian"], inputs["calcium"] = state_or_empty(before, key, value)
                 if not causal:
-                    inputs["later_hebbian"], inputs["later_calcium"] = _state_or_empty(after, key, value)
+                    inputs["later_hebbian"], inputs["later_calcium"] = state_or_empty(after, key, value)
             results = run_pass(passes[0], backend, inputs)
             output, state = results["output"][:, :, : query.shape[2]], None
             if is_line:
@@ -559,7 +532,7 @@ def attend(
             hebbian, calcium = results["hebbian"], results["calcium"]
             if initial_state is not None:
                 assert not isinstance(initial_state, BidirectionalState)
-                so_far = _checked_state(initial_state, key, value)
+                so_far = checked_state(initial_state, key, value)
                 hebbian, calcium = so_far.hebbian + hebbian, so_far.calcium + calcium
             state = NeuronAstrocyteState(hebbian, calcium)
             weights = released_weights(hebbian, calcium, alpha, presynaptic_target)
@@ -592,17 +565,6 @@ def _passes(
     return [PASSES["write_mode"], PASSES["read_mode"]]
 
 
-def _sides(state: State | None) -> tuple[NeuronAstrocyteState | None, NeuronAstrocyteState | None]:
-    """What was written before, and what after."""
-    return (state.before, state.after) if isinstance(state, BidirectionalState) else (state, None)
-
-
-def _flat(state: State | None) -> list[torch.Tensor]:
-    if isinstance(state, BidirectionalState):
-        return [*state.before, *state.after]
-    return [] if state is None else list(state)
-
-
 def neuron_astrocyte_attention_weights(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -631,8 +593,8 @@ def neuron_astrocyte_attention_weights(
     Returns:
         `torch.Tensor` of shape `(batch, heads, length, length)` in the dtype of `query`. Memory is quadratic.
     """
-    _validate(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
-    _validate_switches(
+    check_inputs(query, key, key, astrocyte_code, padding_mask, alpha, feature_map, random_projection)
+    check_switches(
         query,
         key,
         presynaptic_target=presynaptic_target,
@@ -643,7 +605,7 @@ def neuron_astrocyte_attention_weights(
         initial_state=initial_state,
         output_final_state=False,
     )
-    documents = _documents(document_ids, query, key, padding_mask, causal, initial_state is not None)
+    documents = checked_documents(document_ids, query, key, padding_mask, causal, initial_state is not None)
     num_hidden_neurons = query.shape[-1]
     with full_precision(query):
         if not FEATURE_MAPS[feature_map].in_kernels:
@@ -653,7 +615,7 @@ def neuron_astrocyte_attention_weights(
         activity = phi(query.to(imprint.dtype), feature_map)
         share = shares(log_decay, proximity, padding_mask, documents, causal, imprint)  # (B or 1, H or 1, N, N)
         calcium = share @ source
-        before, after = _sides(initial_state)
+        before, after = sides_of(initial_state)
         elapsed = None if log_decay is None else _elapsed(log_decay, padding_mask, imprint.dtype)
         for state, is_later in ((before, False), (after, True)):
             if state is None:
@@ -700,11 +662,6 @@ def shares(
     return share.tril() if causal else share
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Precision, defaults and validation
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _features(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -720,161 +677,3 @@ def _features(
     if astrocyte_code is not None:
         astrocyte_code = phi(astrocyte_code.to(working), feature_map, random_projection)
     return query, key, astrocyte_code
-
-
-def _empty_state(key: torch.Tensor, value: torch.Tensor) -> NeuronAstrocyteState:
-    """The state of synapses to which nothing was written; the last dimension of `key` is the features'."""
-    shape, working = (*key.shape[:2], key.shape[3], value.shape[3]), working_dtype(key, value)
-    return NeuronAstrocyteState(value.new_zeros(shape, dtype=working), value.new_zeros(shape[:3], dtype=working))
-
-
-def _state_or_empty(state: NeuronAstrocyteState | None, key: torch.Tensor, value: torch.Tensor) -> NeuronAstrocyteState:
-    return _empty_state(key, value) if state is None else _checked_state(state, key, value)
-
-
-def _checked_state(state: NeuronAstrocyteState, key: torch.Tensor, value: torch.Tensor) -> NeuronAstrocyteState:
-    """`state` in the working dtype, after a check of its shapes; the last dimension of `key` is the features'."""
-    hebbian, calcium = state
-    hebbian_shape = (*key.shape[:2], key.shape[3], value.shape[3])
-    if hebbian.shape != hebbian_shape or calcium.shape != hebbian_shape[:3]:
-        raise ValueError(
-            f"initial_state must hold hebbian of shape {hebbian_shape} and calcium of shape {hebbian_shape[:3]}, "
-            f"got {tuple(hebbian.shape)} and {tuple(calcium.shape)}"
-        )
-    working = working_dtype(key, value, hebbian)
-    return NeuronAstrocyteState(hebbian.to(working), calcium.to(working))
-
-
-def _documents(
-    document_ids: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    padding_mask: torch.Tensor | None,
-    causal: bool,
-    keeps_states: bool,
-) -> torch.Tensor | None:
-    """`document_ids`, checked, as `number_documents` numbers them; None without."""
-    if document_ids is None:
-        return None
-    batch_size, _, length, _ = key.shape
-    if document_ids.shape != (batch_size, length) or document_ids.is_floating_point():
-        raise ValueError(
-            f"document_ids must be whole numbers of shape {(batch_size, length)}, got {document_ids.dtype} of shape "
-            f"{tuple(document_ids.shape)}"
-        )
-    if query.shape[2] != length:
-        raise ValueError(f"document_ids need queries and keys of the same length, got {query.shape[2]} and {length}")
-    if not causal and keeps_states:
-        raise ValueError(
-            "document_ids have no initial_state or final state unless causal=True: each document of a row has a state "
-            "of its own"
-        )
-    if length == 0:
-        return None
-    documents = number_documents(starts_of_documents(document_ids, padding_mask), padding_mask)
-    if document_ids.device.type == "cpu" and not torch.compiler.is_compiling():  # where the look costs nothing
-        for row, ids in enumerate(document_ids):
-            ids = ids if padding_mask is None else ids[padding_mask[row]]
-            if len(ids.unique()) < len(ids.unique_consecutive()):
-                raise ValueError(
-                    "document_ids must not return to a document that has ended: the tokens of each stand together, got "
-                    f"{ids.unique_consecutive().tolist()} in row {row}"
-                )
-    return documents
-
-
-def _validate_switches(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    *,
-    presynaptic_target: str,
-    calcium_sources: str,
-    log_decay: torch.Tensor | None,
-    proximity: torch.Tensor | None,
-    causal: bool,
-    initial_state: State | None,
-    output_final_state: bool,
-) -> None:
-    if presynaptic_target not in PRESYNAPTIC_TARGETS:
-        raise ValueError(f"presynaptic_target must be 'response' or 'synapse', got {presynaptic_target!r}")
-    if calcium_sources not in CALCIUM_SOURCES:
-        raise ValueError(f"calcium_sources must be 'neurons' or 'all', got {calcium_sources!r}")
-    batch_size, num_heads, length, _ = key.shape
-    both_ways = log_decay is not None and not causal
-    if log_decay is not None:
-        if log_decay.shape not in ((batch_size, num_heads, length), (1, num_heads, length)):
-            raise ValueError(
-                f"log_decay must have shape {(batch_size, num_heads, length)}, or that with a batch of 1, got "
-                f"{tuple(log_decay.shape)}"
-            )
-        if proximity is not None:
-            raise ValueError("log_decay is for tokens on a line and proximity for others: give one of them")
-        if not causal and length == 0:
-            raise ValueError("log_decay needs keys, unless causal=True: what is read in both directions stands in line")
-    if proximity is not None:
-        if proximity.shape != (num_heads, query.shape[2], length) or query.shape[2] != length:
-            raise ValueError(
-                f"proximity must have shape {(num_heads, length, length)}, and there must be as many queries as keys, "
-                f"got {tuple(proximity.shape)} and {query.shape[2]} queries"
-            )
-        if causal or initial_state is not None or output_final_state:
-            raise ValueError("proximity is for whole inputs: not with causal=True, initial_state or output_final_state")
-    if initial_state is not None and isinstance(initial_state, BidirectionalState) != both_ways:
-        expected = "BidirectionalState with log_decay unless causal=True" if both_ways else "NeuronAstrocyteState"
-        raise ValueError(f"initial_state must be a {expected}, got {type(initial_state).__name__}")
-
-
-def _validate(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    astrocyte_code: torch.Tensor | None,
-    padding_mask: torch.Tensor | None,
-    alpha: float,
-    feature_map: str,
-    random_projection: torch.Tensor | None,
-) -> None:
-    if feature_map not in FEATURE_MAPS:
-        raise ValueError(f"feature_map must be one of {sorted(FEATURE_MAPS)}, got {feature_map!r}")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha <= 1:
-        raise ValueError(f"alpha must be a number in (0, 1], got {alpha!r}")
-
-    shapes = f"got query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}"
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dim() != 4:
-            raise ValueError(f"{name} must have 4 dimensions, (batch, heads, length, size); {shapes}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(f"query and key must have the same number of hidden neurons (last dimension); {shapes}")
-    if not query.shape[:2] == key.shape[:2] == value.shape[:2]:
-        raise ValueError(f"query, key and value must agree in batch and heads; {shapes}")
-    if key.shape[2] != value.shape[2]:
-        raise ValueError(f"key and value must have the same length; {shapes}")
-    if query.shape[2] != key.shape[2] and 0 not in (query.shape[2], key.shape[2]):
-        raise ValueError(f"query and key must have the same length, unless one of them is empty; {shapes}")
-
-    batch_size, num_heads, length, num_hidden_neurons = key.shape
-    if astrocyte_code is not None:
-        expected = (num_heads, length, num_hidden_neurons)
-        if astrocyte_code.shape not in (expected, (batch_size, *expected)):
-            raise ValueError(
-                f"astrocyte_code must have shape {expected}, or that with a leading batch of {batch_size}, "
-                f"got {tuple(astrocyte_code.shape)}"
-            )
-    if padding_mask is not None:
-        if padding_mask.dtype != torch.bool:
-            raise ValueError(f"padding_mask must be bool, True where a token is real, got {padding_mask.dtype}")
-        if padding_mask.shape != (batch_size, length):
-            raise ValueError(f"padding_mask must have shape {(batch_size, length)}, got {tuple(padding_mask.shape)}")
-    if random_projection is not None:
-        if not FEATURE_MAPS[feature_map].has_random_projection:
-            raise ValueError(
-                "random_projection belongs to a feature_map of random features such as 'favor', got feature_map "
-                f"{feature_map!r}"
-            )
-        if random_projection.dim() != 2 or random_projection.shape[1] != num_hidden_neurons:
-            raise ValueError(
-                f"random_projection must have shape (random_features, {num_hidden_neurons}), "
-                f"got {tuple(random_projection.shape)}"
-            )

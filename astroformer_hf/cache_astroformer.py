@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .attention_operation import NeuronAstrocyteState
+from .attention_state import NeuronAstrocyteState
 from .forward_keywords import may_look_at, may_wait_for
 
 

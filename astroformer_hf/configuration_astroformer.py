@@ -20,7 +20,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .astrocyte_code import ASTROCYTE_CODES
-from .attention_operation import CALCIUM_SOURCES, PRESYNAPTIC_TARGETS
+from .attention_checks import CALCIUM_SOURCES, PRESYNAPTIC_TARGETS
 from .feature_maps import FEATURE_MAPS
 from .model_classes import TEXT_MODELS, auto_map
 

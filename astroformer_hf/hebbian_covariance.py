@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention_operation import BidirectionalState, NeuronAstrocyteState, attend, shares
+from .attention_operation import attend, shares
 from .attention_passes import working_dtype
+from .attention_state import BidirectionalState, NeuronAstrocyteState
 from .feature_maps import phi
 
 

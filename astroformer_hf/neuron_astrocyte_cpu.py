@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from .attention_contract import Backend, Kernel
+from .attention_contract import Backend, Kernel, PlainForm
 from .attention_passes import CALCIUM_FLOOR
 from .feature_maps import EXP_CEILING
 from .native_library import UnsupportedPlatform, build_library, load_library
@@ -646,6 +646,7 @@ BACKEND = Backend(
         "write_mode": _WRITE,
         "write_mode_with_activity": _WRITE,
         "read_mode": Kernel(read_forward, read_backward),
+        "write_and_read_at_distances": PlainForm(),
         "write_and_read_causally": _CAUSAL,
         "write_and_read_causally_with_activity": _CAUSAL,
         "write_and_read_documents": _DOCUMENTS,

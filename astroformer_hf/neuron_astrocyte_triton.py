@@ -39,7 +39,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .attention_contract import Backend, CodeFirst, Kernel
+from .attention_contract import Backend, CodeFirst, Kernel, PlainForm
 from .attention_passes import CALCIUM_FLOOR as PLAIN_CALCIUM_FLOOR
 from .feature_maps import EXP_CEILING as PLAIN_EXP_CEILING
 
@@ -1155,6 +1155,7 @@ BACKEND = Backend(
         "write_mode": _WRITE,
         "write_mode_with_activity": CodeFirst("write_mode"),
         "read_mode": Kernel(read_forward, read_backward),
+        "write_and_read_at_distances": PlainForm(),
         "write_and_read_causally": _CAUSAL,
         "write_and_read_causally_with_activity": CodeFirst("write_and_read_causally"),
     },
