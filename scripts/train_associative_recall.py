@@ -6,15 +6,16 @@
     python scripts/train_associative_recall.py --num_pairs 4 --num_hidden_layers 1 --output_dir outputs/recall4
     python scripts/train_associative_recall.py --attention_type softmax --output_dir outputs/recall_softmax
 
-The task is that of Arora et al., "Zoology" (ICLR 2024). The data are made from --examples_seed, so there is nothing to load:
+The task is that of Arora et al., "Zoology" (ICLR 2024). The data are made, so there is nothing to load:
 
 - Token 0 is the filler. The other tokens of the lower half of the vocabulary are keys, those of the upper half values.
-- An example begins with --num_pairs pairs, a key and then its value. The keys are drawn without return, so that each has
-  one value; the values are drawn with return.
-- Then each key comes once more, as a query, in random order and at random places, no two the same and none the last. All
-  other places hold the filler; the answers are never shown.
+- An example begins with --num_pairs pairs, a key and then its value. The keys are drawn without return, so that each
+  has one value; the values are drawn with return.
+- Then each key comes once more, as a query, in random order and at random places, no two the same and none the last.
+  All other places hold the filler; the answers are never shown.
 - What counts is the next token that the model predicts after a query: the value of its key. Nothing else has a label.
-- Training, validation and test examples are drawn from three different seeds, the same for every --seed of the training.
+- Training, validation and test examples are drawn from three different seeds, which follow from --examples_seed and do
+  not depend on the --seed of the training.
 
 Without --length there are six tokens for each pair. The metric is the accuracy over all queries. Two guesses stand
 beside it: "chance", one of the values of the example at random, and "majority", the commonest value of the training
@@ -97,7 +98,9 @@ def main(arguments=None):
     if model_args.source:
         config = AutoConfig.from_pretrained(**model_args.source)
         if config.vocab_size < data_args.vocab_size:
-            raise ValueError(f"--vocab_size must be at most the model's {config.vocab_size}, got {data_args.vocab_size}")
+            raise ValueError(
+                f"--vocab_size must be at most the model's {config.vocab_size}, got {data_args.vocab_size}"
+            )
         model = AutoModelForCausalLM.from_pretrained(**model_args.source, config=config)
     else:
         config = AstroformerConfig(
