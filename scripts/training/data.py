@@ -110,7 +110,9 @@ def some_of(examples, number):
         return examples
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(HELD_OUT_SEED))
     chosen = order[:number].sort().values.tolist()
-    return examples.select(chosen) if hasattr(examples, "select") else torch.utils.data.Subset(examples, chosen)
+    if isinstance(examples, datasets.Dataset):
+        return examples.select(chosen)
+    return torch.utils.data.Subset(examples, chosen)
 
 
 def pick_split(splits, wanted, fallbacks=()):

@@ -27,9 +27,7 @@ def recall_examples(number, *, vocab_size, num_pairs, length, seed):
     """
     num_keys = vocab_size // 2 - 1
     if not 1 <= num_pairs <= num_keys:
-        raise ValueError(
-            f"--num_pairs must be in [1, {num_keys}], the keys of --vocab_size {vocab_size}, got {num_pairs}"
-        )
+        raise ValueError(f"--num_pairs must be in [1, {num_keys}] for --vocab_size {vocab_size}, got {num_pairs}")
     if length < 3 * num_pairs + 1:
         raise ValueError(f"--length must be at least {3 * num_pairs + 1} for --num_pairs {num_pairs}, got {length}")
     generator = torch.Generator().manual_seed(seed)
