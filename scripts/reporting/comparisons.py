@@ -214,6 +214,11 @@ def explanation(definition, arms, rivals, first, metric):
         "- **better by**: the difference of the means ± its standard error, positive where the arm is better."
         + (" In percentage points." if definition.metric == "accuracy" else ""),
     ]
+    if "majority" in first:
+        lines.append(
+            f"- A guess: any value of the example {first['chance']:.1%}, the commonest value of the training examples "
+            f"{first['majority']:.1%}."
+        )
     if rivals:
         lines.append(
             f"- **against**: p is of Welch's t-test over the seeds, two-sided, not corrected for the number of arms; "
