@@ -4,10 +4,12 @@
 
     python scripts/reproduce.py --preset smoke --results_dir outputs/smoke      minutes, on what comes with Python
     python scripts/reproduce.py --preset cpu --results_dir outputs/mine         hours on two cores, data from the Hub
+    python scripts/reproduce.py --preset switches --results_dir outputs/mine    a day on two cores
     python scripts/reproduce.py --preset paper --results_dir outputs/mine       one GPU
     python scripts/reproduce.py --preset cpu --tasks imdb --data imdb=my_folder --list
 
 Every arm is trained with the same learning rates from the first seed, then with the best of them from the other seeds.
+In the preset "switches" further rates are tried while the best is at an edge, and some arms take the rate of another.
 Each run goes through the training script of its task and leaves its record under --results_dir. A finished cell is
 never trained again, and a killed one continues from its last checkpoint when the command is given again. To use several
 cores or GPUs, start the command several times, each with OMP_NUM_THREADS=1 or its CUDA_VISIBLE_DEVICES: the processes
@@ -26,9 +28,9 @@ import traceback
 from pathlib import Path
 
 import torch
-from comparison.arms import ARMS
+from comparison.arms import ALL_ARMS
 from comparison.cells import as_arguments
-from comparison.presets import PRESETS, default_arms
+from comparison.presets import PRESETS, arms_of, default_arms
 from comparison.records import Records
 from comparison.summaries import summary_lines
 from comparison.tasks import TASKS
@@ -48,7 +50,11 @@ def parse_arguments(arguments=None):
         "--tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"of {', '.join(TASKS)} (default: all of the preset)"
     )
     parser.add_argument(
-        "--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"of {', '.join(ARMS)} (default: all of the preset)"
+        "--arms",
+        nargs="+",
+        choices=ALL_ARMS,
+        metavar="ARM",
+        help=f"of {', '.join(ALL_ARMS)} (default: all of the preset)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, help="of the final runs (default: those of the preset)")
     parser.add_argument(
@@ -72,6 +78,10 @@ def parse_arguments(arguments=None):
     for task in args.tasks:
         if task not in setting:
             parser.error(f"--tasks: {task!r} is not in the preset {args.preset!r}, which has {', '.join(setting)}")
+    for arm in args.arms:
+        if arm not in arms_of(args.preset):
+            known = ", ".join(arms_of(args.preset))
+            parser.error(f"--arms: {arm!r} is not in the preset {args.preset!r}, which has {known}")
     folders = {}
     for item in args.data:
         task, _, folder = item.partition("=")

@@ -23,6 +23,7 @@ from training.labels import Labels
 from training.provenance import command
 from training.resuming import resume_from
 from training.run_records import classification_record
+from training.short_convolution import add_short_convolution
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from astroformer_hf import AstroformerVisionConfig
@@ -120,6 +121,7 @@ def main(arguments=None):
         )
     else:
         model = AutoModelForImageClassification.from_config(config)
+    add_short_convolution(model, model_args.short_convolution)
 
     if training_args.metric_for_best_model == "auto":
         training_args.metric_for_best_model = labels.best
@@ -147,6 +149,7 @@ def main(arguments=None):
         classification_record(labels, training_args, unit),
         command=command(__file__, arguments),
         test=test_of(data_args, examples),
+        max_curve_samples=data_args.max_curve_samples,
     )
 
 

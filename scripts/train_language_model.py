@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
-from datasets import Dataset
 from training import docstrings, options, runs
 from training.data import dataset_title, load_examples, test_of
 from training.provenance import command
 from training.resuming import once, resume_from
 from training.run_records import plot_learning_curve, title, write_model_card
+from training.short_convolution import add_short_convolution
 from training.tokenization import tell_longest_input, train_bpe_tokenizer, train_character_tokenizer
 from transformers import (
     AutoConfig,
@@ -82,34 +82,49 @@ def make_tokenizer(model_args, texts):
     return AutoTokenizer.from_pretrained(model_args.tokenizer)
 
 
-def in_blocks(dataset, tokenizer, text_column, block_size, description):
-    """Joins all texts, each closed by the end-of-text token, and cuts them into blocks of `input_ids`; a rest that does
-    not fill a block is left out."""
+class Blocks(torch.utils.data.Dataset):
+    """Blocks of tokens that stay tensors: a list of them is one step from a batch.
+
+    Args:
+        columns (`torch.Tensor`): by name, each `(number, block_size)`.
+    """
+
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index):
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+def in_blocks(dataset, tokenizer, text_column, block_size):
+    """Joins all texts, each closed by the end-of-text token, and cuts them into blocks, `(number, block_size)`; a rest
+    that does not fill a block is left out."""
     end = [] if tokenizer.eos_token_id is None or len(dataset) == 1 else [tokenizer.eos_token_id]
-
-    def encode(batch):
+    pieces = []
+    for batch in dataset.select_columns([text_column]).iter(1000):
         texts = [text for text in batch[text_column] if text]
-        ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
-        return {"ids": [sum((one + end for one in ids), [])]}
-
-    # few texts a batch: a book is one text
-    joined = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc=description)
-    ids = torch.cat([torch.tensor(row, dtype=torch.long) for row in joined["ids"]])
+        for ids in tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []:
+            pieces.append(torch.tensor(ids + end, dtype=torch.long))
+    ids = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
     blocks = ids[: len(ids) // block_size * block_size].view(-1, block_size)
     if len(blocks) == 0:
         raise ValueError(f"{len(ids)} tokens do not fill a block; choose a --block_size below {block_size}")
-    return Dataset.from_dict({"input_ids": blocks.tolist()})
+    return blocks
+
+
+def with_labels(blocks, pad_token_id):
+    """Blocks for a causal model: every token is to be predicted, where it is not padding."""
+    return Blocks(input_ids=blocks, labels=blocks.masked_fill(blocks == pad_token_id, -100))
 
 
 def hide_once(blocks, collator):
     """Blocks with the tokens hidden in them that are to be predicted, so that every evaluation, by however many
     processes, is behind the same mask."""
-
-    def hide(batch):
-        collated = collator([{"input_ids": ids} for ids in batch["input_ids"]])
-        return {name: collated[name].tolist() for name in ("input_ids", "labels")}
-
-    return blocks.map(hide, batched=True, desc="Hiding tokens")
+    collated = [collator([{"input_ids": ids} for ids in batch]) for batch in blocks.split(1000)]
+    return Blocks(**{name: torch.cat([batch[name] for batch in collated]) for name in ("input_ids", "labels")})
 
 
 class LanguageModelTrainer(runs.ExactTrainer):
@@ -174,31 +189,35 @@ def main(arguments=None):
         model = auto_class.from_config(config)
     tell_longest_input(tokenizer, config)
 
+    add_short_convolution(model, model_args.short_convolution)
     blocks = {
-        name: in_blocks(split, tokenizer, data_args.text_column, data_args.block_size, f"Tokenizing {name}")
+        name: in_blocks(split, tokenizer, data_args.text_column, data_args.block_size)
         for name, split in examples.items()
     }
-    collators = [
-        DataCollatorForLanguageModeling(
-            tokenizer, mlm=is_masked, mlm_probability=data_args.mlm_probability if is_masked else None, seed=seed
+    if is_masked:
+        masking, masking_once = (
+            DataCollatorForLanguageModeling(tokenizer, mlm_probability=data_args.mlm_probability, seed=seed)
+            for seed in (training_args.seed, 0)
         )
-        for seed in (training_args.seed, 0)
-    ]
-    for name in blocks:
-        if name != train_name:
-            blocks[name] = hide_once(blocks[name], collators[1])
+        blocks = {
+            name: Blocks(input_ids=ids) if name == train_name else hide_once(ids, masking_once)
+            for name, ids in blocks.items()
+        }
+    else:
+        masking = default_data_collator
+        blocks = {name: with_labels(ids, tokenizer.pad_token_id) for name, ids in blocks.items()}
     trainer = LanguageModelTrainer(
         model=model,
         args=training_args,
         train_dataset=blocks[train_name],
         eval_dataset=blocks[validation_name],
         processing_class=tokenizer,
-        data_collator=collators[0],
+        data_collator=masking,
     )
 
     def record(results, output_dir):
         plot_learning_curve(results["learning_curve"], "perplexity", output_dir / "learning_curve.png", title(results))
-        if not is_masked:
+        if not is_masked and not model_args.short_convolution:
             # by the model that was saved: that in training may be divided over processes, and this is one of them
             saved = auto_class.from_pretrained(output_dir, trust_remote_code=model_args.trust_remote_code)
             results["sample"] = sample(saved.to(training_args.device), tokenizer, data_args.num_sample_tokens)
@@ -227,6 +246,7 @@ def main(arguments=None):
         record,
         command=command(__file__, arguments),
         test=test_of(data_args, blocks),
+        max_curve_samples=data_args.max_curve_samples,
     )
 
 

@@ -20,6 +20,7 @@ from training.labels import Labels
 from training.provenance import command
 from training.resuming import once, resume_from
 from training.run_records import classification_record
+from training.short_convolution import add_short_convolution
 from training.tokenization import tell_longest_input, train_wordpiece_tokenizer
 from transformers import (
     AutoConfig,
@@ -91,6 +92,7 @@ def main(arguments=None):
         )
     else:
         model = AutoModelForSequenceClassification.from_config(config)
+    add_short_convolution(model, model_args.short_convolution)
 
     def encode(batch):
         encoded = tokenizer(batch[data_args.text_column], truncation=True, max_length=data_args.max_length)
@@ -126,6 +128,7 @@ def main(arguments=None):
         classification_record(labels, training_args, unit),
         command=command(__file__, arguments),
         test=test_of(data_args, encoded),
+        max_curve_samples=data_args.max_curve_samples,
     )
 
 

@@ -3,8 +3,7 @@
 
 from dataclasses import dataclass
 
-from comparison.arms import ARMS
-from comparison.presets import FLAG, PRESETS, SHARED
+from comparison.presets import FLAG, PRESETS, SHARED, arms_of
 
 
 def fields_of(arm, setting):
@@ -18,7 +17,7 @@ def fields_of(arm, setting):
         `dict`, in the order of the arguments of a cell.
     """
     fields = {}
-    for name, value in {**(setting.full if arm.is_full else {}), **arm.fields}.items():
+    for name, value in {**setting.forms.get(arm.base, {}), **arm.fields}.items():
         fields[name] = value
         if name == "astrocyte_code":
             fields |= setting.start_of_code[value]
@@ -26,14 +25,16 @@ def fields_of(arm, setting):
 
 
 def as_arguments(options):
-    """Options as the arguments of a script: booleans as "true" and "false", numbers as short as they can be."""
+    """Options as the arguments of a script: booleans as "true" and "false", numbers as short as they can be,
+    the values of a tuple one after the other."""
     arguments = []
     for name, value in options.items():
         arguments.append(f"--{name}")
-        if isinstance(value, bool):
-            arguments.append(str(value).lower())
-        elif value is not FLAG:
-            arguments.append(f"{value:g}" if isinstance(value, float) else str(value))
+        for one in value if isinstance(value, tuple) else [value]:
+            if isinstance(one, bool):
+                arguments.append(str(one).lower())
+            elif one is not FLAG:
+                arguments.append(f"{one:g}" if isinstance(one, float) else str(one))
     return arguments
 
 
@@ -58,9 +59,10 @@ class Cell:
     def arguments(self):
         """The arguments of the training script, without those that name data and folders."""
         setting = PRESETS[self.preset][self.task]
+        own = setting.options
         return [
-            *as_arguments(setting.options),
-            *as_arguments(SHARED),
-            *as_arguments(fields_of(ARMS[self.arm], setting)),
+            *as_arguments(own),
+            *as_arguments({name: value for name, value in SHARED.items() if name not in own}),
+            *as_arguments(fields_of(arms_of(self.preset)[self.arm], setting)),
             *as_arguments({"learning_rate": self.rate, "seed": self.seed}),
         ]

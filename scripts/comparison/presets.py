@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from comparison.arms import ARMS
+from comparison.arms import ARMS, OFF, SWITCH_ARMS
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,19 @@ class Setting:
         rates (`tuple`): the learning rates that every arm is tried with.
         seeds (`tuple`): of the final runs; the rates are tried with the first.
         start_of_code (`dict`): for each astrocyte code, the fields of the configuration that say how it starts.
-        full (`dict`): code and alpha of the full arm, as fields of the configuration.
+        forms (`dict`): by name, the fields of the configuration that arms start from, see `arms.Arm.base`.
+        most_wider_rates (`int`): while the best learning rate of an arm is the largest or the smallest that was tried,
+            twice or half of it is tried next; at most so many times on each side.
+        has_further_arms (`bool`): whether arms that take another's learning rate are trained at this task.
     """
 
     options: dict
     rates: tuple
     seeds: tuple
     start_of_code: dict
-    full: dict
+    forms: dict
+    most_wider_rates: int = 0
+    has_further_arms: bool = False
 
 
 # How the astrocyte starts was chosen in trial runs on the training and validation splits: on a line of tokens the code
@@ -34,7 +39,21 @@ ON_LINE = {
         "learned": {"astrocyte_resting_activity": 0.05},
         "sinusoidal": {"astrocyte_resting_activity": 0.05},
     },
-    "full": {"astrocyte_code": "activity", "presynaptic_alpha": 0.75},
+    "forms": {
+        "full": {"astrocyte_code": "activity", "presynaptic_alpha": 0.75},
+        "paper": {**OFF, "use_astrocyte_hebbian": True, "astrocyte_code": "activity", "presynaptic_alpha": 0.75},
+        "leaky": {"initial_memory_spans": (1, 32)},
+        "best": {
+            **OFF,
+            "use_astrocyte_hebbian": True,
+            "astrocyte_code": "activity",
+            "presynaptic_alpha": 0.5,
+            "presynaptic_target": "synapse",
+            "calcium_sources": "all",
+            "synaptic_decay": "learned",
+            "initial_memory_spans": (1, 32),
+        },
+    },
 }
 ON_GRID = {
     "start_of_code": {
@@ -42,8 +61,24 @@ ON_GRID = {
         "learned": {"astrocyte_resting_activity": 1},
         "sinusoidal": {"astrocyte_resting_activity": 1},
     },
-    "full": {"astrocyte_code": "sinusoidal", "presynaptic_alpha": 0.75},
+    "forms": {
+        "full": {"astrocyte_code": "sinusoidal", "presynaptic_alpha": 0.75},
+        "paper": {**OFF, "use_astrocyte_hebbian": True, "astrocyte_code": "sinusoidal", "presynaptic_alpha": 0.75},
+        "leaky": {"initial_memory_spans": (1, 32)},
+        "best": {
+            **OFF,
+            "use_astrocyte_hebbian": True,
+            "astrocyte_code": "activity",
+            "presynaptic_alpha": 0.5,
+            "presynaptic_target": "synapse",
+            "calcium_sources": "all",
+            "synaptic_decay": "learned",
+            "initial_memory_spans": (1, 32),
+        },
+    },
 }
+
+FEW_SEEDS = 2  # of arms that take another's learning rate
 
 FLAG = object()  # the value of an option that is given without one
 
@@ -60,6 +95,33 @@ SHARED = {
     "logging_steps": 0.02,
     "disable_tqdm": True,
 }
+# A curve of 40 points on a part of the validation split costs less than one of eight on all of it.
+CURVE = {"eval_steps": 0.025, "max_curve_samples": 500}
+
+
+def recall(num_pairs, num_layers):
+    """Associative recall in the preset "switches"."""
+    return Setting(
+        options={
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "num_hidden_layers": num_layers,
+            "num_pairs": num_pairs,
+            "num_train_examples": 51200,
+            "num_eval_examples": 1000,
+            "per_device_train_batch_size": 64,
+            "max_steps": 800,
+            **CURVE,
+            "max_curve_samples": 200,
+        },
+        rates=(2e-3, 4e-3, 8e-3),
+        seeds=(42, 43, 44),
+        most_wider_rates=3,
+        has_further_arms=True,
+        **ON_LINE,
+    )
+
+
 PRESETS = {
     "smoke": {
         "docstrings": Setting(
@@ -99,6 +161,21 @@ PRESETS = {
             },
             rates=(1e-3, 4e-3),
             seeds=(42, 43),
+            **ON_LINE,
+        ),
+        "mqar4_1layer": Setting(
+            options={
+                "hidden_size": 32,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "num_pairs": 4,
+                "num_train_examples": 1024,
+                "num_eval_examples": 60,
+                "max_curve_samples": 20,
+                "max_steps": 16,
+            },
+            rates=(4e-3,),
+            seeds=(42,),
             **ON_LINE,
         ),
     },
@@ -155,6 +232,77 @@ PRESETS = {
             rates=(1e-3, 2e-3, 4e-3),
             seeds=(42, 43, 44),
             **ON_LINE,
+        ),
+    },
+    "switches": {
+        "shakespeare": Setting(
+            options={
+                "hidden_size": 128,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 4,
+                "block_size": 64,
+                "per_device_train_batch_size": 12,
+                "per_device_eval_batch_size": 32,
+                "max_steps": 2000,
+                "dropout": 0,
+                **CURVE,
+                "max_curve_samples": 200,
+            },
+            rates=(1.5e-3, 3e-3, 6e-3),
+            seeds=(42, 43, 44),
+            most_wider_rates=3,
+            has_further_arms=True,
+            **ON_LINE,
+        ),
+        "mqar8_2layers": recall(8, 2),
+        "mqar8_1layer": recall(8, 1),
+        "mqar4_2layers": recall(4, 2),
+        "mqar4_1layer": recall(4, 1),
+        "shakespeare256": Setting(
+            options={
+                "hidden_size": 128,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 4,
+                "block_size": 256,
+                "per_device_train_batch_size": 12,
+                "per_device_eval_batch_size": 16,
+                "max_steps": 1000,
+                "dropout": 0,
+                **CURVE,
+                "max_curve_samples": 50,
+            },
+            rates=(1.5e-3, 3e-3, 6e-3),
+            seeds=(42, 43, 44),
+            most_wider_rates=3,
+            **ON_LINE,
+        ),
+        "imdb": Setting(
+            options={
+                "hidden_size": 64,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 2,
+                "max_length": 256,
+                "num_train_epochs": 2,
+                "attention_dropout": 0,
+                **CURVE,
+            },
+            rates=(5e-4, 1e-3, 2e-3),
+            seeds=(42, 43, 44),
+            most_wider_rates=3,
+            **ON_LINE,
+        ),
+        "cifar10": Setting(
+            options={
+                "hidden_size": 64,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 4,
+                "num_train_epochs": 3,
+                **CURVE,
+            },
+            rates=(1e-3, 2e-3, 4e-3),
+            seeds=(42, 43, 44),
+            most_wider_rates=3,
+            **ON_GRID,
         ),
     },
     "paper": {
@@ -229,6 +377,20 @@ PRESETS = {
 SMOKE_ARMS = ("softmax", "linear", "full")
 
 
-def default_arms(preset):
-    """The arms of a preset, in the order in which they are trained."""
-    return SMOKE_ARMS if preset == "smoke" else tuple(ARMS)
+def arms_of(preset):
+    """The arms that a preset may train, by name."""
+    return SWITCH_ARMS if preset == "switches" else ARMS
+
+
+def default_arms(preset, task=None):
+    """The arms of a preset, or of a task in it, in the order in which they are trained."""
+    if preset == "smoke":
+        return SMOKE_ARMS
+    has_further_arms = task is None or PRESETS[preset][task].has_further_arms
+    return tuple(name for name, arm in arms_of(preset).items() if arm.rate_of is None or has_further_arms)
+
+
+def default_seeds(preset, task, arm):
+    """The seeds that an arm is trained with at a task."""
+    seeds = PRESETS[preset][task].seeds
+    return seeds if arms_of(preset)[arm].rate_of is None else seeds[:FEW_SEEDS]

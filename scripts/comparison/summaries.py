@@ -5,7 +5,12 @@ import math
 import statistics
 from functools import cached_property
 
+from scipy.stats import ttest_ind
+
 from comparison.tasks import TASKS
+
+
+FEWEST_FOR_TEST = 3  # seeds of each arm for a test of significance
 
 
 class Summary:
@@ -57,6 +62,43 @@ class Summary:
         steps, curves = self.curves()
         return [first_crossing(steps, curve, goal, self.task.sign) for curve in curves]
 
+    def seconds_to(self, goal):
+        """The seconds of training, evaluations included, that each seed took to `goal`; None where it never did."""
+        taken = zip(self.steps_to(goal), self.records, strict=True)
+        return [None if steps is None else steps / record["steps"] * record["seconds"] for steps, record in taken]
+
+    def areas(self):
+        """The area under each seed's curve, over its length: the mean of the metric along training."""
+        steps, curves = self.curves()
+        return [mean_along(steps, curve) for curve in curves]
+
+
+def mean_along(steps, curve):
+    """The mean of a curve between its first and its last point, with straight lines between them; a single point's
+    value."""
+    if len(steps) == 1:
+        return float(curve[0])
+    pairs = zip(steps, steps[1:], curve, curve[1:], strict=False)
+    return sum((right - left) * (a + b) / 2 for left, right, a, b in pairs) / (steps[-1] - steps[0])
+
+
+def significance(summary, other):
+    """Whether two arms differ by more than their seeds do, in words.
+
+    With at least `FEWEST_FOR_TEST` seeds of each arm, the two-sided p of Welch's t-test over the seeds. With fewer a
+    test would say little: "within seeds" where the ranges of the two arms' seeds overlap, "apart" where they do not,
+    and the smaller number of seeds.
+    """
+    a, b = summary.values, other.values
+    number = min(len(a), len(b))
+    if number < FEWEST_FOR_TEST:
+        overlap = min(a) <= max(b) and min(b) <= max(a)
+        return f"{'within seeds' if overlap else 'apart'} (n = {number})"
+    if summary.spread == other.spread == 0:  # of which Welch's t makes 0 / 0
+        return "p = 1" if a[0] == b[0] else "p < 0.001"
+    p = float(ttest_ind(a, b, equal_var=False).pvalue)
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
 
 def first_crossing(steps, curve, goal, sign):
     """Where a curve first reaches a goal, between its points on a straight line.
@@ -79,7 +121,10 @@ def first_crossing(steps, curve, goal, sign):
 
 
 def chance(task, record):
-    """The metric of a guess: the share of one class, or the loss of a uniform distribution over the vocabulary."""
+    """The metric of a guess: what its script says, the share of one class, or the loss of a uniform distribution over
+    the vocabulary."""
+    if task.metric == "accuracy" and "chance" in record:
+        return record["chance"]
     if task.metric == "loss":
         return math.log(record["config"]["vocab_size"])
     return 1 / len(record["config"]["id2label"])

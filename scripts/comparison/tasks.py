@@ -13,7 +13,7 @@ class Task:
         script (`str`): name of the script that trains.
         metric (`str`): "accuracy", or "loss" in nats per token.
         hub (`dict`): options of the script, without their dashes, that take the data from the Hub; None if the data
-            come with Python.
+            come with Python, or are made.
     """
 
     title: str
@@ -28,7 +28,9 @@ class Task:
 
 
 TEXT, IMAGE, LANGUAGE = "train_text_classification", "train_image_classification", "train_language_model"
+RECALL = "train_associative_recall"
 HELD_OUT = {"validation_share": 0.1, "test_split": "test"}  # choose on a part of train, measure on test
+SHAKESPEARE = {"dataset_name": "Trelis/tiny-shakespeare", "text_column": "Text", **HELD_OUT}
 WIKITEXT = {"dataset_name": "Salesforce/wikitext", "dataset_config_name": "wikitext-2-raw-v1"}
 
 TASKS = {
@@ -48,11 +50,26 @@ TASKS = {
         title="Tiny Shakespeare, character by character",
         script=LANGUAGE,
         metric="loss",
-        hub={"dataset_name": "Trelis/tiny-shakespeare", "text_column": "Text", **HELD_OUT},
+        hub=SHAKESPEARE,
+    ),
+    "shakespeare256": Task(
+        title="Tiny Shakespeare at 256, character by character",
+        script=LANGUAGE,
+        metric="loss",
+        hub=SHAKESPEARE,
     ),
     "wikitext2": Task(
         title="WikiText-2, in byte pairs", script=LANGUAGE, metric="loss", hub={**WIKITEXT, "test_split": "test"}
     ),
+    **{
+        f"mqar{pairs}_{layers}layer{'s' * (layers > 1)}": Task(
+            title=f"Recall of {pairs} pairs in {layers} layer{'s' * (layers > 1)}, multi-query",
+            script=RECALL,
+            metric="accuracy",
+        )
+        for pairs in (4, 8)
+        for layers in (1, 2)
+    },
     "docstrings": Task(title="Docstrings of Python, by package", script=TEXT, metric="accuracy"),
     "digits": Task(title="Digits of scikit-learn", script=IMAGE, metric="accuracy"),
     "characters": Task(title="Docstrings of Python, character by character", script=LANGUAGE, metric="loss"),

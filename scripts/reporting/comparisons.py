@@ -5,10 +5,10 @@ import math
 import statistics
 
 import matplotlib
-from comparison.arms import ARMS
-from comparison.presets import PRESETS, default_arms
+from comparison.arms import ALL_ARMS
+from comparison.presets import PRESETS, arms_of, default_arms
 from comparison.records import Records
-from comparison.summaries import chance, format_value, summaries, with_spread
+from comparison.summaries import FEWEST_FOR_TEST, chance, format_value, significance, summaries, with_spread
 from comparison.tasks import TASKS
 
 from reporting.tables import origin, table
@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 
 
 GOALS = (0.8, 0.95)  # shares of the gap between chance and the end of the softmax arm's mean validation curve
-COLOURS = dict(zip(ARMS, plt.get_cmap("tab20").colors[::2] + plt.get_cmap("Dark2").colors, strict=False))
+PALETTE = [*plt.get_cmap("tab20").colors[::2], *plt.get_cmap("Dark2").colors, *plt.get_cmap("tab20b").colors]
+COLOURS = {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(ALL_ARMS)}
 
 
 class Comparison:
@@ -35,9 +36,14 @@ class Comparison:
         self.records = Records(folder, preset)
         self.tasks = {}
         for task in PRESETS[preset]:
-            found = summaries(self.records, task, default_arms(preset))
+            found = summaries(self.records, task, default_arms(preset, task))
             if found:
                 self.tasks[task] = found
+
+    @property
+    def arms(self):
+        """The arms that the preset has, by name."""
+        return arms_of(self.preset)
 
     def goals(self, task):
         """The values of the metric that stand for `GOALS`; none without the softmax arm."""
@@ -61,19 +67,67 @@ def split_of(record):
 
 
 def what_it_is(arm, record):
-    """An arm in words, for the full one with its code and alpha."""
-    if not arm.startswith("full"):
-        return ARMS[arm].title
-    return f"{ARMS[arm].title}: code {option(record, '--astrocyte_code')}, α = {option(record, '--presynaptic_alpha')}"
+    """An arm in words, one that starts from a form with its code and alpha."""
+    has_code = "--astrocyte_code" in record["arguments"] and arm.fields.get("use_astrocyte_hebbian", True)
+    if not has_code or arm.base is None:
+        return arm.title
+    return f"{arm.title}: code {option(record, '--astrocyte_code')}, α = {option(record, '--presynaptic_alpha')}"
 
 
-def steps_cell(steps):
-    """The steps to a goal over the seeds, for a table."""
-    if None in steps:
-        reached = sum(step is not None for step in steps)
-        return f"reached by {reached} of {len(steps)}" if reached else "not reached"
-    spread = f" ± {statistics.stdev(steps):,.0f}" if len(steps) > 1 else ""
-    return f"{statistics.fmean(steps):,.0f}{spread}"
+def over_seeds(values):
+    """The steps or seconds to a goal over the seeds, for a table."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return "not reached"
+    spread = f" ± {statistics.stdev(found):,.0f}" if len(found) > 1 else ""
+    missing = f" ({len(found)} of {len(values)} seeds)" if len(found) < len(values) else ""
+    return f"{statistics.fmean(found):,.0f}{spread}{missing}"
+
+
+def speed_rows(known, task):
+    """How fast each arm of a task learns, as rows of a table."""
+    definition, goals = TASKS[task], known.goals(task)
+    rows = []
+    for arm, summary in known.tasks[task].items():
+        areas = summary.areas()
+        row = [f"`{arm}`"]
+        for goal in goals:
+            steps = summary.steps_to(goal)
+            reached = sum(step is not None for step in steps)
+            row += [f"{reached} of {len(steps)}", over_seeds(steps), over_seeds(summary.seconds_to(goal))]
+        spread = statistics.stdev(areas) if len(areas) > 1 else None
+        rows.append([*row, with_spread(definition, statistics.fmean(areas), spread)])
+    return rows
+
+
+def speed_lines(known, task):
+    """The table of how fast each arm of a task learns, as Markdown lines."""
+    definition, goals = TASKS[task], known.goals(task)
+    example = next(iter(known.tasks[task].values())).records[0]
+    header = ["arm"]
+    for goal in goals:
+        value = format_value(definition, goal)
+        header += [f"reached {value}", f"steps to {value}", f"seconds to {value}"]
+    header.append(f"mean {definition.metric} along training")
+    number = example.get("curve_samples", example["eval_samples"])
+    points = len(example["learning_curve"]["evaluation"])
+    lines = [
+        f"How fast they learn, by {points} evaluations on {number:,} {example['split']} examples along the way:",
+        "",
+        *table(header, speed_rows(known, task)),
+    ]
+    if goals:
+        values = " and ".join(format_value(definition, goal) for goal in goals)
+        shares = " and ".join(f"{share:.0%}" for share in GOALS)
+        lines.append(
+            f"- {values} are {shares} of the way from chance to the end of the softmax arm's mean validation curve; "
+            "**steps** are read off each seed's curve, with linear interpolation between evaluations; **seconds** are "
+            "the same share of the run's. Means are over the seeds that reached it."
+        )
+    lines.append(
+        f"- **mean {definition.metric} along training**: the area under the validation curve, over its length."
+    )
+    return [*lines, ""]
 
 
 def difference(definition, summary, other):
@@ -91,8 +145,9 @@ def difference(definition, summary, other):
 
 def task_lines(known, task):
     """Everything known about a task, as Markdown lines."""
-    definition, arms, goals = TASKS[task], known.tasks[task], known.goals(task)
-    example = "full" if "full" in arms else next(iter(arms))
+    definition, arms = TASKS[task], known.tasks[task]
+    rivals = [arm for arm in ("softmax", "best") if arm in arms]
+    example = next((arm for arm in ("best", "full") if arm in arms), next(iter(arms)))
     first = arms[example].records[0]
     metric = f"{split_of(first)} {definition.metric}"
     rows = []
@@ -101,31 +156,33 @@ def task_lines(known, task):
         rows.append(
             [
                 f"`{arm}`",
-                what_it_is(arm, summary.records[0]),
+                what_it_is(known.arms[arm], summary.records[0]),
                 with_spread(definition, summary.mean, summary.spread),
                 *(difference(definition, summary, arms.get(other)) for other in ("linear", "softmax")),
+                *(significance_cell(summary, arms.get(other)) for other in rivals),
                 str(len(summary.values)),
                 f"{known.records.chosen_rate(task, arm):g}",
-                *(steps_cell(summary.steps_to(goal)) for goal in goals),
                 f"{summary.average('parameters'):,.0f}",
                 f"{summary.average('seconds'):,.0f}",
                 "" if memory is None else f"{memory / 2**20:,.0f}",
             ]
         )
-    header = ["arm", "description", metric, "better than linear by", "than softmax by", "seeds", "rate"]
-    header += [f"steps to {format_value(definition, goal)}" for goal in goals]
+    header = ["arm", "description", metric, "better than linear by", "than softmax by"]
+    header += [f"against {other}" for other in rivals] + ["seeds", "rate"]
     header += ["parameters", "seconds", "peak MiB"]
     setting = PRESETS[known.preset][task]
     return [
         f"### {definition.title}",
         "",
         *table(header, rows),
-        *explanation(definition, arms, goals, first, metric),
+        *explanation(definition, arms, rivals, first, metric),
         "",
+        *speed_lines(known, task),
         f"Choice of the learning rate by {first['split']} {definition.metric} with seed "
         f"{setting.seeds[0]}, the best in bold{edge_note(known, task)}:",
         "",
-        *table(["arm", *(f"{rate:g}" for rate in setting.rates)], sweep_rows(known, task)),
+        *table(["arm", *(f"{rate:g}" for rate in rates_tried(known, task))], sweep_rows(known, task)),
+        *rates_taken(known, task),
         f"To repeat all of it: `{repeat(known, task, first)}`. One run, the first of `{example}`:",
         "",
         "```bash",
@@ -135,7 +192,11 @@ def task_lines(known, task):
     ]
 
 
-def explanation(definition, arms, goals, first, metric):
+def significance_cell(summary, other):
+    return "" if other is None or other is summary else significance(summary, other)
+
+
+def explanation(definition, arms, rivals, first, metric):
     """What the columns mean, one line each."""
     samples = first.get("test_samples", first["eval_samples"])
     unit = f"blocks of {first['block_size']} tokens" if "block_size" in first else "examples"
@@ -153,12 +214,16 @@ def explanation(definition, arms, goals, first, metric):
         "- **better by**: the difference of the means ± its standard error, positive where the arm is better."
         + (" In percentage points." if definition.metric == "accuracy" else ""),
     ]
-    if goals:
-        values = " and ".join(format_value(definition, goal) for goal in goals)
-        shares = " and ".join(f"{share:.0%}" for share in GOALS)
+    if "majority" in first:
         lines.append(
-            f"- **steps**: {values} are {shares} of the way from chance to the end of the softmax arm's mean "
-            "validation curve; read off each seed's curve, with linear interpolation between evaluations."
+            f"- A guess: any value of the example {first['chance']:.1%}, the commonest value of the training examples "
+            f"{first['majority']:.1%}."
+        )
+    if rivals:
+        lines.append(
+            f"- **against**: p is of Welch's t-test over the seeds, two-sided, not corrected for the number of arms; "
+            f'with fewer than {FEWEST_FOR_TEST} seeds of either arm, "within seeds" says that the ranges of their '
+            'seeds overlap, "apart" that they do not.'
         )
     is_gpu = bool(first["hardware"]["gpus"])
     memory = (
@@ -189,25 +254,50 @@ def sampling_error(definition, arms, samples):
     return f" The sampling error of an accuracy on that many examples is {error:.1%}, the same for all seeds."
 
 
+def swept(known, task):
+    """The arms of a task that had a sweep of learning rates of their own."""
+    return [arm for arm in known.tasks[task] if known.records.swept(arm) == arm]
+
+
+def rates_tried(known, task):
+    """All learning rates that any arm was tried with."""
+    return sorted({cell.rate for arm in swept(known, task) for cell in known.records.sweep(task, arm)})
+
+
 def sweep_rows(known, task):
     rows = []
-    for arm in known.tasks[task]:
+    for arm in swept(known, task):
         chosen = known.records.chosen_rate(task, arm)
+        found = {cell.rate: known.records.get(cell) for cell in known.records.sweep(task, arm)}
         cells = []
-        for cell in known.records.sweep(task, arm):
-            value = format_value(TASKS[task], known.records.get(cell)["metrics"][TASKS[task].metric])
-            cells.append(f"**{value}**" if cell.rate == chosen else value)
+        for rate in rates_tried(known, task):
+            record = found.get(rate)
+            value = format_value(TASKS[task], record["metrics"][TASKS[task].metric]) if record else ""
+            cells.append(f"**{value}**" if rate == chosen else value)
         rows.append([f"`{arm}`", *cells])
     return rows
 
 
+def rates_taken(known, task):
+    """A line about the arms that take another's learning rate."""
+    others = {}
+    for arm in known.tasks[task]:
+        if known.records.swept(arm) != arm:
+            others.setdefault(known.records.swept(arm), []).append(f"`{arm}`")
+    if not others:
+        return []
+    words = "; ".join(f"{', '.join(arms)} that of `{of}`" for of, arms in others.items())
+    return [f"The others have no sweep of their own and take a rate as it is: {words}.", ""]
+
+
 def edge_note(known, task):
     """A remark where the best rate is the largest or smallest that was tried."""
-    rates = PRESETS[known.preset][task].rates
-    edges = [arm for arm in known.tasks[task] if known.records.chosen_rate(task, arm) in (min(rates), max(rates))]
-    if not edges:
-        return ""
-    return f" (at the edge of the range tried for {', '.join(f'`{arm}`' for arm in edges)})"
+    edges = []
+    for arm in swept(known, task):
+        rates = [cell.rate for cell in known.records.sweep(task, arm)]
+        if known.records.chosen_rate(task, arm) in (min(rates), max(rates)):
+            edges.append(f"`{arm}`")
+    return f" (at the edge of the range tried for {', '.join(edges)})" if edges else ""
 
 
 def results_lines(known):
@@ -222,7 +312,7 @@ def results_lines(known):
 
 def overview_lines(known):
     """One table of a preset, arms by tasks."""
-    arms = [arm for arm in ARMS if any(arm in found for found in known.tasks.values())]
+    arms = [arm for arm in known.arms if any(arm in found for found in known.tasks.values())]
     header = ["arm"]
     for task in known.tasks:
         header.append(f"{TASKS[task].title.split(',')[0]}, {TASKS[task].metric}")
@@ -232,13 +322,23 @@ def overview_lines(known):
         for task, found in known.tasks.items():
             summary = found.get(arm)
             cells.append(with_spread(TASKS[task], summary.mean, summary.spread) if summary else "")
-        rows.append([ARMS[arm].title, *cells])
+        rows.append([known.arms[arm].title, *cells])
     return [
         *table(header, rows),
-        f"Mean and standard deviation over the seeds. {sizes_of(known)} Each arm has the learning rate that suits it "
-        "best, chosen on the first seed from the same three or four. A higher accuracy or a lower loss is better.",
+        f"Mean and standard deviation over the seeds. {sizes_of(known)} {choice_of_rates(known)} A higher accuracy or "
+        "a lower loss is better.",
         "",
     ]
+
+
+def choice_of_rates(known):
+    """How the arms came to their learning rates, as a sentence."""
+    if any(known.records.swept(arm) != arm for arm in known.arms):
+        return (
+            "Each main arm has the learning rate that suits it best, chosen on the first seed, and not at the edge of "
+            "the rates tried unless it is said; the others take the rate of the arm that they vary."
+        )
+    return "Each arm has the learning rate that suits it best, chosen on the first seed from the same three or four."
 
 
 def sizes_of(known):
@@ -257,32 +357,41 @@ def sizes_of(known):
 
 HEADLINES = {
     "softmax": "softmax attention",
+    "softmax_decay": "softmax attention with learned decay",
     "linear": "linear attention",
     "full": "neuron-astrocyte, all three effects",
+    "paper": "neuron-astrocyte, the paper's form",
+    "best": "neuron-astrocyte, best form",
 }
 
 
 def headline_lines(known):
-    """Softmax, linear and full attention and the best arm with an astrocyte, arms by tasks, for the README."""
+    """The arms of `HEADLINES`, and where the preset has no best form the best arm with an astrocyte, arms by tasks, for
+    the README."""
     header = ["attention"]
-    rows = [[title] for title in HEADLINES.values()] + [["neuron-astrocyte, best arm of each task"]]
+    headlines = {arm: title for arm, title in HEADLINES.items() if arm in known.arms}
+    rows = [[title] for title in headlines.values()]
+    pick_best = "best" not in headlines
+    if pick_best:
+        rows.append(["neuron-astrocyte, best arm of each task"])
     for task, found in known.tasks.items():
         definition = TASKS[task]
         header.append(f"{definition.title.split(',')[0]}, {definition.metric}")
         others = {arm: definition.sign * x.mean for arm, x in found.items() if arm not in ("softmax", "linear")}
         best = max(others, key=others.get, default=None)
-        for row, arm in zip(rows, [*HEADLINES, best], strict=True):
+        for row, arm in zip(rows, [*headlines, *([best] if pick_best else [])], strict=True):
             summary = found.get(arm)
             cell = with_spread(definition, summary.mean, summary.spread) if summary else ""
-            row.append(f"{cell} (`{arm}`)" if summary and row is rows[-1] else cell)
+            row.append(f"{cell} (`{arm}`)" if summary and pick_best and row is rows[-1] else cell)
     seeds = sorted({len(summary.values) for found in known.tasks.values() for summary in found.values()})
     record = next(iter(next(iter(known.tasks.values())).values())).records[0]
     return [
         *table(header, rows),
         "Small models, trained from scratch, that differ in their attention and the learning rate that suits it best: "
         f"accuracy (higher is better) or loss in nats per token (lower is better) on {split_of(record)} data, mean ± "
-        f"standard deviation over {' or '.join(map(str, seeds))} seeds. The best arm was picked afterwards on the same "
-        "data. Sizes, all arms, learning curves and commands are in [results/README.md](results/README.md).",
+        f"standard deviation over {' or '.join(map(str, seeds))} seeds. "
+        + ("The best arm was picked afterwards on the same data. " if pick_best else "")
+        + "Sizes, all arms, learning curves and commands are in [results/README.md](results/README.md).",
         "",
     ]
 
@@ -301,7 +410,8 @@ def plot_learning(known):
     """Validation curves, mean and range over the seeds, a panel for each task."""
     figure, axes = panels(len(known.tasks))
     for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
-        for arm, summary in arms.items():
+        for arm in swept(known, task):
+            summary = arms[arm]
             steps, curves = summary.curves()
             middle = [statistics.fmean(values) for values in zip(*curves, strict=True)]
             axis.plot(steps, middle, ".-", color=COLOURS[arm], label=arm, linewidth=1.2, markersize=4)
@@ -357,8 +467,11 @@ def plot_alpha(known):
     """Linear attention with presynaptic plasticity, against alpha, a panel for each task."""
     figure, axes = panels(len(known.tasks))
     for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
-        without = [arm for arm in arms if arm == "linear" or arm.startswith("presynaptic_")]
+        without = [arm for arm in arms if arm == "linear" or arm.startswith(("presynaptic_", "response_"))]
         draw_against_alpha(axis, [arms[arm] for arm in without], "o-", "without an astrocyte Hebbian term")
+        at_synapse = [arm for arm in arms if arm == "linear" or arm.startswith("synapse_")]
+        if len(at_synapse) > 1:
+            draw_against_alpha(axis, [arms[arm] for arm in at_synapse], "^-", "the same, at the synapse")
         if "full" in arms:  # with its code, and the same code at alpha = 1
             code = option(arms["full"].records[0], "--astrocyte_code")
             pair = [arm for arm in ("full", f"hebbian_{code}") if arm in arms]

@@ -4,7 +4,6 @@
 import json
 
 import jinja2
-from comparison.arms import ARMS
 from comparison.summaries import with_spread
 from comparison.tasks import TASKS
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -68,7 +67,7 @@ def index(known, records):
 
 
 def what_it_is(known, record):
-    return comparisons.what_it_is(record["arm"], known.tasks[record["task"]][record["arm"]].records[0])
+    return comparisons.what_it_is(known.arms[record["arm"]], known.tasks[record["task"]][record["arm"]].records[0])
 
 
 def dataset_on_hub(task):
@@ -108,7 +107,7 @@ def card(template, known, record):
     definition, arms = TASKS[record["task"]], known.tasks[record["task"]]
     rows = []
     for arm, summary in arms.items():
-        name = ARMS[arm].title
+        name = known.arms[arm].title
         rows.append(
             [
                 f"**{name}**" if arm == record["arm"] else name,

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import datasets
+import torch
 
 
 FILE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
@@ -100,6 +101,18 @@ def draw(dataset, max_samples, seed):
     if max_samples is None or max_samples >= len(dataset):
         return dataset
     return dataset.shuffle(seed=seed).select(range(max_samples))
+
+
+def some_of(examples, number):
+    """At most `number` of the examples, in their order: the same ones whatever the seed of the run, so that what is
+    measured on them can be compared."""
+    if number is None or number >= len(examples):
+        return examples
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(HELD_OUT_SEED))
+    chosen = order[:number].sort().values.tolist()
+    if isinstance(examples, datasets.Dataset):
+        return examples.select(chosen)
+    return torch.utils.data.Subset(examples, chosen)
 
 
 def pick_split(splits, wanted, fallbacks=()):

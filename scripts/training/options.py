@@ -2,7 +2,7 @@
 """Arguments that the training scripts share: model, data, and defaults of the training."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 
 import datasets
 import torch
@@ -16,6 +16,11 @@ from astroformer_hf.configuration_astroformer import CHOICES
 def choices_of(name):
     """The values that a field of the configuration may have now; a registry may grow while a program runs."""
     return tuple(CHOICES[name])
+
+
+def default_of(option):
+    """The value of a dataclass's field that was not given."""
+    return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 class Choices:
@@ -68,6 +73,26 @@ class ModelArguments:
         default=AstroformerConfig.astrocyte_resting_activity,
         metadata={"help": "How loud the astrocyte is before training, in units of an untrained neuron."},
     )
+    synaptic_decay: str = field(
+        default=AstroformerConfig.synaptic_decay,
+        metadata={"help": "Whether and how synapses leak.", "choices": Choices("synaptic_decay")},
+    )
+    initial_memory_spans: list[float] = field(
+        default_factory=lambda: list(AstroformerConfig.initial_memory_spans),
+        metadata={"help": "Tokens that the first and the last head, or more, remember at first, where synapses leak."},
+    )
+    presynaptic_target: str = field(
+        default=AstroformerConfig.presynaptic_target,
+        metadata={"help": "Where --presynaptic_alpha acts.", "choices": Choices("presynaptic_target")},
+    )
+    calcium_sources: str = field(
+        default=AstroformerConfig.calcium_sources,
+        metadata={"help": "What raises the calcium.", "choices": Choices("calcium_sources")},
+    )
+    short_convolution: int | None = field(
+        default=None,
+        metadata={"help": "Convolve queries, keys and values over this many tokens, as a control; causal models only."},
+    )
     num_hidden_layers: int = field(default=2, metadata={"help": "Blocks of a new model."})
     hidden_size: int = field(default=128, metadata={"help": "Width of a new model."})
     num_attention_heads: int = field(default=4, metadata={"help": "Heads of a new model."})
@@ -89,7 +114,7 @@ class ModelArguments:
             f"--{option.name}"
             for option in fields(self)
             if option.name not in ("model_name_or_path", "trust_remote_code")
-            and getattr(self, option.name) != option.default
+            and getattr(self, option.name) != default_of(option)
         ]
         if self.model_name_or_path and given:
             source = f"--model_name_or_path {self.model_name_or_path!r}"
@@ -111,6 +136,7 @@ class ModelArguments:
         same = (
             *("attention_type", "astrocyte_code", "feature_map", "presynaptic_alpha", "use_astrocyte_hebbian"),
             *("use_calcium_feedback", "calcium_normalization", "astrocyte_scale", "astrocyte_resting_activity"),
+            *("synaptic_decay", "initial_memory_spans", "presynaptic_target", "calcium_sources"),
             *("num_hidden_layers", "hidden_size", "num_attention_heads"),
         )
         return {
@@ -145,6 +171,9 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many, drawn with the seed."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Measure on this many, drawn with the seed."})
+    max_curve_samples: int | None = field(
+        default=None, metadata={"help": "Of those, measure this many along the way, the same ones for every seed."}
+    )
 
 
 DEFAULT_TRAINING_ARGUMENTS = {

@@ -7,10 +7,12 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
+from training.data import some_of
 from training.files import write_json
 from training.provenance import hardware, peak_memory_bytes, versions
 from training.resuming import Stopwatch, check_batch_size, finished_state
 from training.run_records import learning_curve, quality, title
+from training.short_convolution import load_weights
 
 
 class ExactTrainer(Trainer):
@@ -56,7 +58,7 @@ def losses_of_examples(logits, labels, config):
     return torch.stack((each.reshape(len(each), -1).sum(-1), counted.reshape(len(each), -1).sum(-1)), dim=-1)
 
 
-def train(trainer, resume_from, results, record, *, command, test=None):
+def train(trainer, resume_from, results, record, *, command, test=None, max_curve_samples=None):
     """Trains, evaluates the best checkpoint (or the last, without --load_best_model_at_end), saves it, and lets
     `record` write what a run leaves beside its weights.
 
@@ -68,11 +70,15 @@ def train(trainer, resume_from, results, record, *, command, test=None):
             `results.json`, the mark of a run's end, is written.
         command (`str`): what repeats the run, for its record (see `provenance.command`).
         test (`tuple`, *optional*): name and examples of a further split to measure the model on at the end.
+        max_curve_samples (`int`, *optional*): how many of the validation examples are measured on along the way, which
+            a best checkpoint is chosen by; the run ends with all of them.
 
     Returns:
         The metrics on the validation split, by their plain names.
     """
     args, parameters = trainer.args, trainer.model.num_parameters()
+    validation = trainer.eval_dataset
+    trainer.eval_dataset = some_of(validation, max_curve_samples)
     batch_size = trainer.get_total_train_batch_size(args)
     stopwatch = Stopwatch(bool(resume_from), batch_size)
     if resume_from:
@@ -94,12 +100,15 @@ def train(trainer, resume_from, results, record, *, command, test=None):
         training_seconds = stopwatch.seconds
     else:  # killed after its last step: `Trainer` would take one step more
         best = finished.best_model_checkpoint if args.load_best_model_at_end else None
-        weights = type(trainer.model).from_pretrained(best or resume_from)
-        trainer.model.load_state_dict(weights.state_dict())
+        if hasattr(trainer.model.config, "short_convolution"):
+            load_weights(trainer.model, best or resume_from)
+        else:
+            weights = type(trainer.model).from_pretrained(best or resume_from)
+            trainer.model.load_state_dict(weights.state_dict())
         trainer.state = finished
         training_seconds = finished.stateful_callbacks["Stopwatch"]["attributes"]["before"]
     curve = learning_curve(trainer.state.log_history)
-    metrics = quality(trainer.evaluate())
+    metrics = quality(trainer.evaluate(validation))
     if test is not None:
         test_name, examples = test
         results = {
@@ -129,7 +138,8 @@ def train(trainer, resume_from, results, record, *, command, test=None):
             "effective_batch_size": batch_size,
             "steps": trainer.state.max_steps,
             "train_samples": len(trainer.train_dataset),
-            "eval_samples": len(trainer.eval_dataset),
+            "eval_samples": len(validation),
+            **({} if trainer.eval_dataset is validation else {"curve_samples": len(trainer.eval_dataset)}),
             "seconds": round(training_seconds, 1),
             "peak_memory_bytes": peak_memory_bytes(),
             "resumed": bool(resume_from),

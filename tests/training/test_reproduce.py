@@ -7,17 +7,19 @@ import os
 import shlex
 import time
 
+import datasets
 import pytest
 import reproduce
 import torch
-from comparison.arms import ARMS
-from comparison.cells import Cell
-from comparison.presets import PRESETS, default_arms
+from comparison.arms import ARMS, OFF, SWITCH_ARMS
+from comparison.cells import Cell, fields_of
+from comparison.presets import PRESETS, default_arms, default_seeds
 from comparison.records import Records
-from comparison.summaries import first_crossing, summaries, with_spread
-from comparison.tasks import IMAGE, LANGUAGE, TASKS
+from comparison.summaries import Summary, first_crossing, mean_along, significance, summaries, with_spread
+from comparison.tasks import IMAGE, LANGUAGE, RECALL, TASKS
 from reporting import comparisons, texts
 from training import data, provenance
+from training.short_convolution import add_short_convolution
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 from variants import ROOT
 
@@ -120,6 +122,7 @@ def test_a_cell_repeats_from_the_command_in_its_record(whole, tmp_path, scripts)
         "digits/full_rate0.004_seed42",
         "docstrings/full_rate0.001_seed42",
         "characters/full_rate0.001_seed42",
+        "mqar4_1layer/full_rate0.004_seed42",
     ):
         record = json.loads((whole[0] / f"results/smoke/{name}.json").read_text())
         words = shlex.split(record["command"])
@@ -127,6 +130,9 @@ def test_a_cell_repeats_from_the_command_in_its_record(whole, tmp_path, scripts)
         scripts.run(*words[1:], cwd=ROOT)
         again = json.loads((tmp_path / name / "results.json").read_text())
         assert again["metrics"] == record["metrics"], name
+        if name.startswith("mqar"):
+            assert (again["curve_samples"], again["eval_samples"], again["test_samples"]) == (20, 60, 60)
+            assert again["chance"] == 1 / 4 and again["test_metrics"] == record["test_metrics"] != record["metrics"]
 
 
 def test_a_run_killed_after_its_last_step_is_only_measured(whole, tmp_path, scripts):
@@ -211,6 +217,7 @@ def test_a_local_folder_with_a_test_split(tmp_path, scripts):
         (["--data", "imdb"], "--data: expected TASK=FOLDER with one of imdb, .* got 'imdb'"),
         (["--data", "mnist=."], "got 'mnist=.'"),
         (["--arms", "hard"], "invalid choice: 'hard'"),
+        (["--preset", "cpu", "--arms", "best"], "'best' is not in the preset 'cpu', which has softmax, linear"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message, capsys):
@@ -238,18 +245,27 @@ def build(preset, task, arm, **smaller):
     if TASKS[task].script == IMAGE:
         config = AstroformerVisionConfig(**model_args.architecture, image_size=32, patch_size=4)
         return AutoModelForImageClassification.from_config(config)
-    length = data_args.block_size if TASKS[task].script == LANGUAGE else data_args.max_length
+    script_of = TASKS[task].script
+    if script_of == RECALL:
+        length = data_args.rules["length"]
+    else:
+        length = data_args.block_size if script_of == LANGUAGE else data_args.max_length
     config = AstroformerConfig(
         **model_args.architecture,
         vocab_size=100,
         max_position_embeddings=length,
-        is_decoder=TASKS[task].script == LANGUAGE,
+        is_decoder=script_of in (LANGUAGE, RECALL),
     )
     auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForSequenceClassification
-    return auto_class.from_config(config)
+    model = auto_class.from_config(config)
+    add_short_convolution(model, model_args.short_convolution)
+    return model
 
 
-@pytest.mark.parametrize("preset, task", [(preset, task) for preset in PRESETS for task in PRESETS[preset]])
+OLDER = [(preset, task) for preset in PRESETS if preset != "switches" for task in PRESETS[preset]]
+
+
+@pytest.mark.parametrize("preset, task", OLDER)
 def test_arms_differ_in_the_astrocyte_alone(preset, task):
     sizes = {}
     for arm in ARMS:
@@ -266,6 +282,43 @@ def test_arms_differ_in_the_astrocyte_alone(preset, task):
             assert operation["feedback"] == (arm != "full_without_feedback")
             assert operation["feature_map"] == ("favor" if arm == "random_features" else "exp")
     assert len(set(sizes.values())) == 1, sizes
+
+
+@pytest.mark.parametrize("task", PRESETS["switches"])
+def test_arms_of_the_switches_differ_in_what_they_say(task):
+    setting, sizes = PRESETS["switches"][task], {}
+    for arm in default_arms("switches", task):
+        model, fields = build("switches", task, arm), fields_of(SWITCH_ARMS[arm], setting)
+        added = ("astrocyte_code", "synaptic_decay", "taps")
+        own = {part: sum(p.numel() for n, p in model.named_parameters() if part in n) for part in added}
+        sizes[arm] = model.num_parameters() - sum(own.values())
+        assert (own["astrocyte_code"] > 0) == fields["use_astrocyte_hebbian"], arm
+        assert (own["synaptic_decay"] > 0) == (fields["synaptic_decay"] != "none"), arm
+        assert (own["taps"] > 0) == arm.endswith("convolution"), arm
+        attention = model.base_model.layers[0].attention
+        assert attention.attention_type == fields["attention_type"], arm
+        assert attention.operation["alpha"] == fields["presynaptic_alpha"], arm
+        assert attention.operation["presynaptic_target"] == fields["presynaptic_target"], arm
+        assert attention.operation["calcium_sources"] == fields["calcium_sources"], arm
+        assert attention.operation["feedback"] == fields["use_calcium_feedback"], arm
+    assert len(set(sizes.values())) == 1, sizes
+
+
+def test_every_arm_of_the_switches_names_every_switch():
+    for task, setting in PRESETS["switches"].items():
+        best = fields_of(SWITCH_ARMS["best"], setting)
+        for name, arm in SWITCH_ARMS.items():
+            cell, fields = Cell("switches", task, name, 1e-3, 42), fields_of(arm, setting)
+            assert set(OFF) <= set(fields) and all(f"--{field}" in cell.arguments for field in OFF), name
+            if fields["synaptic_decay"] != "none":
+                spans = cell.arguments.index("--initial_memory_spans")
+                assert cell.arguments[spans + 1 : spans + 3] == ["1", "32"], name
+            if fields["use_astrocyte_hebbian"]:
+                assert {"--astrocyte_code", "--astrocyte_resting_activity"} <= set(cell.arguments), name
+            options = [word for word in cell.arguments if word.startswith("--")]
+            assert len(options) == len(set(options)), name
+            if name.startswith("best_without"):
+                assert {key for key in best if fields[key] != best[key]}, name
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -342,6 +395,67 @@ def test_a_run_that_diverged_is_not_chosen(tmp_path):
     assert Records(tmp_path, "smoke").chosen_rate("characters", "softmax") == 4e-3
 
 
+def write_sweep(folder, arm, losses, task="shakespeare"):
+    """Records of an arm's first seed, by their learning rates."""
+    for rate, loss in losses.items():
+        cell = Cell("switches", task, arm, rate, 42)
+        write_record(folder, cell, 0.5, metrics={"loss": loss, "accuracy": 0.5})
+    return Records(folder, "switches")
+
+
+@pytest.mark.parametrize(
+    "losses, rates, chosen",
+    [
+        ({1.5e-3: 2.0, 3e-3: 1.0, 6e-3: 2.0}, [1.5e-3, 3e-3, 6e-3], 3e-3),
+        ({1.5e-3: 3.0, 3e-3: 2.0, 6e-3: 1.0}, [1.5e-3, 3e-3, 6e-3, 1.2e-2], None),
+        ({1.5e-3: 3.0, 3e-3: 2.0, 6e-3: 1.0, 1.2e-2: 1.5}, [1.5e-3, 3e-3, 6e-3, 1.2e-2], 6e-3),
+        ({1.5e-3: 1.0, 3e-3: 2.0, 6e-3: 3.0}, [7.5e-4, 1.5e-3, 3e-3, 6e-3], None),
+        ({1.5e-3: 3.0, 3e-3: 2.0, 6e-3: 1.0, 1.2e-2: float("nan")}, [1.5e-3, 3e-3, 6e-3, 1.2e-2], 6e-3),
+        # all that the preset has diverge: smaller ones are tried
+        (dict.fromkeys((1.5e-3, 3e-3, 6e-3), float("nan")), [7.5e-4, 1.5e-3, 3e-3, 6e-3], None),
+        # at most three on a side
+        (
+            {1.5e-3 * 2**i: 9.0 - i for i in range(6)},
+            [1.5e-3 * 2**i for i in range(6)],
+            4.8e-2,
+        ),
+    ],
+)
+def test_rates_widen_while_the_best_is_at_an_edge(losses, rates, chosen, tmp_path):
+    records = write_sweep(tmp_path, "softmax", losses)
+    assert [cell.rate for cell in records.sweep("shakespeare", "softmax")] == pytest.approx(rates)
+    assert records.chosen_rate("shakespeare", "softmax") == (None if chosen is None else pytest.approx(chosen))
+    missing = records.missing(["shakespeare"], ["softmax"])
+    if chosen is None:
+        assert [cell.rate for cell in missing] == pytest.approx([rate for rate in rates if rate not in losses])
+    else:
+        assert [(cell.rate, cell.seed) for cell in missing] == [(pytest.approx(chosen), seed) for seed in (43, 44)]
+
+
+def test_equal_accuracies_are_told_apart_by_their_loss(tmp_path):
+    for rate, loss in ((2e-3, 0.5), (4e-3, 0.1), (8e-3, 0.3)):
+        cell = Cell("switches", "mqar4_1layer", "softmax", rate, 42)
+        write_record(tmp_path, cell, 1.0, metrics={"accuracy": 1.0, "loss": loss})
+    assert Records(tmp_path, "switches").chosen_rate("mqar4_1layer", "softmax") == 4e-3
+
+
+def test_an_arm_without_a_sweep_takes_the_rate_of_another(tmp_path):
+    records, tasks, arms = Records(tmp_path, "switches"), ["shakespeare"], ["linear_decay"]
+    sweep = [Cell("switches", "shakespeare", "linear", rate, 42) for rate in (1.5e-3, 3e-3, 6e-3)]
+    assert records.missing(tasks, arms) == records.missing(tasks, ["linear", *arms]) == sweep
+    assert records.count(tasks, arms) == (5, 0)
+    records = write_sweep(tmp_path, "linear", {1.5e-3: 2.0, 3e-3: 1.0, 6e-3: 2.0})
+    assert records.missing(tasks, arms) == [
+        Cell("switches", "shakespeare", "linear_decay", 3e-3, seed) for seed in (42, 43)
+    ]
+    assert records.count(tasks, arms) == (5, 3) and records.count(tasks, ["linear", *arms]) == (7, 3)
+    # and only where they are wanted
+    assert records.missing(["imdb"], arms) == [] and "linear_decay" not in default_arms("switches", "imdb")
+    assert default_seeds("switches", "shakespeare", "linear") == (42, 43, 44)
+    for arm in SWITCH_ARMS.values():
+        assert arm.rate_of is None or SWITCH_ARMS[arm.rate_of].rate_of is None
+
+
 def test_records_of_different_data_are_not_averaged(made_up):
     write_record(made_up, Cell("smoke", "digits", "full", 4e-3, 43), 0.9, dataset="letters")
     with pytest.raises(ValueError, match="differ in dataset: .*digits.*letters"):
@@ -385,6 +499,38 @@ def test_first_crossing(goal, sign, step):
     )
 
 
+def test_speed_of_learning(made_up):
+    full = summaries(Records(made_up, "smoke"), "digits", ["full"])["full"]
+    # 2 seconds for 30 steps
+    assert full.seconds_to(0.45) == pytest.approx([step * 2 / 30 for step in full.steps_to(0.45)])
+    assert full.seconds_to(0.91)[0] is None
+    # trapezoids between 1/4, 3/4 and all of 0.9 and 0.92
+    assert full.areas() == pytest.approx([0.9 * (0.5 + 0.875) / 2, 0.92 * (0.5 + 0.875) / 2])
+    assert mean_along([5], [0.3]) == 0.3 and mean_along([0, 10, 40], [0.0, 1.0, 1.0]) == pytest.approx(35 / 40)
+
+
+def of_values(*values):
+    return Summary(TASKS["digits"], [{"metrics": {"accuracy": value}, "arm": "x"} for value in values])
+
+
+@pytest.mark.parametrize(
+    "first, second, words",
+    [
+        ((0.80, 0.82), (0.81, 0.90), "within seeds (n = 2)"),
+        ((0.80, 0.82), (0.83, 0.90, 0.95), "apart (n = 2)"),
+        ((0.80,), (0.80, 0.90, 0.95), "within seeds (n = 1)"),
+        # t = -4.9 with 4 degrees of freedom, from a table
+        ((1.0, 2.0, 3.0), (5.0, 6.0, 7.0), "p = 0.008"),
+        ((1.0, 2.0, 3.0), (1.0, 2.0, 3.0), "p = 1.00"),
+        ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), "p < 0.001"),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), "p = 1"),
+    ],
+)
+def test_significance(first, second, words):
+    assert significance(of_values(*first), of_values(*second)) == words
+    assert significance(of_values(*second), of_values(*first)) == words
+
+
 def test_test_split_is_reported_where_there_is_one(made_up):
     for seed, accuracy in ((42, 0.5), (43, 0.6)):
         cell = Cell("smoke", "digits", "full", 4e-3, seed)
@@ -410,6 +556,45 @@ def test_report_says_what_the_records_say(made_up, tmp_path):
     comparisons.write_figures(known, tmp_path / "figures")
     drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert drawn == ["smoke_ablation.png", "smoke_alpha.png", "smoke_learning.png"]
+
+
+def test_report_on_the_switches(tmp_path):
+    losses = {"softmax": {1.5e-3: 2.0, 3e-3: 1.7, 6e-3: 1.8}, "best": {1.5e-3: 1.9, 3e-3: 1.8, 6e-3: 1.6, 1.2e-2: 1.7}}
+    points = ((50, 3.0), (1000, 2.0))
+    for arm, seeds in (("softmax", (42, 43, 44)), ("best", (42, 43, 44)), ("softmax_convolution", (42, 43))):
+        swept = losses.get(arm, {3e-3: 1.65})
+        for rate, loss in swept.items():
+            for seed in seeds if loss == min(swept.values()) else (42,):
+                value = loss + (seed - 43) / 100
+                evaluation = [{"step": step, "eval_loss": loss} for step, loss in (*points, (2000, value))]
+                write_record(
+                    tmp_path,
+                    Cell("switches", "shakespeare", arm, rate, seed),
+                    0.5,
+                    metrics={"loss": value},
+                    steps=2000,
+                    curve_samples=200,
+                    eval_samples=1742,
+                    learning_curve={"train": [], "evaluation": evaluation},
+                    config={"vocab_size": 69, "num_hidden_layers": 4, "hidden_size": 128},
+                )
+    known = comparisons.Comparison(tmp_path, "switches")
+    assert list(known.tasks) == ["shakespeare"]
+    assert list(known.tasks["shakespeare"]) == ["softmax", "best", "softmax_convolution"]
+    text = "\n".join(comparisons.results_lines(known))
+    assert "| arm | 0.0015 | 0.003 | 0.006 | 0.012 |" in text and "| `softmax` | 1.990 | **1.690** | 1.790 |  |" in text
+    assert (
+        "at the edge of the range" not in text
+        and "take a rate as it is: `softmax_convolution` that of `softmax`" in text
+    )
+    assert "by 3 evaluations on 200 validation examples along the way" in text
+    better = next(line for line in text.splitlines() if line.startswith("| `best` |"))
+    assert "code activity, α = 0.5" in better and "| p < 0.001 |  | 3 |" in better
+    assert "| within seeds (n = 2) |" not in text and "| apart (n = 2) | apart (n = 2) | 2 |" in text
+    assert "3 of 3" in text and "neuron-astrocyte, best form | 1.600 ± 0.010 |" in "\n".join(
+        comparisons.headline_lines(known)
+    )
+    comparisons.write_figures(known, tmp_path / "figures")
 
 
 def test_texts_are_rewritten_between_their_markers(tmp_path):
@@ -439,6 +624,14 @@ class Arguments:
     def __init__(self, folder, **changes):
         self.dataset_dir = str(folder)
         vars(self).update(changes)
+
+
+def test_some_are_the_same_for_every_seed():
+    rows = datasets.Dataset.from_dict({"x": list(range(20))})
+    some = data.some_of(rows, 5)
+    assert len(set(some["x"])) == 5 and list(some["x"]) == sorted(some["x"]) == list(data.some_of(rows, 5)["x"])
+    assert data.some_of(rows, None) is rows is data.some_of(rows, 20)
+    assert list(data.some_of(range(20), 5)) == list(some["x"])
 
 
 def test_validation_is_held_out_of_train_where_there_is_none(tmp_path):

@@ -25,10 +25,13 @@ from training.labels import Labels
 from training.metrics import Classification, MultiLabelClassification, Regression
 from training.options import choices_of
 from training.provenance import launcher
+from training.recall import RecallExamples, recall_accuracy, recall_examples, share_of_the_commonest
 from training.resuming import check_batch_size
 from training.runs import losses_of_examples
+from training.short_convolution import ConvolvedProjection, add_short_convolution
 from training.tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
@@ -275,7 +278,7 @@ def test_script_fine_tunes_a_checkpoint(tmp_path, scripts):
     assert not torch.equal(tuned.classifier.weight, start.classifier.weight)
 
 
-@pytest.mark.parametrize("option", ["attention_type", "astrocyte_code", "feature_map", "calcium_normalization"])
+@pytest.mark.parametrize("option", [name for name in CHOICES if name != "pooling"])
 def test_choices_are_those_of_the_configuration_at_the_time(option, monkeypatch, capsys):
     given = [f"--{option}", "new"]
     with pytest.raises(SystemExit):
@@ -285,6 +288,15 @@ def test_choices_are_those_of_the_configuration_at_the_time(option, monkeypatch,
     monkeypatch.setitem(CHOICES, option, (*known, "new"))
     model_args, *_ = train_text_classification.parse_arguments(given)
     assert getattr(model_args, option) == "new"
+
+
+def test_memory_spans_are_numbers():
+    model_args, *_ = train_text_classification.parse_arguments(["--initial_memory_spans", "1", "8.5", "32"])
+    assert model_args.architecture["initial_memory_spans"] == [1.0, 8.5, 32.0]
+    model_args, *_ = train_text_classification.parse_arguments(["--model_name_or_path", "some/model"])
+    assert tuple(model_args.initial_memory_spans) == astroformer_hf.AstroformerConfig.initial_memory_spans
+    with pytest.raises(ValueError, match="--initial_memory_spans shape a new model"):
+        train_text_classification.parse_arguments(["--model_name_or_path", "x", "--initial_memory_spans", "4"])
 
 
 def test_a_checkpoint_brings_its_shape():
@@ -419,17 +431,23 @@ def test_language_model_script_over_two_processes(tmp_path, scripts, novel):
 
 def test_what_is_hidden_at_evaluation_does_not_depend_on_who_evaluates():
     tokenizer = train_character_tokenizer(["abcdef"], 8)
-    blocks = Dataset.from_dict({"input_ids": torch.randint(5, 10, (12, 8)).tolist()})
+    blocks = torch.randint(5, 10, (12, 8))
     first, second = (
         train_language_model.hide_once(blocks, DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=0))
         for _ in range(2)
     )
-    assert first[:] == second[:]
-    labels, inputs = torch.tensor(first["labels"]), torch.tensor(first["input_ids"])
+    labels, inputs = first.columns["labels"], first.columns["input_ids"]
+    assert torch.equal(labels, second.columns["labels"]) and torch.equal(inputs, second.columns["input_ids"])
     hidden = labels != -100
     assert 0.1 < hidden.float().mean() < 0.5
-    assert torch.equal(torch.where(hidden, labels, inputs), torch.tensor(blocks["input_ids"]))
-    assert not torch.equal(inputs, torch.tensor(blocks["input_ids"]))
+    assert torch.equal(torch.where(hidden, labels, inputs), blocks)
+    assert not torch.equal(inputs, blocks)
+
+
+def test_padding_in_a_block_is_not_to_be_predicted():
+    blocks = train_language_model.with_labels(torch.tensor([[5, 0, 6], [7, 8, 9]]), 0)
+    assert len(blocks) == 2 and blocks[0]["labels"].tolist() == [5, -100, 6]
+    assert blocks[0]["input_ids"].tolist() == [5, 0, 6] and blocks[1]["labels"].tolist() == [7, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -447,10 +465,10 @@ def test_language_model_script_names_bad_arguments(arguments, message):
 def test_texts_are_joined_and_cut_into_blocks():
     tokenizer = train_character_tokenizer(["abcdef"], 8)
     data = Dataset.from_dict({"text": ["abc", "", "def", "ab"]})
-    blocks = train_language_model.in_blocks(data, tokenizer, "text", 4, "")["input_ids"]
+    blocks = train_language_model.in_blocks(data, tokenizer, "text", 4)
     assert [tokenizer.decode(block) for block in blocks] == ["abc[EOS]", "def[EOS]"]
     with pytest.raises(ValueError, match="11 tokens do not fill a block; choose a --block_size below 64"):
-        train_language_model.in_blocks(data, tokenizer, "text", 64, "")
+        train_language_model.in_blocks(data, tokenizer, "text", 64)
 
 
 def test_the_same_texts_give_the_same_vocabulary():
@@ -458,3 +476,141 @@ def test_the_same_texts_give_the_same_vocabulary():
     vocabularies = [train_wordpiece_tokenizer(words * 2, 60, 16).get_vocab() for _ in range(6)]
     assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
     assert train_wordpiece_tokenizer(iter(words * 2), 60, 16).get_vocab() == vocabularies[0]  # read once
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Associative recall
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocab_size, num_pairs, length", [(256, 8, 48), (16, 7, 22), (20, 1, 4)])
+def test_recall_examples_obey_their_rules(vocab_size, num_pairs, length):
+    rules = {"vocab_size": vocab_size, "num_pairs": num_pairs, "length": length}
+    input_ids, labels = recall_examples(300, **rules, seed=3)
+    assert input_ids.shape == labels.shape == (300, length)
+    answers, places, orders = torch.zeros_like(input_ids), set(), set()
+    for i, (tokens, asked) in enumerate(zip(input_ids.tolist(), labels.tolist(), strict=True)):
+        keys, values = tokens[0 : 2 * num_pairs : 2], tokens[1 : 2 * num_pairs : 2]
+        assert len(set(keys)) == num_pairs and all(0 < key < vocab_size // 2 for key in keys)
+        assert all(vocab_size // 2 <= value < vocab_size for value in values)
+        rest = tokens[2 * num_pairs :]
+        assert sorted(token for token in rest if token != 0) == sorted(keys) and tokens[-1] == 0
+        value_of = dict(zip(keys, values, strict=True))
+        for p, token in enumerate(tokens):
+            is_query = p >= 2 * num_pairs and token != 0
+            assert p + 1 == length or asked[p + 1] == (value_of[token] if is_query else -100)
+            answers[i, p] = value_of.get(token, 0)
+            places |= {p} if is_query else set()
+        assert asked[0] == -100
+        orders.add(tuple(keys.index(token) for token in rest if token != 0))
+    assert places == set(range(2 * num_pairs, length - 1))
+    assert len(orders) > 100 or num_pairs == 1
+    assert recall_accuracy(answers.numpy(), labels.numpy()) == 1
+    assert recall_accuracy(answers.numpy() + (answers.numpy() > 0), labels.numpy()) == 0
+
+
+def test_recall_examples_are_of_their_seed():
+    rules = {"vocab_size": 64, "num_pairs": 4, "length": 24}
+    drawn = {
+        (split, seed): RecallExamples(split, 200, seed, **rules).input_ids
+        for split in ("train", "validation", "test")
+        for seed in (0, 1)
+    }
+    again = RecallExamples("train", 200, 0, **rules)
+    assert torch.equal(again.input_ids, drawn["train", 0])
+    rows = [tuple(row) for ids in drawn.values() for row in ids.tolist()]
+    assert len(rows) == len(set(rows)) == 1200
+    assert again[3]["input_ids"].tolist() == again.input_ids[3].tolist() and len(again) == 200
+    share = share_of_the_commonest(again, again)
+    counts = again.labels[again.labels != -100].bincount()
+    assert share == pytest.approx(counts.max().item() / 800) and share < 0.1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_pairs": 8}, r"--num_pairs must be in \[1, 7\] for --vocab_size 16, got 8"),
+        ({"length": 12}, "--length must be at least 13 for --num_pairs 4, got 12"),
+    ],
+)
+def test_recall_examples_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        recall_examples(1, **{"vocab_size": 16, "num_pairs": 4, "length": 24, "seed": 0, **changes})
+
+
+def test_recall_script_learns_and_its_model_is_loaded_again(tmp_path, scripts):
+    command = [
+        *(str(ROOT / "scripts/train_associative_recall.py"), "--output_dir", str(tmp_path), "--use_cpu"),
+        *("--vocab_size", "16", "--num_pairs", "2", "--length", "8", "--num_hidden_layers", "1", "--hidden_size", "32"),
+        *("--max_steps", "300", "--eval_strategy", "steps", "--eval_steps", "100", "--save_strategy", "no"),
+        *("--load_best_model_at_end", "false", "--num_train_examples", "4096", "--num_eval_examples", "200"),
+        *("--learning_rate", "1e-2", "--feature_map", "exp", "--presynaptic_alpha", "1", "--disable_tqdm", "true"),
+        *("--astrocyte_resting_activity", "3", "--astrocyte_scale", "3"),
+    ]
+    printed = scripts.run(*command).stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "chance 0.5000" in printed and results["chance"] == 0.5 and results["majority"] < 0.3
+    assert results["metrics"]["accuracy"] > 0.8 and results["test_metrics"]["accuracy"] > 0.8
+    assert len(results["learning_curve"]["evaluation"]) == 3
+    examples = RecallExamples("test", 200, 0, vocab_size=16, num_pairs=2, length=8)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    found = recall_accuracy(model(examples.input_ids).logits.argmax(-1).numpy(), examples.labels.numpy())
+    assert found == pytest.approx(results["test_metrics"]["accuracy"], abs=1e-3)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "{{" not in card.content and "1 to 7 are keys" in card.content
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The short convolution, a control
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_short_convolution_is_pytorchs_and_looks_back_only():
+    convolved = ConvolvedProjection(torch.nn.Linear(6, 4), 3)
+    x = torch.randn(2, 7, 6)
+    expected = torch.nn.functional.conv1d(
+        convolved.projection(x).transpose(1, 2), convolved.taps.T[:, None], padding=2, groups=4
+    )[..., :7].transpose(1, 2)
+    torch.testing.assert_close(convolved(x), expected)
+    changed = x.clone()
+    changed[:, 3] += 1
+    differs = (convolved(changed) != convolved(x)).any(-1).any(0)
+    assert differs.tolist() == [False, False, False, True, True, True, False]
+
+
+@pytest.mark.parametrize("attention_type", ["softmax", "linear"])
+def test_a_model_with_a_short_convolution(attention_type):
+    model = astroformer_hf.AstroformerForCausalLM(tiny_config(attention_type=attention_type))
+    add_short_convolution(model, 4)
+    model.eval()
+    ids = torch.randint(1, 50, (2, 9))
+    logits = model(ids).logits
+    changed = ids.clone()
+    changed[:, 5] = changed[:, 5] % 49 + 1
+    torch.testing.assert_close(model(changed).logits[:, :5], logits[:, :5])
+    assert not torch.allclose(model(changed).logits[:, 5:], logits[:, 5:])
+    mask = torch.ones_like(ids)
+    mask[0, 6:] = 0
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits[0, :6], logits[0, :6])
+    with pytest.raises(ValueError, match="padded on the right, not on the left"):
+        model(ids, attention_mask=mask.flip(1))
+    with pytest.raises(ValueError, match="one a row, not position_ids"):
+        model(ids, position_ids=torch.arange(9)[None])
+    with pytest.raises(ValueError, match="takes whole texts"):
+        model.generate(ids, max_new_tokens=3, use_cache=True, pad_token_id=0)
+    with pytest.raises(ValueError, match="--short_convolution must be at least 1, got 0"):
+        add_short_convolution(model, 0)
+    with pytest.raises(ValueError, match="--short_convolution is for causal models"):
+        add_short_convolution(AstroformerForSequenceClassification(tiny_config()), 4)
+
+
+def test_script_goes_on_with_a_short_convolution(tmp_path, scripts, novel):
+    options = ("--dataset_dir", str(novel), "--max_steps", "8", "--short_convolution", "4")
+    options += ("--attention_type", "linear", "--load_best_model_at_end", "false", "--save_steps", "8")
+    options += ("--save_strategy", "steps")
+    first = run_language_model(tmp_path, scripts.run, *options)
+    assert first["config"]["short_convolution"] == 4 and "sample" not in first
+    assert "convolved over 4 tokens" in (tmp_path / "README.md").read_text()
+    (tmp_path / "results.json").unlink()
+    again = run_language_model(tmp_path, scripts.run, *options)  # which finds a run with its last step done
+    assert again["resumed"] and again["metrics"] == first["metrics"] and again["parameters"] == first["parameters"]
