@@ -1026,8 +1026,8 @@ struct Leak : Sizes {
     }
 
     // The pairs of a block in the gradients of L_t. The share of tokens r < c is exp(L_c - L_r), whichever is read; the
-    // product of x and y (rows x rows, stride BLOCK) is the share times its gradient. An UPPER x has only those pairs in
-    // which r is the row.
+    // product of x and y (rows x rows, stride BLOCK) is the share times its gradient. An UPPER x has only those pairs
+    // in which r is the row.
     void add_pairs(Triangle shape, int64_t rows, const float* x, const float* y, double* d_elapsed) {
         IntegerVector lanes;
         for (int32_t i = 0; i < LANES; i++) lanes[i] = i;
