@@ -4,8 +4,9 @@
 The plain form in `attention_operation.py` spends most of its time moving activities through memory. Here a block
 of `BLOCK` tokens is taken through everything that happens to it while it lies in the nearest cache: its activity is
 worked out, multiplied, and forgotten. Nothing of the size of the input is written but the result, forward and backward;
-the backward pass works the activities out again. Ten functions, each the twin of a pass of the plain form, make up
-the interface of a backend (see `attention_backends.py`):
+the backward pass works the activities out again. (Where synapses leak or alpha acts at them, a thread keeps a few rows
+per token of the head that it is at.) Ten functions, each the twin of a pass of the plain form, make up the interface of
+a backend (see `attention_backends.py`):
 
     write_forward, write_backward      write mode: keys, values and the astrocyte code to the synapses
     read_forward, read_backward        read mode: queries to answers

@@ -317,12 +317,13 @@ struct Documents {  // (B, N), the number of each token's document, contiguous a
 // Of every function; each uses some. States are contiguous: hebbian, d_hebbian and end_hebbian (B, H, F, d), calcium
 // and plasticity (B, H, F), where `end_` means after the last token and `d_` the gradient. Of the astrocyte code
 // "activity": weight (H, F, F), bias (H, F), and the sums of the tokens before, total (B, H, F) and count (B).
-// log_decay and d_log_decay are (B, H, N), of synapses that leak; `later_` is of the tokens after these.
+// Of synapses that leak: log_decay and d_log_decay (B, H, N). Read in both directions, `later_` means of the tokens
+// after these, `end_later_` before the first of them, and the gradients of the `end_` states are `d_end_`.
 struct Arguments {
 $fields
 
     bool makes_code() const { return weight; }
-    // whether tokens read by `TokenReader`: as the paper has it, there is a shorter way
+    // whether tokens read by `TokenReader`; if not, there is a shorter way
     bool reads_otherwise() const { return at_synapse || log_decay; }
     int64_t all_heads() const { return batch * heads; }  // of all sequences
 };
@@ -957,20 +958,18 @@ struct DocumentsBackward {
 // The shares of a block: f_t = exp(log_decay_t) is left of all that there is when token t comes. Shares are products of
 // these, never quotients, which would overflow; what is too small to matter is 0, as products of denormals are slow.
 struct Leak : Sizes {
-    bool exists;
-    float *left;    // f_t
-    float *since;   // of what there was before the block, the share that is left at token t: f_first ... f_t
-    float *until;   // of what token t wrote, the share that is left at the block's end: f_{t+1} ... f_last
-    float *shares;  // (rows x rows, stride BLOCK), D_ts: of what token s wrote, the share that token t finds
-    float *next;    // a row of `shares`
+    const bool exists;        // if not, nothing here does anything
+    float* left = nullptr;    // f_t
+    float* since = nullptr;   // of what there was before the block, the share that is left at token t: f_first ... f_t
+    float* until = nullptr;   // of what token t wrote, the share that is left at the block's end: f_{t+1} ... f_last
+    float* shares = nullptr;  // (rows x rows, stride BLOCK), D_ts: of what token s wrote, the share that token t finds
+    float* next = nullptr;    // a row of `shares`
 
     Leak(const Arguments& args, Scratch& scratch) : Sizes(args), exists(args.log_decay) {
         if (!exists) return;
         left = scratch.take(BLOCK), since = scratch.take(BLOCK), until = scratch.take(BLOCK);
         shares = scratch.take(BLOCK * BLOCK), next = scratch.take(BLOCK);
     }
-
-    static Vector without_denormals(Vector x) { return x < 1e-30f ? Vector{} : x; }
 
     void begin(const TokenBlock& block) {
         if (!exists) return;
@@ -1048,7 +1047,10 @@ struct Leak : Sizes {
     }
 
   private:
-    static float multiplied(float x, float y) { return x * y < 1e-30f ? 0 : x * y; }
+    static constexpr float SMALLEST_SHARE = 1e-30f;
+
+    static Vector without_denormals(Vector x) { return x < SMALLEST_SHARE ? Vector{} : x; }
+    static float multiplied(float x, float y) { return x * y < SMALLEST_SHARE ? 0 : x * y; }
 
     // From a token's row of shares to the next one's, `share` being what is left from the one to the other.
     void step(float share, int64_t t, int64_t rows) {
@@ -1228,8 +1230,9 @@ struct CausalBackward : Sizes {
         readings = scratch.take(args.length * Fp), d_calciums = scratch.take(args.length * Fp);
         found = scratch.take(BLOCK * Fp), calciums = scratch.take(BLOCK * Fp), releases = scratch.take(BLOCK * Fp);
         feedbacks = scratch.take(BLOCK);
-        if (leak.exists) d_elapsed = scratch.take<double>(args.length), more_scores = scratch.take(BLOCK * BLOCK);
-        if (leak.exists) left_at_end = scratch.take(dp * Fp);
+        if (!leak.exists) return;
+        d_elapsed = scratch.take<double>(args.length), left_at_end = scratch.take(dp * Fp);
+        more_scores = scratch.take(BLOCK * BLOCK);
     }
 
     void backward(int64_t head) {
@@ -1305,7 +1308,17 @@ struct CausalBackward : Sizes {
         clear_outside(LOWER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, Fp, {scores, BLOCK}, {imprint, Fp}, {d_activity, Fp});
         if (args.reads_otherwise()) differentiate(block);
-        for (int64_t t = 0; t < rows && !args.reads_otherwise(); t++) {
+        else differentiate_as_published(block, source);
+        block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
+        leak.pass(rows, dp * Fp, state_transposed);
+        if (leak.exists && block.start + rows == args.length) copy(left_at_end, state_transposed, d * Fp);
+        leak.scale(leak.until, rows, dp, value);
+        matmul<ACCUMULATE, TRANSPOSED>(d, rows, Fp, {value, dp}, {imprint, Fp}, {state_transposed, Fp});
+    }
+
+    // from G to dphi(q), in its place, where alpha acts in the response alone and nothing leaks
+    void differentiate_as_published(const TokenBlock& block, const float* source) {
+        for (int64_t t = 0; t < block.rows; t++) {
             float *d_row = d_activity + t * Fp, factor = args.scale;
             if (args.feedback) {
                 add_row(calcium, source + t * Fp, Fp);
@@ -1318,14 +1331,9 @@ struct CausalBackward : Sizes {
             if (args.feedback) add_row(d_row, plasticity, Fp, d_response[block.start + t]);
             feedback[block.start + t] = factor;
         }
-        block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
-        leak.pass(rows, dp * Fp, state_transposed);
-        if (leak.exists && block.start + rows == args.length) copy(left_at_end, state_transposed, d * Fp);
-        leak.scale(leak.until, rows, dp, value);
-        matmul<ACCUMULATE, TRANSPOSED>(d, rows, Fp, {value, dp}, {imprint, Fp}, {state_transposed, Fp});
     }
 
-    // the readings of a block; takes the calcium past it
+    // otherwise, first the readings of a block; takes the calcium past it
     void read(const TokenBlock& block, const float* source) {
         for (int64_t t = 0; t < block.rows; t++) {
             leak.pass_token(t, Fp, calcium);
@@ -1337,7 +1345,7 @@ struct CausalBackward : Sizes {
         }
     }
 
-    // from G to dphi(q), in its place, and dz
+    // then from G to dphi(q), in its place, and dz
     void differentiate(const TokenBlock& block) {
         for (int64_t t = 0; t < block.rows; t++) {
             const int64_t of_block = t * Fp, of_row = (block.start + t) * Fp;
