@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 from variants import ROOT
 
 from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
+from astroformer_hf.configuration_astroformer import CHOICES
 
 
 FEW = ("--tasks", "digits", "--arms", "softmax")
@@ -305,6 +306,9 @@ def test_arms_of_the_switches_differ_in_what_they_say(task):
 
 
 def test_every_arm_of_the_switches_names_every_switch():
+    # how the astrocyte's code and phi are chosen is said elsewhere; pooling is no part of attention
+    assert set(CHOICES) - {"astrocyte_code", "feature_map", "pooling"} <= set(OFF)
+    assert {"presynaptic_alpha", "use_astrocyte_hebbian", "use_calcium_feedback"} <= set(OFF)
     for task, setting in PRESETS["switches"].items():
         best = fields_of(SWITCH_ARMS["best"], setting)
         for name, arm in SWITCH_ARMS.items():

@@ -545,17 +545,20 @@ def test_recall_script_learns_and_its_model_is_loaded_again(tmp_path, scripts):
         *("--max_steps", "300", "--eval_strategy", "steps", "--eval_steps", "100", "--save_strategy", "no"),
         *("--load_best_model_at_end", "false", "--num_train_examples", "4096", "--num_eval_examples", "200"),
         *("--learning_rate", "1e-2", "--feature_map", "exp", "--presynaptic_alpha", "1", "--disable_tqdm", "true"),
-        *("--astrocyte_resting_activity", "3", "--astrocyte_scale", "3"),
+        *("--astrocyte_resting_activity", "3", "--astrocyte_scale", "3", "--max_curve_samples", "50"),
     ]
     printed = scripts.run(*command).stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert "chance 0.5000" in printed and results["chance"] == 0.5 and results["majority"] < 0.3
     assert results["metrics"]["accuracy"] > 0.8 and results["test_metrics"]["accuracy"] > 0.8
     assert len(results["learning_curve"]["evaluation"]) == 3
-    examples = RecallExamples("test", 200, 0, vocab_size=16, num_pairs=2, length=8)
+    assert (results["curve_samples"], results["eval_samples"], results["test_samples"]) == (50, 200, 200)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    found = recall_accuracy(model(examples.input_ids).logits.argmax(-1).numpy(), examples.labels.numpy())
-    assert found == pytest.approx(results["test_metrics"]["accuracy"], abs=1e-3)
+    for split, metrics in (("validation", results["metrics"]), ("test", results["test_metrics"])):
+        examples = RecallExamples(split, 200, 0, vocab_size=16, num_pairs=2, length=8)
+        output = model(input_ids=examples.input_ids, labels=examples.labels)
+        found = recall_accuracy(output.logits.argmax(-1).numpy(), examples.labels.numpy())
+        assert metrics == pytest.approx({"accuracy": found, "loss": output.loss.item()}, rel=1e-3)
     card = ModelCard.load(tmp_path / "README.md")
     assert "{{" not in card.content and "1 to 7 are keys" in card.content
 
