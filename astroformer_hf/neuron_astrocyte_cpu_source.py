@@ -1145,12 +1145,7 @@ struct CausalForward : Sizes {
         const float* source = args.all_sources ? imprint : presynaptic;
         leak.begin(block);
         leak.fill_shares(LOWER, rows);
-        if (args.reads_otherwise())
-            for (int64_t t = 0; t < rows; t++) {
-                leak.pass_token(t, Fp, calcium);
-                add_row(calcium, source + t * Fp, Fp);
-                reader.read(activity + t * Fp, calcium, plasticity, activity + t * Fp);
-            }
+        if (args.reads_otherwise()) read(rows, source);
         matmul<OVERWRITE>(rows, F, dp, {activity, Fp}, {hebbian, dp}, {output, dp});
         leak.scale(leak.since, rows, dp, output);
         transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
@@ -1158,20 +1153,33 @@ struct CausalForward : Sizes {
         leak.apply(rows, scores);
         clear_outside(LOWER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, dp, {scores, BLOCK}, {value, dp}, {output, dp});
-        if (!args.reads_otherwise())
-            for (int64_t t = 0; t < rows; t++) {
-                float factor = args.scale;
-                add_row(calcium, source + t * Fp, Fp);
-                if (args.feedback) {
-                    presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
-                    factor *= astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
-                }
-                scale_row(output + t * dp, dp, factor);
-            }
+        if (!args.reads_otherwise()) scale_as_published(rows, source);
         block.store_rows(output, args.output);
         leak.pass(rows, Fp * dp, hebbian);
         leak.scale(leak.until, rows, dp, value);
         matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {imprint, Fp}, {value, dp}, {hebbian, dp});
+    }
+
+    // from phi(Q) H to the output, where alpha acts in the response alone and nothing leaks
+    void scale_as_published(int64_t rows, const float* source) {
+        for (int64_t t = 0; t < rows; t++) {
+            float factor = args.scale;
+            add_row(calcium, source + t * Fp, Fp);
+            if (args.feedback) {
+                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
+                factor *= astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
+            }
+            scale_row(output + t * dp, dp, factor);
+        }
+    }
+
+    // otherwise, from phi(Q) to the readings, in its place
+    void read(int64_t rows, const float* source) {
+        for (int64_t t = 0; t < rows; t++) {
+            leak.pass_token(t, Fp, calcium);
+            add_row(calcium, source + t * Fp, Fp);
+            reader.read(activity + t * Fp, calcium, plasticity, activity + t * Fp);
+        }
     }
 };
 
