@@ -338,17 +338,14 @@ def _register_operators(pass_: Pass) -> None:
         tensors = {name: inputs[name] for name in pass_.tensors}
         options = {name: inputs[name] for name in pass_.options}
         backend = _choose_to_run(pass_, inputs)
-        if backend is None:
-            tensors = {
-                name: x.detach().requires_grad_(name in pass_.differentiable) if x is not None else None
-                for name, x in tensors.items()
-            }
-            with torch.enable_grad():
-                of_inputs = _plain_gradients(pass_, tensors, options, gradients)
-        else:
-            kernel = backend.kernels[pass_.name]
-            assert isinstance(kernel, Kernel), f"{pass_.name} is not resolved"
-            of_inputs = dict(_kernel_gradients(pass_, kernel, tensors, options, gradients))
+        if backend is None:  # PyTorch does not differentiate inside of an operator: the gradients would be 0
+            raise RuntimeError(
+                f"a graph was compiled for a backend that computes {pass_.name}, and there is none now: compile it "
+                "anew, after torch.compiler.reset()"
+            )
+        kernel = backend.kernels[pass_.name]
+        assert isinstance(kernel, Kernel), f"{pass_.name} is not resolved"
+        of_inputs = _kernel_gradients(pass_, kernel, tensors, options, gradients)
         found = []
         for name in pass_.differentiable:
             if (x := inputs[name]) is not None:

@@ -15,7 +15,7 @@ class Arm:
         base (`str`, *optional*): which of `presets.Setting.forms` it starts from: what `fields` changes of it is what
             sets the arm apart.
         rate_of (`str`, *optional*): the arm whose learning rate it takes. Such an arm has no sweep of its own, few
-            seeds, and only some tasks: see `presets.Setting.has_further_arms`.
+            seeds, and only some tasks: see `presets.Setting.further_arms`.
     """
 
     title: str
@@ -63,6 +63,7 @@ OFF = {
     "use_calcium_feedback": True,
     "calcium_normalization": "mean",
     "synaptic_decay": "none",
+    "hebbian_rule": "correlation",
 }
 SOFTMAX, LINEAR = {**OFF, "attention_type": "softmax"}, {**OFF, "attention_type": "linear"}
 SYNAPSE = {"presynaptic_target": "synapse"}
@@ -134,5 +135,12 @@ FURTHER_SWITCH_ARMS = {
         for alpha in (0.25, 0.5, 0.75)
     },
 }
-SWITCH_ARMS = {**MAIN_SWITCH_ARMS, **FURTHER_SWITCH_ARMS}
+COVARIANCE = {"hebbian_rule": "covariance"}
+# The covariance rule and its control; where attention is causal, the latter has no place for it in its cache.
+COVARIANCE_ARMS = {
+    "softmax_covariance": further_arm("softmax + covariance", "softmax", {**SOFTMAX, **COVARIANCE}),
+    "linear_covariance": further_arm("linear + covariance", "linear", {**LINEAR, **COVARIANCE}),
+    "best_covariance": further_arm("best form + covariance", "best", COVARIANCE, base="best"),
+}
+SWITCH_ARMS = {**MAIN_SWITCH_ARMS, **FURTHER_SWITCH_ARMS, **COVARIANCE_ARMS}
 ALL_ARMS = tuple({**ARMS, **SWITCH_ARMS})  # the names of all presets' arms

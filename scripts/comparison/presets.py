@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from comparison.arms import ARMS, OFF, SWITCH_ARMS
+from comparison.arms import ARMS, COVARIANCE_ARMS, FURTHER_SWITCH_ARMS, OFF, SWITCH_ARMS
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Setting:
         forms (`dict`): by name, the fields of the configuration that arms start from, see `arms.Arm.base`.
         most_wider_rates (`int`): while the best learning rate of an arm is the largest or the smallest that was tried,
             twice or half of it is tried next; at most so many times on each side.
-        has_further_arms (`bool`): whether arms that take another's learning rate are trained at this task.
+        further_arms (`tuple`): names of the arms that take another's learning rate and are trained at this task.
     """
 
     options: dict
@@ -28,7 +28,7 @@ class Setting:
     start_of_code: dict
     forms: dict
     most_wider_rates: int = 0
-    has_further_arms: bool = False
+    further_arms: tuple = ()
 
 
 # How the astrocyte starts was chosen in trial runs on the training and validation splits: on a line of tokens the code
@@ -50,8 +50,8 @@ ON_LINE = {
             "presynaptic_alpha": 0.5,
             "presynaptic_target": "synapse",
             "calcium_sources": "all",
-            "synaptic_decay": "learned",
-            "initial_memory_spans": (1, 32),
+            "synaptic_decay": "gated",
+            "initial_memory_spans": (1, 16, 128, 1024),
         },
     },
 }
@@ -77,6 +77,12 @@ ON_GRID = {
         },
     },
 }
+
+CAUSAL_FURTHER_ARMS = (*FURTHER_SWITCH_ARMS, "linear_covariance", "best_covariance")
+GRID_FURTHER_ARMS = (
+    *(name for name in FURTHER_SWITCH_ARMS if name.startswith(("code_", "response_", "synapse_"))),
+    *COVARIANCE_ARMS,
+)
 
 FEW_SEEDS = 2  # of arms that take another's learning rate
 
@@ -117,7 +123,7 @@ def recall(num_pairs, num_layers):
         rates=(2e-3, 4e-3, 8e-3),
         seeds=(42, 43, 44),
         most_wider_rates=3,
-        has_further_arms=True,
+        further_arms=CAUSAL_FURTHER_ARMS,
         **ON_LINE,
     )
 
@@ -251,7 +257,7 @@ PRESETS = {
             rates=(1.5e-3, 3e-3, 6e-3),
             seeds=(42, 43, 44),
             most_wider_rates=3,
-            has_further_arms=True,
+            further_arms=CAUSAL_FURTHER_ARMS,
             **ON_LINE,
         ),
         "mqar8_2layers": recall(8, 2),
@@ -289,6 +295,7 @@ PRESETS = {
             rates=(5e-4, 1e-3, 2e-3),
             seeds=(42, 43, 44),
             most_wider_rates=3,
+            further_arms=tuple(COVARIANCE_ARMS),
             **ON_LINE,
         ),
         "cifar10": Setting(
@@ -302,6 +309,7 @@ PRESETS = {
             rates=(1e-3, 2e-3, 4e-3),
             seeds=(42, 43, 44),
             most_wider_rates=3,
+            further_arms=GRID_FURTHER_ARMS,
             **ON_GRID,
         ),
     },
@@ -386,8 +394,8 @@ def default_arms(preset, task=None):
     """The arms of a preset, or of a task in it, in the order in which they are trained."""
     if preset == "smoke":
         return SMOKE_ARMS
-    has_further_arms = task is None or PRESETS[preset][task].has_further_arms
-    return tuple(name for name, arm in arms_of(preset).items() if arm.rate_of is None or has_further_arms)
+    further = arms_of(preset) if task is None else PRESETS[preset][task].further_arms
+    return tuple(name for name, arm in arms_of(preset).items() if arm.rate_of is None or name in further)
 
 
 def default_seeds(preset, task, arm):

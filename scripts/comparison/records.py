@@ -123,5 +123,5 @@ class Records:
 
     def _trained(self, task, arms):
         """Those of the arms that are trained at a task."""
-        has_further_arms = PRESETS[self.preset][task].has_further_arms
-        return [arm for arm in arms if has_further_arms or self.swept(arm) == arm]
+        further = PRESETS[self.preset][task].further_arms
+        return [arm for arm in arms if arm in further or self.swept(arm) == arm]

@@ -89,6 +89,10 @@ class ModelArguments:
         default=AstroformerConfig.calcium_sources,
         metadata={"help": "What raises the calcium.", "choices": Choices("calcium_sources")},
     )
+    hebbian_rule: str = field(
+        default=AstroformerConfig.hebbian_rule,
+        metadata={"help": "What plasticity follows.", "choices": Choices("hebbian_rule")},
+    )
     short_convolution: int | None = field(
         default=None,
         metadata={"help": "Convolve queries, keys and values over this many tokens, as a control; causal models only."},
@@ -136,7 +140,7 @@ class ModelArguments:
         same = (
             *("attention_type", "astrocyte_code", "feature_map", "presynaptic_alpha", "use_astrocyte_hebbian"),
             *("use_calcium_feedback", "calcium_normalization", "astrocyte_scale", "astrocyte_resting_activity"),
-            *("synaptic_decay", "initial_memory_spans", "presynaptic_target", "calcium_sources"),
+            *("synaptic_decay", "initial_memory_spans", "presynaptic_target", "calcium_sources", "hebbian_rule"),
             *("num_hidden_layers", "hidden_size", "num_attention_heads"),
         )
         return {
