@@ -5,10 +5,18 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_astroformer import AstroformerBaseConfig
+from .configuration_astroformer import BEST, AstroformerBaseConfig
 from .model_classes import IMAGE_MODELS, auto_map
 
 
+# The form that trains best on a grid of patches, where there is no order to gate.
+BEST_ON_GRID = {
+    **BEST,
+    "astrocyte_code": "sinusoidal",
+    "astrocyte_scale": 1.0,
+    "astrocyte_resting_activity": 1.0,
+    "synaptic_decay": "none",
+}
 MOST_PIXELS = 10**5  # in height or width
 
 
@@ -39,6 +47,7 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     """
 
     model_type = "astroformer_vision"
+    presets = {**AstroformerBaseConfig.presets, "best": BEST_ON_GRID}
     auto_map_of_class = auto_map("astroformer_vision", "AstroformerVisionConfig", IMAGE_MODELS)
     num_position_dimensions = 2
 

@@ -42,10 +42,8 @@ def test_a_saved_configuration_keeps_the_switches(make, tmp_path):
 
 @pytest.mark.parametrize("cls", [AstroformerConfig, AstroformerVisionConfig])
 def test_presets(cls):
-    default, best, paper = cls(), cls.preset("best"), cls.preset("paper", hidden_size=24, num_attention_heads=3)
-    for name in cls.presets["best"]:
-        assert getattr(best, name) == getattr(default, name), name
-    assert paper.hidden_size == 24
+    best, paper = cls.preset("best", presynaptic_alpha=0.25), cls.preset("paper", hidden_size=24, num_attention_heads=3)
+    assert (best.presynaptic_target, best.presynaptic_alpha, paper.hidden_size) == ("synapse", 0.25, 24)
     assert (paper.astrocyte_code, paper.calcium_normalization) == ("learned", "sum")
     assert {name: getattr(paper, name) for name in OTHER_VALUES} == BEFORE_IT_EXISTED
     with pytest.raises(ValueError, match="preset must be one of 'best', 'paper', got 'fast'"):
@@ -55,6 +53,7 @@ def test_presets(cls):
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"hebbian_rule": "anti"}, "hebbian_rule must be one of 'correlation', 'covariance', got 'anti'"),
         ({"synaptic_decay": "slow"}, "synaptic_decay must be one of 'none', 'learned', 'gated', got 'slow'"),
         ({"initial_memory_spans": [1, -2]}, r"initial_memory_spans must be positive numbers of tokens, got \[1, -2\]"),
         ({"initial_memory_spans": []}, r"initial_memory_spans must be positive numbers of tokens, got \[\]"),

@@ -53,7 +53,7 @@ def records_in(folder):
 
 # What is trained of the smoke preset each time: (tasks, arms) of a command. With --all, one command trains all of it.
 WHOLE = (tuple(PRESETS["smoke"]), default_arms("smoke"))
-TRAINED = [(("digits",), ("softmax", "full")), (("docstrings", "characters"), ("full",))]
+TRAINED = [(("digits",), ("softmax", "full")), (("docstrings", "characters", "mqar4_1layer"), ("full",))]
 if os.environ.get("ASTROFORMER_TESTS") == "all":
     TRAINED = [WHOLE]
 
@@ -290,12 +290,13 @@ def test_arms_of_the_switches_differ_in_what_they_say(task):
     setting, sizes = PRESETS["switches"][task], {}
     for arm in default_arms("switches", task):
         model, fields = build("switches", task, arm), fields_of(SWITCH_ARMS[arm], setting)
-        added = ("astrocyte_code", "synaptic_decay", "taps")
+        added = ("astrocyte_code", "synaptic_decay", "taps", "covariance")
         own = {part: sum(p.numel() for n, p in model.named_parameters() if part in n) for part in added}
         sizes[arm] = model.num_parameters() - sum(own.values())
         assert (own["astrocyte_code"] > 0) == fields["use_astrocyte_hebbian"], arm
         assert (own["synaptic_decay"] > 0) == (fields["synaptic_decay"] != "none"), arm
         assert (own["taps"] > 0) == arm.endswith("convolution"), arm
+        assert (own["covariance"] > 0) == (fields["hebbian_rule"] == "covariance") == arm.endswith("covariance"), arm
         attention = model.base_model.layers[0].attention
         assert attention.attention_type == fields["attention_type"], arm
         assert attention.operation["alpha"] == fields["presynaptic_alpha"], arm
@@ -316,12 +317,13 @@ def test_every_arm_of_the_switches_names_every_switch():
             assert set(OFF) <= set(fields) and all(f"--{field}" in cell.arguments for field in OFF), name
             if fields["synaptic_decay"] != "none":
                 spans = cell.arguments.index("--initial_memory_spans")
-                assert cell.arguments[spans + 1 : spans + 3] == ["1", "32"], name
+                expected = [f"{span:g}" for span in fields["initial_memory_spans"]]
+                assert cell.arguments[spans + 1 : spans + 1 + len(expected)] == expected, name
             if fields["use_astrocyte_hebbian"]:
                 assert {"--astrocyte_code", "--astrocyte_resting_activity"} <= set(cell.arguments), name
             options = [word for word in cell.arguments if word.startswith("--")]
             assert len(options) == len(set(options)), name
-            if name.startswith("best_without"):
+            if name.startswith("best_"):
                 assert {key for key in best if fields[key] != best[key]}, name
 
 
