@@ -56,8 +56,8 @@ PAPER = {
     "calcium_normalization": "sum",
     **BEFORE_IT_EXISTED,
 }
-# The form that trains best on a line of tokens. For recall some heads must start long, and the resting astrocyte as loud
-# as three neurons; for neighbouring characters some must start short: with this start both are learned.
+# The form that trains best on a line of tokens. For recall some heads must start long, and the resting astrocyte as
+# loud as three neurons; for neighbouring characters some must start short: with this start both are learned.
 BEST = {
     "feature_map": "exp",
     "astrocyte_code": "activity",
