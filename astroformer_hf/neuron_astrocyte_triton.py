@@ -2,8 +2,8 @@
 """Neuron-astrocyte attention on a GPU: the write mode, the read mode and their gradients as four Triton kernels.
 
 The equations and their names are those of `attention_operation.py`. A kernel keeps on the chip what lies between
-its inputs and its outputs: no activity phi(.) is ever stored, and the gradients compute it again. A program has one
-head and a run of its tokens:
+its inputs and its outputs: no activity phi(.) is stored, and the gradients compute it again. A program has one head and
+a run of its tokens:
 
 - `_write_kernel` sums (phi(k_t) + phi(r_t)) v_t^T and phi(k_t). Bidirectionally it splits a sequence in as many parts
   as keep the GPU busy, and their sums are added up afterwards; nothing is added atomically, so that the same input
@@ -24,6 +24,10 @@ the chunks start from. The other kernels then do the above with the state of the
 it: Y = tril(phi(Q) (phi(K) + phi(R))^T) V, with its gradients, and the calcium token by token. What a token wrote is
 read by all later ones; the gradient of the state is therefore a running sum from the last chunk to the first.
 
+With `presynaptic_target` "synapse" tokens read with phi(Q) z^(alpha - 1) instead of phi(Q). Bidirectionally that is a
+factor of H, and no business of these kernels. Causally the gradient of each token's calcium then needs its W: for the
+backward pass only, `_read_backward_kernel` stores that gradient and what the token read with, (tokens, features) each.
+
 Matrix products of float32 run on the tensor cores: in TF32, whose 10 bits are no fewer than theirs, where a tensor has
 16 bits or PyTorch is set to it; else in three such products, close to float32 ("tf32x3"; true float32 products would
 spill kilobytes of registers here). All else is float32.
@@ -33,6 +37,7 @@ H heads, N tokens, F features (the size of a query or a key), d head size (the s
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
@@ -129,6 +134,12 @@ if triton is not None:
         return tl.where(calcium > CALCIUM_FLOOR, alpha * plasticity / tl.maximum(calcium, CALCIUM_FLOOR), 0.0)
 
     @triton.jit
+    def _release(calcium, alpha):
+        """calcium^(alpha - 1), which the activity meets at each synapse"""
+        release = tl.exp2((alpha - 1) * tl.log2(tl.maximum(calcium, CALCIUM_FLOOR)))
+        return tl.where(calcium > CALCIUM_FLOOR, release, 0.0)
+
+    @triton.jit
     def _feedback(response):
         return tl.where(response > CALCIUM_FLOOR, 1 / tl.maximum(response, CALCIUM_FLOOR), 0.0)
 
@@ -142,10 +153,15 @@ if triton is not None:
         return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
 
     @triton.jit
-    def _store(pointer, x, sequence, start, rows, columns, num_heads, length, SIZE: tl.constexpr):
-        """Stores tokens in a contiguous (B, N, H, SIZE), the order in which merging the heads is free."""
+    def _by_token_at(pointer, sequence, start, rows, columns, num_heads, length, SIZE: tl.constexpr):
+        """Where tokens lie in a contiguous (B, N, H, SIZE), the order in which merging the heads is free."""
         tokens = sequence // num_heads * length + start + rows
-        pointers = pointer + ((tokens * num_heads + sequence % num_heads) * SIZE)[:, None] + columns[None, :]
+        return pointer + ((tokens * num_heads + sequence % num_heads) * SIZE)[:, None] + columns[None, :]
+
+    @triton.jit
+    def _store(pointer, x, sequence, start, rows, columns, num_heads, length, SIZE: tl.constexpr):
+        """Stores tokens in a contiguous (B, N, H, SIZE)."""
+        pointers = _by_token_at(pointer, sequence, start, rows, columns, num_heads, length, SIZE)
         tl.store(pointers, x, mask=(start + rows < length)[:, None] & (columns < SIZE)[None, :])
 
     @triton.jit
@@ -157,13 +173,15 @@ if triton is not None:
         return real
 
     @triton.jit
-    def _imprint(key, code, key_n, code_n, rows, columns, mask, FEATURE_MAP: tl.constexpr):
-        """phi(K) and phi(K) + phi(R), (tokens, features)."""
-        presynaptic = _phi(_load(key, key_n, rows, columns, mask), mask, FEATURE_MAP)
-        imprint = presynaptic
+    def _imprint(key, code, key_n, code_n, rows, columns, mask, FEATURE_MAP: tl.constexpr, ALL_SOURCES: tl.constexpr):
+        """What the calcium counts, phi(K) or all that is written, and that, phi(K) + phi(R): (tokens, features)."""
+        source = _phi(_load(key, key_n, rows, columns, mask), mask, FEATURE_MAP)
+        imprint = source
         if code is not None:
             imprint += _phi(_load(code, code_n, rows, columns, mask), mask, FEATURE_MAP)
-        return presynaptic, imprint
+            if ALL_SOURCES:
+                source = imprint
+        return source, imprint
 
     @triton.jit
     def _to_tf32(x):
@@ -186,7 +204,7 @@ if triton is not None:
         code,
         padding_mask,
         feedback,  # weights of the values, (B, H, N), or None
-        d_response,  # weights of phi(K) in the calcium, (B, H, N), or None
+        d_response,  # weights of what the calcium counts, (B, H, N), or None
         hebbian,  # (B, H, slots, F, d), written
         calcium,  # (B, H, slots, F), written, or None
         key_b,
@@ -205,6 +223,7 @@ if triton is not None:
         num_slots,
         first_slot,
         SLOT_STEP: tl.constexpr,
+        ALL_SOURCES: tl.constexpr,
         FEATURE_MAP: tl.constexpr,
         PRECISION: tl.constexpr,
         F: tl.constexpr,
@@ -222,7 +241,7 @@ if triton is not None:
         calcium_sum = tl.zeros((BLOCK_F,), tl.float32)
         for start in range(block * block_length, tl.minimum((block + 1) * block_length, length), BLOCK_N):
             real = _real(padding_mask, sequence, start, rows, num_heads, length)
-            presynaptic, imprint = _imprint(
+            source, imprint = _imprint(
                 _at(key, sequence, start, num_heads, key_b, key_h, key_n),
                 None if code is None else _at(code, sequence, start, num_heads, code_b, code_h, code_n),
                 key_n,
@@ -231,6 +250,7 @@ if triton is not None:
                 features,
                 real[:, None] & (features < F)[None, :],
                 FEATURE_MAP,
+                ALL_SOURCES,
             )
             written = _load(
                 _at(value, sequence, start, num_heads, value_b, value_h, value_n),
@@ -242,9 +262,9 @@ if triton is not None:
             if feedback is not None:
                 written *= tl.load(feedback + sequence * length + start + rows, mask=real, other=0.0)[:, None]
             if d_response is not None:
-                presynaptic *= tl.load(d_response + sequence * length + start + rows, mask=real, other=0.0)[:, None]
+                source *= tl.load(d_response + sequence * length + start + rows, mask=real, other=0.0)[:, None]
             hebbian_sum = _dot(tl.trans(imprint), written, hebbian_sum, PRECISION)
-            calcium_sum += tl.sum(presynaptic, 0)
+            calcium_sum += tl.sum(source, 0)
 
         slot = sequence * num_slots + first_slot + block * SLOT_STEP
         pointers = hebbian + slot * (F * D) + features[:, None] * D + columns[None, :]
@@ -283,6 +303,8 @@ if triton is not None:
         scale,
         CAUSAL: tl.constexpr,
         FEEDBACK: tl.constexpr,
+        AT_SYNAPSE: tl.constexpr,  # causally only
+        ALL_SOURCES: tl.constexpr,
         LINEAR: tl.constexpr,
         FEATURE_MAP: tl.constexpr,
         PRECISION: tl.constexpr,
@@ -315,15 +337,26 @@ if triton is not None:
             activity = _phi(_load(query, query_n, rows, features, mask), mask, FEATURE_MAP)
             state_mask = (features < F)[:, None] & (columns < D)[None, :]
             state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
-            answer = _dot(activity, state, answer, PRECISION)
-            if FEEDBACK:
-                g = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
+            # The order is one that fits the registers; only at the synapse the calcium must come first.
+            if not AT_SYNAPSE:
+                answer = _dot(activity, state, answer, PRECISION)
+            if FEEDBACK or AT_SYNAPSE:
+                z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
+                g = z
             if CAUSAL:
                 mask = real[:, None] & (features < F)[None, :]
-                presynaptic, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP)
-                attention = _dot(activity, tl.trans(imprint), attention, PRECISION)
+                source, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, ALL_SOURCES)
+                if AT_SYNAPSE:
+                    z += tl.cumsum(source, 0)
+                    reading = activity * _release(z, alpha)
+                    answer = _dot(reading, state, answer, PRECISION)
+                    attention = _dot(reading, tl.trans(imprint), attention, PRECISION)
+                else:
+                    attention = _dot(activity, tl.trans(imprint), attention, PRECISION)
+                    if FEEDBACK:
+                        z += tl.cumsum(source, 0)
                 if FEEDBACK:
-                    g = _plasticity(g + tl.cumsum(presynaptic, 0), alpha, LINEAR)
+                    g = _plasticity(z, alpha, LINEAR)
             if FEEDBACK:
                 response += tl.sum(activity * g, 1)
 
@@ -349,6 +382,8 @@ if triton is not None:
         feedback,  # scale * P, (B, H, N), written
         d_response,  # dC, (B, H, N), written with feedback
         d_calcium,  # causally: gradient of the calcium that each chunk read, (B, H, slots, F), last chunk first
+        reading,  # phi(Q) calcium^(alpha - 1), (B, N, H, F), written at the synapse
+        d_calciums,  # gradient of each token's calcium, (B, N, H, F), likewise
         query_b,
         query_h,
         query_n,
@@ -372,6 +407,8 @@ if triton is not None:
         scale,
         CAUSAL: tl.constexpr,
         FEEDBACK: tl.constexpr,
+        AT_SYNAPSE: tl.constexpr,  # causally only
+        ALL_SOURCES: tl.constexpr,
         LINEAR: tl.constexpr,
         FEATURE_MAP: tl.constexpr,
         PRECISION: tl.constexpr,
@@ -423,16 +460,21 @@ if triton is not None:
                     state_mask = (features < F)[:, None] & (columns < D)[None, :]
                     state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
                     w = _dot(d_answer, tl.trans(state), w, PRECISION)
-                if FEEDBACK:
+                if FEEDBACK or AT_SYNAPSE:
                     z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
                     g = z
                 if CAUSAL:
                     key_mask = real[:, None] & (features < F)[None, :]
-                    presynaptic, imprint = _imprint(key, code, key_n, code_n, rows, features, key_mask, FEATURE_MAP)
+                    source, imprint = _imprint(
+                        key, code, key_n, code_n, rows, features, key_mask, FEATURE_MAP, ALL_SOURCES
+                    )
                     w = _dot(d_attention, imprint, w, PRECISION)
-                    if FEEDBACK:
-                        z += tl.cumsum(presynaptic, 0)
+                    if FEEDBACK or AT_SYNAPSE:
+                        z += tl.cumsum(source, 0)
                         g = _plasticity(z, alpha, LINEAR)
+                    if AT_SYNAPSE:
+                        release = _release(z, alpha)
+                        w *= release
 
                 if stage == 0:
                     if FEEDBACK:
@@ -441,9 +483,17 @@ if triton is not None:
                 else:
                     d_activity = p[:, None] * w
                     d_z = tl.zeros((BLOCK_F,), tl.float32)
+                    if AT_SYNAPSE:
+                        # in this order: no product is larger than what it becomes, divided by the calcium
+                        d_read = d_activity * activity * ((alpha - 1) / tl.maximum(z, CALCIUM_FLOOR))
+                        if FEEDBACK:
+                            d_read += d_c[:, None] * activity * _d_plasticity(z, g, alpha)
+                        _store(reading, activity * release, sequence, start, rows, features, num_heads, length, F)
+                        _store(d_calciums, d_read, sequence, start, rows, features, num_heads, length, F)
+                        d_z = tl.sum(d_read, 0)
                     if FEEDBACK:
                         d_activity += d_c[:, None] * g
-                        if CAUSAL:
+                        if CAUSAL and not AT_SYNAPSE:
                             d_z = tl.sum(d_c[:, None] * activity * _d_plasticity(z, g, alpha), 0)
                     d_x = _d_phi(d_activity, x, activity, mask, FEATURE_MAP)
                     _store(d_query, d_x, sequence, start, rows, features, num_heads, length, F)
@@ -462,10 +512,11 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=VARYING)
     def _write_backward_kernel(
-        query,  # this and the next four causally only
+        query,  # this and the next five causally only; at the synapse as it was read, (B, H, N, F)
         d_output,
         feedback,
         d_response,
+        d_calciums,  # of _read_backward_kernel
         calcium,  # (B, H, slots, F), the state before each chunk
         key,
         value,
@@ -498,8 +549,10 @@ if triton is not None:
         alpha,
         CAUSAL: tl.constexpr,
         FEEDBACK: tl.constexpr,
+        ALL_SOURCES: tl.constexpr,
         LINEAR: tl.constexpr,
         FEATURE_MAP: tl.constexpr,
+        QUERY_MAP: tl.constexpr,  # what makes the query an activity
         PRECISION: tl.constexpr,
         F: tl.constexpr,
         D: tl.constexpr,
@@ -531,9 +584,9 @@ if triton is not None:
             for first in range(0, F, BLOCK_F):
                 features = first + tl.arange(0, BLOCK_F)
                 mask = inside[:, None] & (features < F)[None, :]
-                activity = _phi(_load(query, query_n, rows, features, mask), mask, FEATURE_MAP)
+                activity = _phi(_load(query, query_n, rows, features, mask), mask, QUERY_MAP)
                 mask = real[:, None] & (features < F)[None, :]
-                _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP)
+                _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
                 attention = _dot(imprint, tl.trans(activity), attention, PRECISION)
             attention = tl.where(later, attention * p[None, :], 0.0)
         for first_column in range(0, D, BLOCK_D):
@@ -542,7 +595,7 @@ if triton is not None:
             for first in range(0, F, BLOCK_F):
                 features = first + tl.arange(0, BLOCK_F)
                 mask = real[:, None] & (features < F)[None, :]
-                _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP)
+                _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
                 state_mask = (features < F)[:, None] & (columns < D)[None, :]
                 d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
                 d_written = _dot(imprint, d_state, d_written, PRECISION)
@@ -572,20 +625,33 @@ if triton is not None:
 
             k = _load(key, key_n, rows, features, mask)
             presynaptic = _phi(k, mask, FEATURE_MAP)
+            source = presynaptic
+            if ALL_SOURCES:
+                source += _phi(_load(code, code_n, rows, features, mask), mask, FEATURE_MAP)
             d_z = tl.load(d_calcium + d_slot * F + features, mask=features < F, other=0.0)[None, :]
             if CAUSAL:
                 query_mask = inside[:, None] & (features < F)[None, :]
-                activity = _phi(_load(query, query_n, rows, features, query_mask), query_mask, FEATURE_MAP)
+                activity = _phi(_load(query, query_n, rows, features, query_mask), query_mask, QUERY_MAP)
                 d_imprint = _dot(d_attention, activity, d_imprint, PRECISION)
-                if FEEDBACK:
+                if d_calciums is not None:
+                    d_read = tl.load(
+                        _by_token_at(d_calciums, sequence, start, rows, features, num_heads, length, F),
+                        mask=query_mask,
+                        other=0.0,
+                    )
+                    d_z += tl.cumsum(d_read, 0, reverse=True)
+                elif FEEDBACK:
                     z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
-                    z += tl.cumsum(presynaptic, 0)
+                    z += tl.cumsum(source, 0)
                     d_c = tl.load(d_response + sequence * length + start + rows, mask=inside, other=0.0)
                     d_read = d_c[:, None] * activity * _d_plasticity(z, _plasticity(z, alpha, LINEAR), alpha)
                     d_z += tl.cumsum(d_read, 0, reverse=True)
             if code is not None:
                 r = _load(code, code_n, rows, features, mask)
-                d_r = _d_phi(d_imprint, r, _phi(r, mask, FEATURE_MAP), mask, FEATURE_MAP)
+                d_process = d_imprint
+                if ALL_SOURCES:
+                    d_process += d_z
+                d_r = _d_phi(d_process, r, _phi(r, mask, FEATURE_MAP), mask, FEATURE_MAP)
                 _store(d_code, d_r, sequence, start, rows, features, num_heads, length, F)
             d_k = _d_phi(d_imprint + d_z, k, presynaptic, mask, FEATURE_MAP)
             _store(d_key, d_k, sequence, start, rows, features, num_heads, length, F)
@@ -603,8 +669,10 @@ def write_forward(
     astrocyte_code: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
     feature_map: str,
+    calcium_sources: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The write mode: sum_t (phi(k_t) + phi(r_t)) v_t^T, `(B, H, F, d)`, and sum_t phi(k_t), `(B, H, F)`, in float32.
+    """The write mode: sum_t (phi(k_t) + phi(r_t)) v_t^T, `(B, H, F, d)`, and sum_t phi(k_t), or with all sources
+    sum_t phi(k_t) + phi(r_t), `(B, H, F)`, in float32.
 
     Args:
         key (`torch.Tensor`): `(B, H, N, F)`. Like the other inputs in float32, bfloat16 or float16, of any strides.
@@ -612,9 +680,10 @@ def write_forward(
         astrocyte_code (`torch.Tensor` or `None`): `(H, N, F)` or `(B, H, N, F)`.
         padding_mask (`torch.Tensor` or `None`): bool, `(B, N)`, True where a token is real.
         feature_map (`str`): "elu", "relu", "exp", or "identity" for a key and a code that are activities already.
+        calcium_sources (`str`): "neurons" or "all", whether the calcium counts phi(r_t) as well.
     """
-    written: dict[str, Any] = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
-    return _write_in_splits(**written, feature_map=feature_map)
+    written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    return _write_in_splits(**written)
 
 
 def write_backward(
@@ -624,13 +693,33 @@ def write_backward(
     astrocyte_code: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
     feature_map: str,
+    calcium_sources: str,
     d_hebbian: torch.Tensor,
     d_calcium: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """Gradients of `write_forward`: those of the key, the value and the code, in their dtypes."""
     d_states: dict[str, Any] = {"d_hebbian": d_hebbian[:, :, None], "d_calcium": d_calcium[:, :, None]}
-    written: dict[str, Any] = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
-    return _write_backward(**written, feature_map=feature_map, **d_states)
+    written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    return _write_backward(**written, **d_states)
+
+
+def _written(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    feature_map: str,
+    calcium_sources: str,
+) -> dict[str, Any]:
+    """What the launches below take of what is written."""
+    return {
+        "key": key,
+        "value": value,
+        "code": astrocyte_code,
+        "padding_mask": padding_mask,
+        "feature_map": feature_map,
+        "all_sources": calcium_sources == "all" and astrocyte_code is not None,
+    }
 
 
 def read_forward(
@@ -694,6 +783,8 @@ def causal_forward(
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -702,14 +793,20 @@ def causal_forward(
     """Write and read mode token by token: y_t = scale P_t phi(q_t) S_t, each token reading what was written up to it.
 
     The arguments are those of `write_forward` and `read_forward`, but `hebbian` and `calcium`, `(B, H, F)`, are the
-    state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without.
+    state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without. With
+    `presynaptic_target` "synapse" phi(q_t) z_t^(alpha - 1) reads in the place of phi(q_t).
 
     Returns:
         The output, `(B, H, N, d)`, and the two parts of the state after the last token, in float32.
     """
-    written: dict[str, Any] = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
-    states = _states_of_chunks(**written, feature_map=feature_map, hebbian=hebbian, calcium=calcium)
-    reading: dict[str, Any] = {"alpha": alpha, "feature_map": feature_map, "feedback": feedback, "scale": scale}
+    written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    states = _states_of_chunks(**written, hebbian=hebbian, calcium=calcium)
+    reading: dict[str, Any] = {
+        "alpha": alpha,
+        "at_synapse": _at_synapse(presynaptic_target, alpha),
+        "feedback": feedback,
+        "scale": scale,
+    }
     output = _read(query=query, **written, hebbian=states[0], calcium=states[1], **reading, output_dtype=output_dtype)
     return output, *(state[:, :, -1].clone() for state in states)  # clones let go of the other chunks' memory
 
@@ -724,6 +821,8 @@ def causal_backward(
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
     alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
     feature_map: str,
     feedback: bool,
     scale: float,
@@ -733,29 +832,37 @@ def causal_backward(
 ) -> dict[str, torch.Tensor]:
     """Gradients of `causal_forward`, given those of the output and of the state after the last token: of the query, the
     key, the value, the code and the two parts of the state before the first token."""
-    written: dict[str, Any] = {"key": key, "value": value, "code": astrocyte_code, "padding_mask": padding_mask}
-    hebbians, calciums = _states_of_chunks(**written, feature_map=feature_map, hebbian=hebbian, calcium=calcium)
+    written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
+    hebbians, calciums = _states_of_chunks(**written, hebbian=hebbian, calcium=calcium)
     # Slot 0 has the gradient of the last state. Each chunk puts in a further one what its tokens read, the last chunk
     # first, so that running sums are the gradients of the states after the last chunk, the one before, and so on.
     last = calciums.shape[2] - 1
     d_hebbians, d_calciums = _slots(d_hebbian, last), _slots(d_calcium, last)
+    at_synapse = _at_synapse(presynaptic_target, alpha)
+    # At the synapse what a token reads with, and the gradient of the calcium that it finds, hang on everything before
+    # it: they are stored, where else they are made again.
+    of_tokens = [_by_token(query, query.shape[-1], torch.float32) for _ in range(2 if at_synapse else 0)]
     d_query, p, d_response = _read_backward(
         query=query,
         **written,
         hebbian=hebbians,
         calcium=calciums,
         alpha=alpha,
-        feature_map=feature_map,
         feedback=feedback,
         scale=scale,
         d_output=d_output,
         d_calcium=d_calciums,
+        of_tokens=of_tokens,
     )
     del hebbians
+    read: dict[str, Any] = {
+        "query": of_tokens[0].transpose(1, 2) if at_synapse else query,
+        "query_map": "identity" if at_synapse else feature_map,
+    }
     _write(
-        key=query,
+        key=read["query"],
         value=d_output,
-        feature_map=feature_map,
+        feature_map=read["query_map"],
         hebbian=d_hebbians,
         calcium=None,
         first_slot=last,
@@ -764,17 +871,14 @@ def causal_backward(
         feedback=p,
     )
     d_states: dict[str, Any] = {"d_hebbian": d_hebbians.cumsum_(2), "d_calcium": d_calciums.cumsum_(2)}
-    read: dict[str, Any] = {
-        "query": query,
-        "d_output": d_output,
-        "p": p,
-        "d_response": d_response,
-        "calcium": calciums,
-        "alpha": alpha,
-    }
-    gradients = _write_backward(**written, feature_map=feature_map, **d_states, **read)
+    read |= {"d_output": d_output, "p": p, "d_response": d_response, "calcium": calciums, "alpha": alpha}
+    gradients = _write_backward(**written, **d_states, **read, d_calciums=of_tokens[1] if at_synapse else None)
     of_state = {name.removeprefix("d_"): x[:, :, -1].clone() for name, x in d_states.items()}
     return {"query": d_query, **gradients, **of_state}
+
+
+def _at_synapse(presynaptic_target: str, alpha: float) -> bool:
+    return presynaptic_target == "synapse" and alpha != 1
 
 
 def _states_of_chunks(
@@ -784,15 +888,23 @@ def _states_of_chunks(
     code: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
     feature_map: str,
+    all_sources: bool,
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
     """The states before each chunk and, last, after all: `(B, H, chunks + 1, F, d)` and `(B, H, chunks + 1, F)`."""
     num_chunks = triton.cdiv(key.shape[2], BLOCK_LENGTH)
     states = _slots(hebbian, num_chunks), _slots(calcium, num_chunks)
-    written: dict[str, Any] = {"key": key, "value": value, "code": code, "padding_mask": padding_mask}
     slots: dict[str, Any] = {"hebbian": states[0], "calcium": states[1], "first_slot": 1, "num_blocks": num_chunks}
-    _write(**written, feature_map=feature_map, **slots)
+    _write(
+        key=key,
+        value=value,
+        code=code,
+        padding_mask=padding_mask,
+        feature_map=feature_map,
+        all_sources=all_sources,
+        **slots,
+    )
     return tuple(state.cumsum_(2) for state in states)
 
 
@@ -815,6 +927,7 @@ def _write_in_splits(
     feature_map: str,
     code: torch.Tensor | None = None,
     padding_mask: torch.Tensor | None = None,
+    all_sources: bool = False,
     feedback: torch.Tensor | None = None,
     d_response: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -832,6 +945,7 @@ def _write_in_splits(
         "code": code,
         "padding_mask": padding_mask,
         "feature_map": feature_map,
+        "all_sources": all_sources,
     }
     slots: dict[str, Any] = {
         "hebbian": hebbian,
@@ -853,6 +967,7 @@ def _write(
     num_blocks: int,
     code: torch.Tensor | None = None,
     padding_mask: torch.Tensor | None = None,
+    all_sources: bool = False,
     first_slot: int = 0,
     slot_step: int = 1,
     block_length: int = BLOCK_LENGTH,
@@ -886,6 +1001,7 @@ def _write(
             hebbian.shape[2],
             first_slot,
             SLOT_STEP=slot_step,
+            ALL_SOURCES=all_sources,
             FEATURE_MAP=feature_map,
             PRECISION=precision,
             F=num_features,
@@ -911,6 +1027,8 @@ def _read(
     value: torch.Tensor | None = None,
     code: torch.Tensor | None = None,
     padding_mask: torch.Tensor | None = None,
+    all_sources: bool = False,
+    at_synapse: bool = False,
 ) -> torch.Tensor:
     """Key, value, code and mask are those of the causal form; bidirectionally there are none."""
     batch_size, num_heads, length, num_features = query.shape
@@ -943,6 +1061,8 @@ def _read(
             float(scale),
             CAUSAL=key is not None,
             FEEDBACK=feedback,
+            AT_SYNAPSE=at_synapse,
+            ALL_SOURCES=all_sources,
             LINEAR=alpha == 1,
             FEATURE_MAP=feature_map,
             PRECISION=precision,
@@ -971,8 +1091,13 @@ def _read_backward(
     value: torch.Tensor | None = None,
     code: torch.Tensor | None = None,
     padding_mask: torch.Tensor | None = None,
+    all_sources: bool = False,
+    of_tokens: Sequence[torch.Tensor] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The gradient of the query, and what `_write` makes those of H and g of: scale * P and dC, `(B, H, N)`."""
+    """The gradient of the query, and what `_write` makes those of H and g of: scale * P and dC, `(B, H, N)`. Into
+    `of_tokens`, two `(B, N, H, F)` that are given where alpha acts at the synapse, goes what they share otherwise."""
+    at_synapse = len(of_tokens) > 0
+    reading, d_calciums = of_tokens if at_synapse else (None, None)
     batch_size, num_heads, length, num_features = query.shape
     head_dim = hebbian.shape[-1]
     query, d_output = _rows(query), _rows(d_output)
@@ -996,6 +1121,8 @@ def _read_backward(
             p,
             d_response,
             d_calcium,
+            reading,
+            d_calciums,
             *_strides(query),
             *_strides(key),
             *_strides(value),
@@ -1009,6 +1136,8 @@ def _read_backward(
             float(scale),
             CAUSAL=key is not None,
             FEEDBACK=feedback,
+            AT_SYNAPSE=at_synapse,
+            ALL_SOURCES=all_sources,
             LINEAR=alpha == 1,
             FEATURE_MAP=feature_map,
             PRECISION=precision,
@@ -1029,12 +1158,15 @@ def _write_backward(
     code: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
     feature_map: str,
+    all_sources: bool,
     d_hebbian: torch.Tensor,
     d_calcium: torch.Tensor,
     query: torch.Tensor | None = None,
+    query_map: str = "identity",
     d_output: torch.Tensor | None = None,
     p: torch.Tensor | None = None,
     d_response: torch.Tensor | None = None,
+    d_calciums: torch.Tensor | None = None,
     calcium: torch.Tensor | None = None,
     alpha: float = 1.0,
 ) -> dict[str, torch.Tensor]:
@@ -1057,6 +1189,7 @@ def _write_backward(
             d_output,
             p,
             d_response,
+            d_calciums,
             calcium,
             key,
             value,
@@ -1079,8 +1212,10 @@ def _write_backward(
             float(alpha),
             CAUSAL=query is not None,
             FEEDBACK=d_response is not None,
+            ALL_SOURCES=all_sources,
             LINEAR=alpha == 1,
             FEATURE_MAP=feature_map,
+            QUERY_MAP=query_map,
             PRECISION=precision,
             F=num_features,
             D=head_dim,
@@ -1138,25 +1273,16 @@ def _precision(*dtypes: torch.dtype) -> str:
     return "tf32" if allowed else "tf32x3"
 
 
-_NEURONS = {"calcium_sources": "neurons"}
-_WRITE = Kernel(write_forward, write_backward, takes_only=_NEURONS)
-_CAUSAL = Kernel(
-    causal_forward,
-    causal_backward,
-    takes_no=("document_ids", "log_decay"),
-    takes_only={**_NEURONS, "presynaptic_target": "response"},
-)
-
 BACKEND = Backend(
     name="triton",
     device_type="cuda",
     unavailable=unavailable,
     kernels={
-        "write_mode": _WRITE,
+        "write_mode": Kernel(write_forward, write_backward),
         "write_mode_with_activity": CodeFirst("write_mode"),
         "read_mode": Kernel(read_forward, read_backward),
         "write_and_read_at_distances": PlainForm(),
-        "write_and_read_causally": _CAUSAL,
+        "write_and_read_causally": Kernel(causal_forward, causal_backward, takes_no=("document_ids", "log_decay")),
         "write_and_read_causally_with_activity": CodeFirst("write_and_read_causally"),
     },
 )

@@ -78,20 +78,21 @@ def silence(x, padding_mask):
     return x if padding_mask is None else x.masked_fill(~padding_mask[:, None, :, None], 0)
 
 
-def imprints(key, value, code, padding_mask, feature_map):
-    """phi(k_t), `(B, H, N, F)`, and (phi(k_t) + phi(r_t)) v_t^T, `(B, H, N, F, d)`."""
+def imprints(key, value, code, padding_mask, feature_map, sources):
+    """What the calcium counts, `(B, H, N, F)`, and (phi(k_t) + phi(r_t)) v_t^T, `(B, H, N, F, d)`."""
     phi = FEATURE_MAPS[feature_map]
     presynaptic = silence(phi(silence(key, padding_mask)), padding_mask)
     imprint = presynaptic
     if code is not None:
         code = silence(code.expand_as(key), padding_mask)
         imprint = imprint + silence(phi(code), padding_mask)
-    return presynaptic, imprint[..., :, None] * silence(value, padding_mask)[..., None, :]
+    written = imprint[..., :, None] * silence(value, padding_mask)[..., None, :]
+    return imprint if sources == "all" else presynaptic, written
 
 
-def reference_write(key, value, code, padding_mask, feature_map):
-    presynaptic, written = imprints(key, value, code, padding_mask, feature_map)
-    return written.sum(2), presynaptic.sum(2)
+def reference_write(key, value, code, padding_mask, feature_map, sources):
+    source, written = imprints(key, value, code, padding_mask, feature_map, sources)
+    return written.sum(2), source.sum(2)
 
 
 def or_zero(x, function):
@@ -109,12 +110,17 @@ def reference_read(query, hebbian, plasticity, feature_map):
     return output * or_zero((activity * per_token).sum(-1, keepdim=True), torch.reciprocal)
 
 
-def reference_causal(query, key, value, code, padding_mask, hebbian, calcium, alpha, feature_map, feedback, scale):
-    presynaptic, written = imprints(key, value, code, padding_mask, feature_map)
+def reference_causal(
+    query, key, value, code, padding_mask, hebbian, calcium, alpha, target, sources, feature_map, feedback, scale
+):
+    source, written = imprints(key, value, code, padding_mask, feature_map, sources)
     hebbian = hebbian[:, :, None] + written.cumsum(2)
-    calcium = calcium[:, :, None] + presynaptic.cumsum(2)
+    calcium = calcium[:, :, None] + source.cumsum(2)
     plasticity = or_zero(calcium, lambda z: z**alpha) if feedback else None
-    output = scale * reference_read(query, hebbian, plasticity, feature_map)
+    weights = hebbian
+    if target == "synapse":
+        weights = hebbian * or_zero(calcium, lambda z: z ** (alpha - 1))[..., None]
+    output = scale * reference_read(query, weights, plasticity, feature_map)
     return output, hebbian[:, :, -1], calcium[:, :, -1]
 
 
@@ -162,6 +168,11 @@ class Inputs:
         return self.key, self.value, self.code, self.mask
 
 
+def plain_options(feature_map="elu"):
+    """From alpha to the scale, as the causal functions take them, with every switch as it was always."""
+    return 0.5, "response", "neurons", feature_map, True, 1.0
+
+
 def double(*tensors):
     """Leaves in float64, for the reference; what is no floating-point tensor stays."""
     return [
@@ -188,15 +199,17 @@ def assert_close(names, found, expected, tolerance=TOLERANCE):
             assert error <= tolerance, f"{name} is off by {error:.1e} of its largest entry"
 
 
-def check_bidirectional(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE):
+def check_bidirectional(
+    inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE, sources="neurons", target="response"
+):
     written = double(*inputs.written)
-    expected = reference_write(*written, feature_map)
-    found = run("write_forward", *inputs.written, feature_map)
+    expected = reference_write(*written, feature_map, sources)
+    found = run("write_forward", *inputs.written, feature_map, sources)
     assert_close("hebbian calcium", found, expected, tolerance)
     assert {x.dtype for x in found} == {torch.float32}
 
     d_states = inputs.d_hebbian, inputs.d_calcium
-    d_written = run("write_backward", *inputs.written, feature_map, *d_states)
+    d_written = run("write_backward", *inputs.written, feature_map, sources, *d_states)
     d_key, d_value, d_code, _ = gradients(expected, d_states, written)
     assert_close("d_key d_value d_code", d_written, (d_key, d_value, d_code), tolerance)
     assert all(x is None or x.dtype == inputs.key.dtype for x in d_written)
@@ -213,18 +226,19 @@ def check_bidirectional(inputs, alpha=0.5, feature_map="elu", feedback=True, tol
     assert found[0].dtype == inputs.query.dtype and found[1].dtype == torch.float32
 
 
-def check_causal(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE):
+def check_causal(
+    inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE, sources="neurons", target="response"
+):
     arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
-    options = alpha, feature_map, feedback, 0.3
+    options = alpha, target, sources, feature_map, feedback, 0.3
     doubles = double(*arguments)
     expected = reference_causal(*doubles, *options)
-    packed = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium  # no documents
-    found = run("causal_forward", *packed, *options, inputs.value.dtype)
+    found = run("causal_forward", *arguments, *options, inputs.value.dtype)
     assert_close("output hebbian calcium", found, expected, tolerance)
     assert [x.dtype for x in found] == [inputs.value.dtype, torch.float32, torch.float32]
 
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
-    found = run("causal_backward", *packed, *options, *d_outputs)
+    found = run("causal_backward", *arguments, *options, *d_outputs)
     expected = gradients(expected, d_outputs, doubles)
     del expected[4]  # of the mask
     assert_close("d_query d_key d_value d_code d_hebbian d_calcium", found, expected, tolerance)
@@ -278,6 +292,35 @@ def test_equals_the_equations(number, shape, check):
     check(positive(inputs) if options["feature_map"] == "identity" else inputs, **options)
 
 
+SWITCHES = [
+    {"check": check_bidirectional, "sources": "all"},
+    {"check": check_causal, "sources": "all"},
+    {"check": check_causal, "target": "synapse"},
+    {"check": check_causal, "target": "synapse", "sources": "all", "feedback": False},
+    {"check": check_causal, "target": "synapse", "sources": "all", "feature_map": "exp"},
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "shape"),
+    some_each_time(
+        itertools.product(range(len(SWITCHES)), range(len(SHAPES))),
+        [
+            pair
+            for pair in itertools.product(range(len(SWITCHES)), range(len(SHAPES)))
+            if DEVICE == "cuda" or sum(pair) % 4 in (0, 3)
+        ],
+    ),
+)
+def test_switches(number, shape):
+    options = dict(SWITCHES[number])
+    options.pop("check")(Inputs(**SHAPES[shape]), **options)
+
+
+def test_switches_with_features_and_head_size_of_several_blocks():
+    check_causal(Inputs(70, features=40, head_dim=40, code="batched", heads=1), sources="all", target="synapse")
+
+
 @pytest.mark.parametrize("check", [check_bidirectional, check_causal])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits(dtype, check):
@@ -301,20 +344,30 @@ def test_nothing_but_padding(feature_map, check):
     check(inputs, feature_map=feature_map)
     inputs.hebbian.zero_(), inputs.calcium.zero_()
     check(inputs, feature_map=feature_map)
-    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
-    assert run("causal_forward", *arguments, 0.5, feature_map, True, 1.0, torch.float32)[0][-1].eq(0).all()
+    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
+    assert run("causal_forward", *arguments, *plain_options(feature_map), torch.float32)[0][-1].eq(0).all()
 
 
-@pytest.mark.parametrize("check", [check_bidirectional, check_causal])
-@pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_silent_synapses(alpha, check):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"check": check_bidirectional, "alpha": 1.0},
+        {"check": check_causal, "alpha": 1.0},
+        {"check": check_bidirectional, "alpha": 0.3},
+        {"check": check_causal, "alpha": 0.3},
+        {"check": check_causal, "alpha": 0.3, "target": "synapse"},
+    ],
+    ids=str,
+)
+def test_silent_synapses(options):
     inputs = Inputs(70, code="batched", mask="none")
     inputs.calcium.zero_(), inputs.hebbian.zero_()
     inputs.key[..., ::2] = -1  # half of the synapses never see calcium,
     inputs.query[:, :, ::3, 1::2] = -1  # and some tokens ask those only,
     inputs.query[:, :, 1::3] = -1  # or none
     inputs.key[:, :, :5] = -1  # and at first there is none anywhere
-    check(inputs, alpha=alpha, feature_map="relu")
+    options = dict(options)
+    options.pop("check")(inputs, feature_map="relu", **options)
 
 
 def test_exp_saturates():
@@ -350,14 +403,14 @@ def test_any_strides():
 
 def test_nothing_to_write_and_nothing_to_read():
     inputs = Inputs(0, mask="none")
-    hebbian, calcium = run("write_forward", *inputs.written, "elu")
+    hebbian, calcium = run("write_forward", *inputs.written, "elu", "neurons")
     assert hebbian.eq(0).all() and calcium.eq(0).all()
-    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
-    output, hebbian, calcium = run("causal_forward", *arguments, 0.5, "elu", True, 1.0, torch.float32)
+    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
+    output, hebbian, calcium = run("causal_forward", *arguments, *plain_options(), torch.float32)
     assert output.shape == inputs.value.shape
     assert hebbian.equal(inputs.hebbian) and calcium.equal(inputs.calcium)
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
-    d_states = run("causal_backward", *arguments, 0.5, "elu", True, 1.0, *d_outputs)[-2:]
+    d_states = run("causal_backward", *arguments, *plain_options(), *d_outputs)[-2:]
     assert d_states[0].equal(inputs.d_hebbian) and d_states[1].equal(inputs.d_calcium)
 
 
@@ -366,7 +419,7 @@ def test_not_a_number_is_not_hidden():
     nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32, device=DEVICE).view(torch.float32)  # the one that GPUs make
     inputs.key[0, 0, 3, 2] = inputs.query[1, 1, 4, 5] = nan
     for feature_map, dtype in (("elu", torch.float32), ("exp", torch.bfloat16), ("identity", torch.bfloat16)):
-        hebbian, calcium = run("write_forward", inputs.key, inputs.value.to(dtype), None, None, feature_map)
+        hebbian, calcium = run("write_forward", inputs.key, inputs.value.to(dtype), None, None, feature_map, "neurons")
         assert hebbian[0, 0, 2].isnan().all() and calcium[0, 0, 2].isnan() and hebbian.isnan().sum() == 20
         (output,) = run("read_forward", inputs.query, inputs.hebbian, None, feature_map, dtype)
         assert output[1, 1, 4].isnan().all() and output.isnan().sum() == 20
@@ -374,7 +427,7 @@ def test_not_a_number_is_not_hidden():
 
 def test_the_gradients_of_a_long_sequence_are_the_same_each_time():
     inputs = Inputs(130, features=16, head_dim=16)
-    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium, 0.5, "elu", True, 1.0
+    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium, *plain_options()
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
     first, second = (run("causal_backward", *arguments, *d_outputs) for _ in range(2))
     assert all(x.equal(y) for x, y in zip(first, second, strict=True))
