@@ -28,6 +28,10 @@ With `presynaptic_target` "synapse" tokens read with phi(Q) z^(alpha - 1) instea
 factor of H, and no business of these kernels. Causally the gradient of each token's calcium then needs its W: for the
 backward pass only, `_read_backward_kernel` stores that gradient and what the token read with, (tokens, features) each.
 
+Where synapses leak, `log_decay`, the running sums of the states become those of `_carry_kernel`, what a chunk writes and
+reads is weighed by the shares that are left until its end and since its beginning, and its attention and its calcium by
+those between its tokens: exponentials of differences of the time that passed, never quotients.
+
 Matrix products of float32 run on the tensor cores: in TF32, whose 10 bits are no fewer than theirs, where a tensor has
 16 bits or PyTorch is set to it; else in three such products, close to float32 ("tf32x3"; true float32 products would
 spill kilobytes of registers here). All else is float32.
@@ -40,7 +44,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -197,6 +201,52 @@ if triton is not None:
             y = _to_tf32(y)
         return tl.dot(x, y, sums, input_precision=PRECISION)
 
+    @triton.jit
+    def _passed(elapsed, sequence, start, rows, length):
+        """The logarithms of what is left, at each token, of what there was before the chunk; 0 past the end."""
+        return tl.load(elapsed + sequence * length + start + rows, mask=start + rows < length, other=0.0)
+
+    @triton.jit
+    def _until(elapsed, passed, sequence, start, length):
+        """The share of what each token wrote that is left at the end of the chunk."""
+        last = tl.minimum(start + BLOCK_N, length) - 1
+        return tl.exp(tl.load(elapsed + sequence * length + last) - passed)
+
+    @triton.jit
+    def _between(passed):
+        """The share that two tokens of a chunk find of each other's; never above 1, whichever comes first."""
+        return tl.exp(-tl.abs(passed[:, None] - passed[None, :]))
+
+    @triton.jit
+    def _left(x, share):
+        """What is left of rows; without leak, all."""
+        if share is not None:
+            x = x * share[:, None]
+        return x
+
+    @triton.jit
+    def _running(first, x, share, visible, REVERSE: tl.constexpr, PRECISION: tl.constexpr):
+        """The sum of `first`, (1, features), and of the tokens up to each (from each on), (tokens, features); of what
+        leaks the shares that are left of the one and `visible` of the others."""
+        if visible is None:
+            sums = first + tl.cumsum(x, 0, reverse=REVERSE)
+        else:
+            sums = _dot(visible, x, first * share[:, None], PRECISION)
+        return sums
+
+    @triton.jit(do_not_specialize=VARYING)
+    def _carry_kernel(states, left, num_slots, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+        """Into each slot of (B * H, slots, SIZE) but the first, what is left of the one before, (B * H, slots - 1)."""
+        sequence = tl.program_id(0).to(tl.int64)
+        entries = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        pointers = states + sequence * num_slots * SIZE + entries
+        state = tl.load(pointers, mask=entries < SIZE, other=0.0)
+        for slot in range(1, num_slots):
+            pointers += SIZE
+            share = tl.load(left + sequence * (num_slots - 1) + slot - 1)
+            state = share * state + tl.load(pointers, mask=entries < SIZE, other=0.0)
+            tl.store(pointers, state, mask=entries < SIZE)
+
     @triton.jit(do_not_specialize=VARYING)
     def _write_kernel(
         key,
@@ -280,6 +330,7 @@ if triton is not None:
         value,
         code,
         padding_mask,
+        elapsed,  # (B, H, N), see _Leak, or None
         hebbian,  # (B, H, slots, F, d), causally the state before each chunk
         calcium,  # (B, H, slots, F), bidirectionally already the plasticity g
         output,
@@ -327,6 +378,12 @@ if triton is not None:
             value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
             if code is not None:
                 code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
+        since = None
+        visible = None
+        if elapsed is not None:
+            passed = _passed(elapsed, sequence, start, rows, length)
+            since = tl.exp(passed)
+            visible = tl.where(rows[:, None] >= rows[None, :], _between(passed), 0.0)
 
         answer = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         response = tl.zeros((BLOCK_N,), tl.float32)
@@ -339,7 +396,7 @@ if triton is not None:
             state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
             # The order is one that fits the registers; only at the synapse the calcium must come first.
             if not AT_SYNAPSE:
-                answer = _dot(activity, state, answer, PRECISION)
+                answer = _dot(_left(activity, since), state, answer, PRECISION)
             if FEEDBACK or AT_SYNAPSE:
                 z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
                 g = z
@@ -347,14 +404,14 @@ if triton is not None:
                 mask = real[:, None] & (features < F)[None, :]
                 source, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, ALL_SOURCES)
                 if AT_SYNAPSE:
-                    z += tl.cumsum(source, 0)
+                    z = _running(z, source, since, visible, False, PRECISION)
                     reading = activity * _release(z, alpha)
-                    answer = _dot(reading, state, answer, PRECISION)
+                    answer = _dot(_left(reading, since), state, answer, PRECISION)
                     attention = _dot(reading, tl.trans(imprint), attention, PRECISION)
                 else:
                     attention = _dot(activity, tl.trans(imprint), attention, PRECISION)
                     if FEEDBACK:
-                        z += tl.cumsum(source, 0)
+                        z = _running(z, source, since, visible, False, PRECISION)
                 if FEEDBACK:
                     g = _plasticity(z, alpha, LINEAR)
             if FEEDBACK:
@@ -362,7 +419,10 @@ if triton is not None:
 
         if CAUSAL:
             written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
-            attention = tl.where(rows[:, None] >= rows[None, :], attention, 0.0)
+            if visible is None:
+                attention = tl.where(rows[:, None] >= rows[None, :], attention, 0.0)
+            else:
+                attention *= visible
             answer = _dot(attention, written, answer, PRECISION)
         if FEEDBACK:
             answer *= _feedback(response)[:, None]
@@ -375,6 +435,7 @@ if triton is not None:
         value,
         code,
         padding_mask,
+        elapsed,
         hebbian,  # as in _read_kernel
         calcium,
         d_output,
@@ -384,6 +445,7 @@ if triton is not None:
         d_calcium,  # causally: gradient of the calcium that each chunk read, (B, H, slots, F), last chunk first
         reading,  # phi(Q) calcium^(alpha - 1), (B, N, H, F), written at the synapse
         d_calciums,  # gradient of each token's calcium, (B, N, H, F), likewise
+        gains,  # scale * P phi(Q) W, (B, H, N), written where synapses leak
         query_b,
         query_h,
         query_n,
@@ -432,13 +494,22 @@ if triton is not None:
             value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
             if code is not None:
                 code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
+            since = None
+            visible = None
+            if elapsed is not None:
+                passed = _passed(elapsed, sequence, start, rows, length)
+                since = tl.exp(passed)
+                visible = tl.where(rows[:, None] >= rows[None, :], _between(passed), 0.0)
             d_attention = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)  # dy_t v_s, inside the chunk
             for first in range(0, D, BLOCK_D):
                 columns = first + tl.arange(0, BLOCK_D)
                 d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
                 written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
                 d_attention = _dot(d_answer, tl.trans(written), d_attention, PRECISION)
-            d_attention = tl.where(rows[:, None] >= rows[None, :], d_attention, 0.0)
+            if visible is None:
+                d_attention = tl.where(rows[:, None] >= rows[None, :], d_attention, 0.0)
+            else:
+                d_attention *= visible
 
         # Twice over the features: first for C and dC, which all of them make, then for the gradients. Where one block
         # has them all, the compiler finds both rounds to be the same.
@@ -459,6 +530,8 @@ if triton is not None:
                     d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
                     state_mask = (features < F)[:, None] & (columns < D)[None, :]
                     state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
+                    if CAUSAL:
+                        d_answer = _left(d_answer, since)
                     w = _dot(d_answer, tl.trans(state), w, PRECISION)
                 if FEEDBACK or AT_SYNAPSE:
                     z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
@@ -470,7 +543,7 @@ if triton is not None:
                     )
                     w = _dot(d_attention, imprint, w, PRECISION)
                     if FEEDBACK or AT_SYNAPSE:
-                        z += tl.cumsum(source, 0)
+                        z = _running(z, source, since, visible, False, PRECISION)
                         g = _plasticity(z, alpha, LINEAR)
                     if AT_SYNAPSE:
                         release = _release(z, alpha)
@@ -479,6 +552,7 @@ if triton is not None:
                 if stage == 0:
                     if FEEDBACK:
                         response += tl.sum(activity * g, 1)
+                    if FEEDBACK or elapsed is not None:
                         gain += tl.sum(activity * w, 1)
                 else:
                     d_activity = p[:, None] * w
@@ -490,11 +564,12 @@ if triton is not None:
                             d_read += d_c[:, None] * activity * _d_plasticity(z, g, alpha)
                         _store(reading, activity * release, sequence, start, rows, features, num_heads, length, F)
                         _store(d_calciums, d_read, sequence, start, rows, features, num_heads, length, F)
-                        d_z = tl.sum(d_read, 0)
+                        d_z = tl.sum(_left(d_read, since), 0)
                     if FEEDBACK:
                         d_activity += d_c[:, None] * g
                         if CAUSAL and not AT_SYNAPSE:
-                            d_z = tl.sum(d_c[:, None] * activity * _d_plasticity(z, g, alpha), 0)
+                            d_read = d_c[:, None] * activity * _d_plasticity(z, g, alpha)
+                            d_z = tl.sum(_left(d_read, since), 0)
                     d_x = _d_phi(d_activity, x, activity, mask, FEATURE_MAP)
                     _store(d_query, d_x, sequence, start, rows, features, num_heads, length, F)
                     if CAUSAL:
@@ -507,16 +582,19 @@ if triton is not None:
                     p *= scale
 
         tl.store(feedback + sequence * length + start + rows, p, mask=inside)
+        if elapsed is not None:
+            tl.store(gains + sequence * length + start + rows, p * gain, mask=inside)
         if FEEDBACK:
             tl.store(d_response + sequence * length + start + rows, d_c, mask=inside)
 
     @triton.jit(do_not_specialize=VARYING)
     def _write_backward_kernel(
-        query,  # this and the next five causally only; at the synapse as it was read, (B, H, N, F)
+        query,  # this and the next six causally only; at the synapse as it was read, (B, H, N, F)
         d_output,
         feedback,
         d_response,
         d_calciums,  # of _read_backward_kernel
+        elapsed,
         calcium,  # (B, H, slots, F), the state before each chunk
         key,
         value,
@@ -527,6 +605,7 @@ if triton is not None:
         d_key,
         d_value,
         d_code,
+        writers,  # what was written, times its gradient: (B, H, N), written where synapses leak
         query_b,
         query_h,
         query_n,
@@ -576,6 +655,17 @@ if triton is not None:
             query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
             d_output = _at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
             later = rows[:, None] <= rows[None, :]  # token t, a column, reads token s, a row
+            since = None
+            until = None
+            visible = None
+            reads = None
+            if elapsed is not None:
+                passed = _passed(elapsed, sequence, start, rows, length)
+                since = tl.exp(passed)
+                until = _until(elapsed, passed, sequence, start, length)
+                visible = tl.where(rows[:, None] >= rows[None, :], _between(passed), 0.0)
+                reads = tl.where(later, _between(passed), 0.0)
+                writer = tl.zeros((BLOCK_N,), tl.float32)
             p = tl.load(feedback + sequence * length + start + rows, mask=inside, other=0.0)
 
         # The value first, then the key and the code: one map of the chunk at a time fits the registers.
@@ -588,7 +678,10 @@ if triton is not None:
                 mask = real[:, None] & (features < F)[None, :]
                 _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
                 attention = _dot(imprint, tl.trans(activity), attention, PRECISION)
-            attention = tl.where(later, attention * p[None, :], 0.0)
+            if reads is None:
+                attention = tl.where(later, attention * p[None, :], 0.0)
+            else:
+                attention *= reads * p[None, :]
         for first_column in range(0, D, BLOCK_D):
             columns = first_column + tl.arange(0, BLOCK_D)
             d_written = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -598,6 +691,8 @@ if triton is not None:
                 _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
                 state_mask = (features < F)[:, None] & (columns < D)[None, :]
                 d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
+                if CAUSAL:
+                    imprint = _left(imprint, until)
                 d_written = _dot(imprint, d_state, d_written, PRECISION)
             if CAUSAL:
                 d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
@@ -611,7 +706,10 @@ if triton is not None:
                 d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
                 written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
                 d_attention = _dot(written, tl.trans(d_answer), d_attention, PRECISION)
-            d_attention = tl.where(later, d_attention * p[None, :], 0.0)
+            if reads is None:
+                d_attention = tl.where(later, d_attention * p[None, :], 0.0)
+            else:
+                d_attention *= reads * p[None, :]
         for first in range(0, F, BLOCK_F):
             features = first + tl.arange(0, BLOCK_F)
             mask = real[:, None] & (features < F)[None, :]
@@ -621,6 +719,8 @@ if triton is not None:
                 written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
                 state_mask = (features < F)[:, None] & (columns < D)[None, :]
                 d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
+                if CAUSAL:
+                    written = _left(written, until)
                 d_imprint = _dot(written, tl.trans(d_state), d_imprint, PRECISION)
 
             k = _load(key, key_n, rows, features, mask)
@@ -639,13 +739,18 @@ if triton is not None:
                         mask=query_mask,
                         other=0.0,
                     )
-                    d_z += tl.cumsum(d_read, 0, reverse=True)
+                    d_z = _running(d_z, d_read, until, reads, True, PRECISION)
                 elif FEEDBACK:
                     z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
-                    z += tl.cumsum(source, 0)
+                    z = _running(z, source, since, visible, False, PRECISION)
                     d_c = tl.load(d_response + sequence * length + start + rows, mask=inside, other=0.0)
                     d_read = d_c[:, None] * activity * _d_plasticity(z, _plasticity(z, alpha, LINEAR), alpha)
-                    d_z += tl.cumsum(d_read, 0, reverse=True)
+                    d_z = _running(d_z, d_read, until, reads, True, PRECISION)
+                else:
+                    d_z = _left(d_z, until)
+                if elapsed is not None:
+                    _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
+                    writer += tl.sum(imprint * d_imprint + source * d_z, 1)
             if code is not None:
                 r = _load(code, code_n, rows, features, mask)
                 d_process = d_imprint
@@ -655,6 +760,8 @@ if triton is not None:
                 _store(d_code, d_r, sequence, start, rows, features, num_heads, length, F)
             d_k = _d_phi(d_imprint + d_z, k, presynaptic, mask, FEATURE_MAP)
             _store(d_key, d_k, sequence, start, rows, features, num_heads, length, F)
+        if elapsed is not None:
+            tl.store(writers + sequence * length + start + rows, writer, mask=inside)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -700,7 +807,7 @@ def write_backward(
     """Gradients of `write_forward`: those of the key, the value and the code, in their dtypes."""
     d_states: dict[str, Any] = {"d_hebbian": d_hebbian[:, :, None], "d_calcium": d_calcium[:, :, None]}
     written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
-    return _write_backward(**written, **d_states)
+    return _write_backward(**written, **d_states)[0]
 
 
 def _written(
@@ -758,7 +865,7 @@ def read_backward(
     """Gradients of `read_forward`: those of the query, the Hebbian weights and the plasticity."""
     feedback = plasticity is not None
     state: dict[str, Any] = {"hebbian": hebbian[:, :, None], "calcium": plasticity}
-    d_query, p, d_response = _read_backward(
+    d_query, p, d_response, _ = _read_backward(
         query=query, **state, feature_map=feature_map, feedback=feedback, d_output=d_output
     )
     d_hebbian, d_plasticity = _write_in_splits(
@@ -780,6 +887,7 @@ def causal_forward(
     value: torch.Tensor,
     astrocyte_code: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
+    log_decay: torch.Tensor | None,
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
     alpha: float,
@@ -794,18 +902,21 @@ def causal_forward(
 
     The arguments are those of `write_forward` and `read_forward`, but `hebbian` and `calcium`, `(B, H, F)`, are the
     state before the first token; P_t = 1 / (phi(q_t) z_t^alpha) with `feedback`, and 1 without. With
-    `presynaptic_target` "synapse" phi(q_t) z_t^(alpha - 1) reads in the place of phi(q_t).
+    `presynaptic_target` "synapse" phi(q_t) z_t^(alpha - 1) reads in the place of phi(q_t); with `log_decay`, log f_t of
+    shape `(B, H, N)`, f_t of the state is left at token t.
 
     Returns:
         The output, `(B, H, N, d)`, and the two parts of the state after the last token, in float32.
     """
     written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
-    states = _states_of_chunks(**written, hebbian=hebbian, calcium=calcium)
+    leak = _leak(log_decay)
+    states = _states_of_chunks(**written, leak=leak, hebbian=hebbian, calcium=calcium)
     reading: dict[str, Any] = {
         "alpha": alpha,
         "at_synapse": _at_synapse(presynaptic_target, alpha),
         "feedback": feedback,
         "scale": scale,
+        "leak": leak,
     }
     output = _read(query=query, **written, hebbian=states[0], calcium=states[1], **reading, output_dtype=output_dtype)
     return output, *(state[:, :, -1].clone() for state in states)  # clones let go of the other chunks' memory
@@ -818,6 +929,7 @@ def causal_backward(
     value: torch.Tensor,
     astrocyte_code: torch.Tensor | None,
     padding_mask: torch.Tensor | None,
+    log_decay: torch.Tensor | None,
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
     alpha: float,
@@ -831,9 +943,10 @@ def causal_backward(
     d_calcium: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """Gradients of `causal_forward`, given those of the output and of the state after the last token: of the query, the
-    key, the value, the code and the two parts of the state before the first token."""
+    key, the value, the code, the log decay and the two parts of the state before the first token."""
     written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
-    hebbians, calciums = _states_of_chunks(**written, hebbian=hebbian, calcium=calcium)
+    leak = _leak(log_decay)
+    hebbians, calciums = _states_of_chunks(**written, leak=leak, hebbian=hebbian, calcium=calcium)
     # Slot 0 has the gradient of the last state. Each chunk puts in a further one what its tokens read, the last chunk
     # first, so that running sums are the gradients of the states after the last chunk, the one before, and so on.
     last = calciums.shape[2] - 1
@@ -842,7 +955,7 @@ def causal_backward(
     # At the synapse what a token reads with, and the gradient of the calcium that it finds, hang on everything before
     # it: they are stored, where else they are made again.
     of_tokens = [_by_token(query, query.shape[-1], torch.float32) for _ in range(2 if at_synapse else 0)]
-    d_query, p, d_response = _read_backward(
+    d_query, p, d_response, gains = _read_backward(
         query=query,
         **written,
         hebbian=hebbians,
@@ -850,11 +963,13 @@ def causal_backward(
         alpha=alpha,
         feedback=feedback,
         scale=scale,
+        leak=leak,
         d_output=d_output,
         d_calcium=d_calciums,
         of_tokens=of_tokens,
     )
-    del hebbians
+    if leak is None:
+        del hebbians
     read: dict[str, Any] = {
         "query": of_tokens[0].transpose(1, 2) if at_synapse else query,
         "query_map": "identity" if at_synapse else feature_map,
@@ -868,13 +983,70 @@ def causal_backward(
         first_slot=last,
         slot_step=-1,
         num_blocks=last,
-        feedback=p,
+        feedback=p if leak is None else p * leak.since,
     )
-    d_states: dict[str, Any] = {"d_hebbian": d_hebbians.cumsum_(2), "d_calcium": d_calciums.cumsum_(2)}
+    left = None if leak is None else leak.left.flip(2)
+    d_states: dict[str, Any] = {"d_hebbian": _carried(d_hebbians, left), "d_calcium": _carried(d_calciums, left)}
     read |= {"d_output": d_output, "p": p, "d_response": d_response, "calcium": calciums, "alpha": alpha}
-    gradients = _write_backward(**written, **d_states, **read, d_calciums=of_tokens[1] if at_synapse else None)
+    read["d_calciums"] = of_tokens[1] if at_synapse else None
+    gradients, writers = _write_backward(**written, **d_states, **read, leak=leak)
+    if gains is not None and writers is not None:
+        # phi(Q) W P scale = u G; with dC C = -u G, the calcium's part, dz z summed, is a multiple of it
+        readers = gains * ((alpha if at_synapse else 1) - (alpha if feedback else 0))
+        ends = [x[:, :, :-1].flip(2) for x in d_states.values()]
+        handed_on = (hebbians[:, :, 1:] * ends[0]).sum((-1, -2)) + (calciums[:, :, 1:] * ends[1]).sum(-1)
+        gradients["log_decay"] = _d_log_decay(readers - writers, handed_on)
     of_state = {name.removeprefix("d_"): x[:, :, -1].clone() for name, x in d_states.items()}
     return {"query": d_query, **gradients, **of_state}
+
+
+class _Leak(NamedTuple):
+    """What is left from token to token where synapses leak, in chunks and in float32.
+
+    Attributes:
+        elapsed: `(B, H, N)`, the logarithm of `since`.
+        since: `(B, H, N)`, the share of what there was before its chunk that is left at a token.
+        until: `(B, H, N)`, the share of what a token wrote that is left at the end of its chunk.
+        left: `(B, H, chunks)`, the share of what there was before a chunk that is left at its end.
+    """
+
+    elapsed: torch.Tensor
+    since: torch.Tensor
+    until: torch.Tensor
+    left: torch.Tensor
+
+
+def _leak(log_decay: torch.Tensor | None) -> _Leak | None:
+    if log_decay is None:
+        return None
+    elapsed = _in_chunks(log_decay).cumsum(-1)
+    end = elapsed[..., -1:]
+    since, until = elapsed.exp(), (end - elapsed).exp()
+    elapsed, since, until = (x.flatten(2)[:, :, : log_decay.shape[2]].float() for x in (elapsed, since, until))
+    return _Leak(elapsed.contiguous(), since.contiguous(), until.contiguous(), end[..., 0].exp().float())
+
+
+def _in_chunks(x: torch.Tensor) -> torch.Tensor:
+    """`(B, H, N)` as `(B, H, chunks, tokens)`, in float64, with 0 past the end."""
+    num_chunks = triton.cdiv(x.shape[2], BLOCK_LENGTH)
+    x = torch.nn.functional.pad(x.double(), (0, num_chunks * BLOCK_LENGTH - x.shape[2]))
+    return x.view(*x.shape[:2], num_chunks, BLOCK_LENGTH)
+
+
+def _d_log_decay(moved: torch.Tensor, handed_on: torch.Tensor) -> torch.Tensor:
+    """The gradient of the log decay, `(B, H, N)`.
+
+    A share between two tokens is the exponential of a difference of sums of log f. So that of token u is the sum, over
+    the pairs of one that wrote before u and one that reads at u or later, of what the second reads of the first times
+    its gradient. Of the tokens u to the end of the chunk, what each read less what was read of each; and what the chunk
+    hands on to the next.
+
+    Args:
+        moved (`torch.Tensor`): `(B, H, N)`, what each token read less what was read of it, times the gradients.
+        handed_on (`torch.Tensor`): `(B, H, chunks)`, the states after each chunk times their gradients.
+    """
+    sums = _in_chunks(moved).flip(-1).cumsum(-1).flip(-1) + handed_on[..., None]
+    return sums.flatten(2)[:, :, : moved.shape[2]].float()
 
 
 def _at_synapse(presynaptic_target: str, alpha: float) -> bool:
@@ -889,6 +1061,7 @@ def _states_of_chunks(
     padding_mask: torch.Tensor | None,
     feature_map: str,
     all_sources: bool,
+    leak: _Leak | None,
     hebbian: torch.Tensor,
     calcium: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
@@ -903,9 +1076,11 @@ def _states_of_chunks(
         padding_mask=padding_mask,
         feature_map=feature_map,
         all_sources=all_sources,
+        feedback=None if leak is None else leak.until,
+        d_response=None if leak is None else leak.until,
         **slots,
     )
-    return tuple(state.cumsum_(2) for state in states)
+    return tuple(_carried(state, None if leak is None else leak.left) for state in states)
 
 
 def _slots(state: torch.Tensor, num_chunks: int) -> torch.Tensor:
@@ -913,6 +1088,21 @@ def _slots(state: torch.Tensor, num_chunks: int) -> torch.Tensor:
     slots = state.new_empty(*state.shape[:2], num_chunks + 1, *state.shape[2:], dtype=torch.float32)
     slots[:, :, 0] = state
     return slots
+
+
+def _carried(states: torch.Tensor, left: torch.Tensor | None) -> torch.Tensor:
+    """Adds to each slot of `(B, H, slots, ...)`, in place, what is left of the one before: all, or the shares `left`,
+    `(B, H, slots - 1)`."""
+    if left is None:
+        return states.cumsum_(2)
+    batch_size, num_heads, num_slots = states.shape[:3]
+    size = states[0, 0, 0].numel()
+    block = min(1024, triton.next_power_of_2(size))
+    with _on(states):
+        _carry_kernel[batch_size * num_heads, triton.cdiv(size, block)](
+            states, left.contiguous(), num_slots, SIZE=size, BLOCK=block, num_stages=1
+        )
+    return states
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1029,8 +1219,9 @@ def _read(
     padding_mask: torch.Tensor | None = None,
     all_sources: bool = False,
     at_synapse: bool = False,
+    leak: _Leak | None = None,
 ) -> torch.Tensor:
-    """Key, value, code and mask are those of the causal form; bidirectionally there are none."""
+    """Key, value, code, mask and leak are those of the causal form; bidirectionally there are none."""
     batch_size, num_heads, length, num_features = query.shape
     head_dim = hebbian.shape[-1]
     query = _rows(query)
@@ -1046,6 +1237,7 @@ def _read(
             value,
             code,
             padding_mask,
+            None if leak is None else leak.elapsed,
             _contiguous(hebbian),
             _contiguous(calcium),
             output,
@@ -1092,10 +1284,12 @@ def _read_backward(
     code: torch.Tensor | None = None,
     padding_mask: torch.Tensor | None = None,
     all_sources: bool = False,
+    leak: _Leak | None = None,
     of_tokens: Sequence[torch.Tensor] = (),
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The gradient of the query, and what `_write` makes those of H and g of: scale * P and dC, `(B, H, N)`. Into
-    `of_tokens`, two `(B, N, H, F)` that are given where alpha acts at the synapse, goes what they share otherwise."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The gradient of the query, and what `_write` makes those of H and g of: scale * P and dC, `(B, H, N)`; with a
+    leak, what each token read times its gradient. `of_tokens`, two `(B, N, H, F)`, are given where alpha acts at the
+    synapse: what each token read with and the gradient of the calcium that it found are put there."""
     at_synapse = len(of_tokens) > 0
     reading, d_calciums = of_tokens if at_synapse else (None, None)
     batch_size, num_heads, length, num_features = query.shape
@@ -1105,6 +1299,7 @@ def _read_backward(
     d_query = _by_token(query, num_features, query.dtype)
     p = query.new_empty(batch_size, num_heads, length, dtype=torch.float32)
     d_response = torch.empty_like(p) if feedback else None
+    gains = None if leak is None else torch.empty_like(p)
     precision = _precision(query.dtype, d_output.dtype)
     num_blocks = triton.cdiv(length, BLOCK_LENGTH)
     with _on(query):
@@ -1114,6 +1309,7 @@ def _read_backward(
             value,
             code,
             padding_mask,
+            None if leak is None else leak.elapsed,
             _contiguous(hebbian),
             _contiguous(calcium),
             d_output,
@@ -1123,6 +1319,7 @@ def _read_backward(
             d_calcium,
             reading,
             d_calciums,
+            gains,
             *_strides(query),
             *_strides(key),
             *_strides(value),
@@ -1148,7 +1345,7 @@ def _read_backward(
             num_warps=NUM_WARPS,
             num_stages=1,
         )
-    return d_query.transpose(1, 2), p, d_response
+    return d_query.transpose(1, 2), p, d_response, gains
 
 
 def _write_backward(
@@ -1169,8 +1366,10 @@ def _write_backward(
     d_calciums: torch.Tensor | None = None,
     calcium: torch.Tensor | None = None,
     alpha: float = 1.0,
-) -> dict[str, torch.Tensor]:
-    """Query to alpha are what was read causally, and by which feedback; bidirectionally there is none."""
+    leak: _Leak | None = None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """The gradients of what was written and, with a leak, what was read of each token times its gradient. Query to leak
+    are what was read causally, and by which feedback; bidirectionally there is none."""
     batch_size, num_heads, length, num_features = key.shape
     head_dim = value.shape[-1]
     key, value, code = _rows(key), _rows(value), _rows(code)
@@ -1178,6 +1377,7 @@ def _write_backward(
     d_key = _by_token(key, num_features, key.dtype)
     d_value = _by_token(value, head_dim, value.dtype)
     d_code = None
+    writers = None if leak is None else key.new_empty(*key.shape[:3], dtype=torch.float32)
     shared = code is not None and code.dim() == 3
     if code is not None:
         d_code = _by_token(key, num_features, torch.float32 if shared else code.dtype)
@@ -1190,6 +1390,7 @@ def _write_backward(
             p,
             d_response,
             d_calciums,
+            None if leak is None else leak.elapsed,
             calcium,
             key,
             value,
@@ -1200,6 +1401,7 @@ def _write_backward(
             d_key,
             d_value,
             d_code,
+            writers,
             *_strides(query),
             *_strides(d_output),
             *_strides(key),
@@ -1230,7 +1432,7 @@ def _write_backward(
         d_code = d_code.transpose(1, 2)
         d_code = d_code[0] if shared else d_code
     found = {"key": d_key.transpose(1, 2), "value": d_value.transpose(1, 2)}
-    return found if d_code is None else {**found, "astrocyte_code": d_code}
+    return (found if d_code is None else {**found, "astrocyte_code": d_code}), writers
 
 
 def _block(size: int, precision: str, largest: int = 64) -> int:
@@ -1282,7 +1484,7 @@ BACKEND = Backend(
         "write_mode_with_activity": CodeFirst("write_mode"),
         "read_mode": Kernel(read_forward, read_backward),
         "write_and_read_at_distances": PlainForm(),
-        "write_and_read_causally": Kernel(causal_forward, causal_backward, takes_no=("document_ids", "log_decay")),
+        "write_and_read_causally": Kernel(causal_forward, causal_backward, takes_no=("document_ids",)),
         "write_and_read_causally_with_activity": CodeFirst("write_and_read_causally"),
     },
 )

@@ -55,7 +55,7 @@ def run(name, *values):
     names = list(inspect.signature(function).parameters)
     found = function(**dict(zip(names, values, strict=True)))
     if isinstance(found, dict):
-        tensors = ("query", "key", "value", "astrocyte_code", "hebbian", "calcium", "plasticity")
+        tensors = ("query", "key", "value", "astrocyte_code", "log_decay", "hebbian", "calcium", "plasticity")
         return [found.get(name) for name in names if name in tensors]
     return found
 
@@ -110,12 +110,24 @@ def reference_read(query, hebbian, plasticity, feature_map):
     return output * or_zero((activity * per_token).sum(-1, keepdim=True), torch.reciprocal)
 
 
+def along(written, log_decay, state):
+    """The sums up to each token, going on from a state; of both a share is left when the next token comes."""
+    sums = []
+    for t in range(written.shape[2]):
+        if log_decay is not None:
+            left = log_decay[:, :, t].exp()
+            state = state * left.view(*left.shape, *[1] * (state.dim() - 2))
+        state = state + written[:, :, t]
+        sums.append(state)
+    return torch.stack(sums, dim=2)
+
+
 def reference_causal(
-    query, key, value, code, padding_mask, hebbian, calcium, alpha, target, sources, feature_map, feedback, scale
+    query, key, value, code, padding_mask, log_decay, hebbian, calcium, alpha, target, sources, feature_map, *options
 ):
+    feedback, scale = options
     source, written = imprints(key, value, code, padding_mask, feature_map, sources)
-    hebbian = hebbian[:, :, None] + written.cumsum(2)
-    calcium = calcium[:, :, None] + source.cumsum(2)
+    hebbian, calcium = along(written, log_decay, hebbian), along(source, log_decay, calcium)
     plasticity = or_zero(calcium, lambda z: z**alpha) if feedback else None
     weights = hebbian
     if target == "synapse":
@@ -145,7 +157,9 @@ def make_mask(kind, batch_size, length):
 class Inputs:
     """Tensors as a layer makes them, (B, N, H, size) transposed, the keys even a part of something larger."""
 
-    def __init__(self, length, features=24, head_dim=20, code="shared", mask="mixed", dtype=torch.float32, heads=2):
+    def __init__(
+        self, length, features=24, head_dim=20, code="shared", mask="mixed", dtype=torch.float32, heads=2, leaks=False
+    ):
         batch_size = 2
 
         def tokens(size, batch_size=batch_size):
@@ -159,6 +173,12 @@ class Inputs:
             for x in (self.key, self.value, self.code):
                 if x is not None and x.dim() == 4:
                     x.masked_fill_(~self.mask[:, None, :, None], float("nan"))
+        self.log_decay = None
+        if leaks:  # one head remembers a token or two, the next hundreds
+            rates = torch.logspace(0, -2.5, heads, device=DEVICE)[:, None]
+            self.log_decay = -rates * torch.rand(batch_size, heads, length, device=DEVICE)
+            if self.mask is not None:
+                self.log_decay.masked_fill_(~self.mask[:, None], 0)
         shape = batch_size, heads, features, head_dim
         self.hebbian, self.d_hebbian = torch.randn(2, *shape, device=DEVICE)
         self.calcium, self.d_calcium = torch.rand(2, *shape[:3], device=DEVICE) * 3
@@ -166,6 +186,10 @@ class Inputs:
     @property
     def written(self):
         return self.key, self.value, self.code, self.mask
+
+    @property
+    def causal(self):
+        return self.query, *self.written, self.log_decay, self.hebbian, self.calcium
 
 
 def plain_options(feature_map="elu"):
@@ -229,7 +253,7 @@ def check_bidirectional(
 def check_causal(
     inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE, sources="neurons", target="response"
 ):
-    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
+    arguments = inputs.causal
     options = alpha, target, sources, feature_map, feedback, 0.3
     doubles = double(*arguments)
     expected = reference_causal(*doubles, *options)
@@ -241,7 +265,7 @@ def check_causal(
     found = run("causal_backward", *arguments, *options, *d_outputs)
     expected = gradients(expected, d_outputs, doubles)
     del expected[4]  # of the mask
-    assert_close("d_query d_key d_value d_code d_hebbian d_calcium", found, expected, tolerance)
+    assert_close("d_query d_key d_value d_code d_log_decay d_hebbian d_calcium", found, expected, tolerance)
     assert all(x is None or x.dtype == inputs.key.dtype for x in found[:4])
 
 
@@ -298,6 +322,10 @@ SWITCHES = [
     {"check": check_causal, "target": "synapse"},
     {"check": check_causal, "target": "synapse", "sources": "all", "feedback": False},
     {"check": check_causal, "target": "synapse", "sources": "all", "feature_map": "exp"},
+    {"check": check_causal, "leaks": True},
+    {"check": check_causal, "leaks": True, "alpha": 1.0},
+    {"check": check_causal, "leaks": True, "target": "synapse", "sources": "all", "feedback": False},
+    {"check": check_causal, "leaks": True, "target": "synapse", "sources": "all", "feature_map": "exp"},
 ]
 
 
@@ -314,11 +342,31 @@ SWITCHES = [
 )
 def test_switches(number, shape):
     options = dict(SWITCHES[number])
-    options.pop("check")(Inputs(**SHAPES[shape]), **options)
+    check, leaks = options.pop("check"), options.pop("leaks", False)
+    check(Inputs(**SHAPES[shape], leaks=leaks), **options)
 
 
-def test_switches_with_features_and_head_size_of_several_blocks():
-    check_causal(Inputs(70, features=40, head_dim=40, code="batched", heads=1), sources="all", target="synapse")
+@pytest.mark.parametrize("leaks", [False, True])
+def test_switches_with_features_and_head_size_of_several_blocks(leaks):
+    inputs = Inputs(70, features=40, head_dim=40, code="batched", heads=1, leaks=leaks)
+    check_causal(inputs, sources="all", target="synapse")
+
+
+@pytest.mark.parametrize("size", [1e-6, 1, 1e6])
+def test_all_stays_finite(size):
+    """Keys from silence to saturation, and synapses that forget all from one token to the next or nothing at all."""
+    inputs = Inputs(70, features=16, head_dim=16, mask="none", leaks=True)
+    inputs.key.mul_(30).add_(float(torch.tensor(size).log()))
+    inputs.log_decay.mul_(300)
+    inputs.hebbian.zero_(), inputs.calcium.zero_()
+    options = 0.25, "synapse", "all", "exp", True, 1.0
+    found = run("causal_forward", *inputs.causal, *options, torch.float32)
+    d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
+    assert all(x.isfinite().all() for x in (*found, *run("causal_backward", *inputs.causal, *options, *d_outputs)))
+
+
+def test_a_leak_of_sixteen_bits():
+    check_causal(Inputs(70, dtype=torch.bfloat16, leaks=True), target="synapse", sources="all", tolerance=8e-3)
 
 
 @pytest.mark.parametrize("check", [check_bidirectional, check_causal])
@@ -344,7 +392,7 @@ def test_nothing_but_padding(feature_map, check):
     check(inputs, feature_map=feature_map)
     inputs.hebbian.zero_(), inputs.calcium.zero_()
     check(inputs, feature_map=feature_map)
-    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
+    arguments = inputs.causal
     assert run("causal_forward", *arguments, *plain_options(feature_map), torch.float32)[0][-1].eq(0).all()
 
 
@@ -401,11 +449,12 @@ def test_any_strides():
     check_causal(inputs)
 
 
-def test_nothing_to_write_and_nothing_to_read():
-    inputs = Inputs(0, mask="none")
+@pytest.mark.parametrize("leaks", [False, True])
+def test_nothing_to_write_and_nothing_to_read(leaks):
+    inputs = Inputs(0, mask="none", leaks=leaks)
     hebbian, calcium = run("write_forward", *inputs.written, "elu", "neurons")
     assert hebbian.eq(0).all() and calcium.eq(0).all()
-    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
+    arguments = inputs.causal
     output, hebbian, calcium = run("causal_forward", *arguments, *plain_options(), torch.float32)
     assert output.shape == inputs.value.shape
     assert hebbian.equal(inputs.hebbian) and calcium.equal(inputs.calcium)
@@ -427,7 +476,7 @@ def test_not_a_number_is_not_hidden():
 
 def test_the_gradients_of_a_long_sequence_are_the_same_each_time():
     inputs = Inputs(130, features=16, head_dim=16)
-    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium, *plain_options()
+    arguments = *inputs.causal, *plain_options()
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
     first, second = (run("causal_backward", *arguments, *d_outputs) for _ in range(2))
     assert all(x.equal(y) for x, y in zip(first, second, strict=True))
