@@ -28,9 +28,10 @@ With `presynaptic_target` "synapse" tokens read with phi(Q) z^(alpha - 1) instea
 factor of H, and no business of these kernels. Causally the gradient of each token's calcium then needs its W: for the
 backward pass only, `_read_backward_kernel` stores that gradient and what the token read with, (tokens, features) each.
 
-Where synapses leak, `log_decay`, the running sums of the states become those of `_carry_kernel`, what a chunk writes and
-reads is weighed by the shares that are left until its end and since its beginning, and its attention and its calcium by
-those between its tokens: exponentials of differences of the time that passed, never quotients.
+Where synapses leak, `log_decay`, the running sums of the states become those of `_carry_kernel`. What a chunk writes
+and reads is weighed by the shares that are left until its end and since its beginning, its attention and its calcium by
+those between its tokens: exponentials of differences of the time that passed, never quotients. Read in both directions,
+a chunk has a second state, of what comes after it, and its attention is not masked.
 
 Matrix products of float32 run on the tensor cores: in TF32, whose 10 bits are no fewer than theirs, where a tensor has
 16 bits or PyTorch is set to it; else in three such products, close to float32 ("tf32x3"; true float32 products would
@@ -225,13 +226,17 @@ if triton is not None:
         return x
 
     @triton.jit
-    def _running(first, x, share, visible, REVERSE: tl.constexpr, PRECISION: tl.constexpr):
+    def _load_row(pointer, features, F: tl.constexpr):
+        return tl.load(pointer + features, mask=features < F, other=0.0)[None, :]
+
+    @triton.jit
+    def _running(first, x, visible, REVERSE: tl.constexpr, PRECISION: tl.constexpr):
         """The sum of `first`, (1, features), and of the tokens up to each (from each on), (tokens, features); of what
-        leaks the shares that are left of the one and `visible` of the others."""
+        leaks what is left of the one, (tokens, features), and of the others the shares that are `visible`."""
         if visible is None:
             sums = first + tl.cumsum(x, 0, reverse=REVERSE)
         else:
-            sums = _dot(visible, x, first * share[:, None], PRECISION)
+            sums = _dot(visible, x, first, PRECISION)
         return sums
 
     @triton.jit(do_not_specialize=VARYING)
@@ -333,6 +338,8 @@ if triton is not None:
         elapsed,  # (B, H, N), see _Leak, or None
         hebbian,  # (B, H, slots, F, d), causally the state before each chunk
         calcium,  # (B, H, slots, F), bidirectionally already the plasticity g
+        later_hebbian,  # where a line is read both ways, the state after each chunk, last chunk first, or None
+        later_calcium,
         output,
         query_b,
         query_h,
@@ -383,7 +390,12 @@ if triton is not None:
         if elapsed is not None:
             passed = _passed(elapsed, sequence, start, rows, length)
             since = tl.exp(passed)
-            visible = tl.where(rows[:, None] >= rows[None, :], _between(passed), 0.0)
+            visible = _between(passed)
+            if later_hebbian is None:
+                visible = tl.where(rows[:, None] >= rows[None, :], visible, 0.0)
+            else:
+                until = _until(elapsed, passed, sequence, start, length)
+                later_slot = sequence * num_slots + num_slots - 2 - block
 
         answer = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
         response = tl.zeros((BLOCK_N,), tl.float32)
@@ -398,20 +410,27 @@ if triton is not None:
             if not AT_SYNAPSE:
                 answer = _dot(_left(activity, since), state, answer, PRECISION)
             if FEEDBACK or AT_SYNAPSE:
-                z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
+                z = _left(_load_row(calcium + slot * F, features, F), since)
+                if later_hebbian is not None:
+                    z += _left(_load_row(later_calcium + later_slot * F, features, F), until)
                 g = z
             if CAUSAL:
                 mask = real[:, None] & (features < F)[None, :]
                 source, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, ALL_SOURCES)
                 if AT_SYNAPSE:
-                    z = _running(z, source, since, visible, False, PRECISION)
+                    z = _running(z, source, visible, False, PRECISION)
                     reading = activity * _release(z, alpha)
                     answer = _dot(_left(reading, since), state, answer, PRECISION)
                     attention = _dot(reading, tl.trans(imprint), attention, PRECISION)
                 else:
                     attention = _dot(activity, tl.trans(imprint), attention, PRECISION)
                     if FEEDBACK:
-                        z = _running(z, source, since, visible, False, PRECISION)
+                        z = _running(z, source, visible, False, PRECISION)
+                if later_hebbian is not None:
+                    if not AT_SYNAPSE:
+                        reading = activity
+                    state = _load(later_hebbian + later_slot * (F * D), D, features, columns, state_mask)
+                    answer = _dot(_left(reading, until), state, answer, PRECISION)
                 if FEEDBACK:
                     g = _plasticity(z, alpha, LINEAR)
             if FEEDBACK:
@@ -438,14 +457,18 @@ if triton is not None:
         elapsed,
         hebbian,  # as in _read_kernel
         calcium,
+        later_hebbian,
+        later_calcium,
         d_output,
         d_query,
         feedback,  # scale * P, (B, H, N), written
         d_response,  # dC, (B, H, N), written with feedback
         d_calcium,  # causally: gradient of the calcium that each chunk read, (B, H, slots, F), last chunk first
+        d_later_calcium,  # likewise, first chunk first
         reading,  # phi(Q) calcium^(alpha - 1), (B, N, H, F), written at the synapse
         d_calciums,  # gradient of each token's calcium, (B, N, H, F), likewise
-        gains,  # scale * P phi(Q) W, (B, H, N), written where synapses leak
+        gains,  # scale * P phi(Q) W, (B, H, N), written where synapses leak; both ways what each token read of what was
+        # written before it, less what it read of what was written after it, times the gradients
         query_b,
         query_h,
         query_n,
@@ -487,6 +510,8 @@ if triton is not None:
         query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
         d_output = _at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
         slot = sequence * num_slots
+        since = None
+        visible = None
         if CAUSAL:
             slot += block
             real = _real(padding_mask, sequence, start, rows, num_heads, length)
@@ -494,12 +519,14 @@ if triton is not None:
             value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
             if code is not None:
                 code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
-            since = None
-            visible = None
             if elapsed is not None:
                 passed = _passed(elapsed, sequence, start, rows, length)
                 since = tl.exp(passed)
                 visible = tl.where(rows[:, None] >= rows[None, :], _between(passed), 0.0)
+                if later_hebbian is not None:
+                    until = _until(elapsed, passed, sequence, start, length)
+                    later_slot = sequence * num_slots + num_slots - 2 - block
+                    visible_later = tl.where(rows[:, None] < rows[None, :], _between(passed), 0.0)
             d_attention = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)  # dy_t v_s, inside the chunk
             for first in range(0, D, BLOCK_D):
                 columns = first + tl.arange(0, BLOCK_D)
@@ -509,6 +536,8 @@ if triton is not None:
             if visible is None:
                 d_attention = tl.where(rows[:, None] >= rows[None, :], d_attention, 0.0)
             else:
+                if later_hebbian is not None:
+                    d_attention_later = d_attention * visible_later
                 d_attention *= visible
 
         # Twice over the features: first for C and dC, which all of them make, then for the gradients. Where one block
@@ -517,6 +546,8 @@ if triton is not None:
         gain = tl.zeros((BLOCK_N,), tl.float32)  # phi(Q) W
         p = tl.zeros((BLOCK_N,), tl.float32) + scale
         d_c = tl.zeros((BLOCK_N,), tl.float32)
+        if later_hebbian is not None:
+            sides = tl.zeros((BLOCK_N,), tl.float32)
         for stage in tl.static_range(2):
             for first in range(0, F, BLOCK_F):
                 features = first + tl.arange(0, BLOCK_F)
@@ -525,16 +556,19 @@ if triton is not None:
                 activity = _phi(x, mask, FEATURE_MAP)
 
                 w = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)  # dY H^T
+                if later_hebbian is not None:
+                    w_later = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
                 for first_column in range(0, D, BLOCK_D):
                     columns = first_column + tl.arange(0, BLOCK_D)
                     d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
                     state_mask = (features < F)[:, None] & (columns < D)[None, :]
                     state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
-                    if CAUSAL:
-                        d_answer = _left(d_answer, since)
-                    w = _dot(d_answer, tl.trans(state), w, PRECISION)
+                    w = _dot(_left(d_answer, since), tl.trans(state), w, PRECISION)
+                    if later_hebbian is not None:
+                        state = _load(later_hebbian + later_slot * (F * D), D, features, columns, state_mask)
+                        w_later = _dot(_left(d_answer, until), tl.trans(state), w_later, PRECISION)
                 if FEEDBACK or AT_SYNAPSE:
-                    z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
+                    z = _left(_load_row(calcium + slot * F, features, F), since)
                     g = z
                 if CAUSAL:
                     key_mask = real[:, None] & (features < F)[None, :]
@@ -542,12 +576,23 @@ if triton is not None:
                         key, code, key_n, code_n, rows, features, key_mask, FEATURE_MAP, ALL_SOURCES
                     )
                     w = _dot(d_attention, imprint, w, PRECISION)
+                    if later_hebbian is not None:
+                        w_later = _dot(d_attention_later, imprint, w_later, PRECISION)
+                        side_w = w - w_later
+                        w += w_later
                     if FEEDBACK or AT_SYNAPSE:
-                        z = _running(z, source, since, visible, False, PRECISION)
+                        z = _running(z, source, visible, False, PRECISION)
+                        if later_hebbian is not None:
+                            z_later = _left(_load_row(later_calcium + later_slot * F, features, F), until)
+                            z_later = _running(z_later, source, visible_later, False, PRECISION)
+                            side_z = z - z_later
+                            z += z_later
                         g = _plasticity(z, alpha, LINEAR)
                     if AT_SYNAPSE:
                         release = _release(z, alpha)
                         w *= release
+                        if later_hebbian is not None:
+                            side_w *= release
 
                 if stage == 0:
                     if FEEDBACK:
@@ -570,6 +615,14 @@ if triton is not None:
                         if CAUSAL and not AT_SYNAPSE:
                             d_read = d_c[:, None] * activity * _d_plasticity(z, g, alpha)
                             d_z = tl.sum(_left(d_read, since), 0)
+                    if later_hebbian is not None:
+                        sides += tl.sum(p[:, None] * side_w * activity, 1)
+                        d_later_z = tl.zeros((BLOCK_F,), tl.float32)
+                        if FEEDBACK or AT_SYNAPSE:
+                            sides += tl.sum(d_read * side_z, 1)
+                            d_later_z = tl.sum(_left(d_read, until), 0)
+                        d_slot = sequence * num_slots + block + 1
+                        tl.store(d_later_calcium + d_slot * F + features, d_later_z, mask=features < F)
                     d_x = _d_phi(d_activity, x, activity, mask, FEATURE_MAP)
                     _store(d_query, d_x, sequence, start, rows, features, num_heads, length, F)
                     if CAUSAL:
@@ -582,7 +635,9 @@ if triton is not None:
                     p *= scale
 
         tl.store(feedback + sequence * length + start + rows, p, mask=inside)
-        if elapsed is not None:
+        if later_hebbian is not None:
+            tl.store(gains + sequence * length + start + rows, sides, mask=inside)
+        elif elapsed is not None:
             tl.store(gains + sequence * length + start + rows, p * gain, mask=inside)
         if FEEDBACK:
             tl.store(d_response + sequence * length + start + rows, d_c, mask=inside)
@@ -596,12 +651,15 @@ if triton is not None:
         d_calciums,  # of _read_backward_kernel
         elapsed,
         calcium,  # (B, H, slots, F), the state before each chunk
+        later_calcium,  # where a line is read both ways, the state after each chunk, last chunk first, or None
         key,
         value,
         code,
         padding_mask,
         d_hebbian,  # (B, H, slots, F, d), causally of the state after each chunk, last chunk first
         d_calcium,  # (B, H, slots, F), likewise
+        d_later_hebbian,  # of the state before each chunk of what is later, or None
+        d_later_calcium,
         d_key,
         d_value,
         d_code,
@@ -649,22 +707,26 @@ if triton is not None:
         if code is not None:
             code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
         d_slot = sequence * num_slots
+        since = None
+        until = None
+        visible = None
+        reads = None
         if CAUSAL:
             d_slot += num_slots - 2 - block
             slot = sequence * num_slots + block
             query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
             d_output = _at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
             later = rows[:, None] <= rows[None, :]  # token t, a column, reads token s, a row
-            since = None
-            until = None
-            visible = None
-            reads = None
             if elapsed is not None:
                 passed = _passed(elapsed, sequence, start, rows, length)
                 since = tl.exp(passed)
                 until = _until(elapsed, passed, sequence, start, length)
-                visible = tl.where(rows[:, None] >= rows[None, :], _between(passed), 0.0)
                 reads = tl.where(later, _between(passed), 0.0)
+                if d_later_hebbian is None:
+                    visible = tl.where(rows[:, None] >= rows[None, :], _between(passed), 0.0)
+                else:
+                    visible = _between(passed)
+                    reads_later = tl.where(later, 0.0, _between(passed))  # of what comes after them
                 writer = tl.zeros((BLOCK_N,), tl.float32)
             p = tl.load(feedback + sequence * length + start + rows, mask=inside, other=0.0)
 
@@ -680,8 +742,10 @@ if triton is not None:
                 attention = _dot(imprint, tl.trans(activity), attention, PRECISION)
             if reads is None:
                 attention = tl.where(later, attention * p[None, :], 0.0)
-            else:
+            elif d_later_hebbian is None:
                 attention *= reads * p[None, :]
+            else:
+                attention *= visible * p[None, :]
         for first_column in range(0, D, BLOCK_D):
             columns = first_column + tl.arange(0, BLOCK_D)
             d_written = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -691,9 +755,10 @@ if triton is not None:
                 _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
                 state_mask = (features < F)[:, None] & (columns < D)[None, :]
                 d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
-                if CAUSAL:
-                    imprint = _left(imprint, until)
-                d_written = _dot(imprint, d_state, d_written, PRECISION)
+                d_written = _dot(_left(imprint, until), d_state, d_written, PRECISION)
+                if d_later_hebbian is not None:
+                    d_state = _load(d_later_hebbian + slot * (F * D), D, features, columns, state_mask)
+                    d_written = _dot(_left(imprint, since), d_state, d_written, PRECISION)
             if CAUSAL:
                 d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
                 d_written = _dot(attention, d_answer, d_written, PRECISION)
@@ -709,48 +774,63 @@ if triton is not None:
             if reads is None:
                 d_attention = tl.where(later, d_attention * p[None, :], 0.0)
             else:
+                if d_later_hebbian is not None:
+                    d_attention_later = d_attention * reads_later * p[None, :]
                 d_attention *= reads * p[None, :]
         for first in range(0, F, BLOCK_F):
             features = first + tl.arange(0, BLOCK_F)
             mask = real[:, None] & (features < F)[None, :]
             d_imprint = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
+            if d_later_hebbian is not None:
+                d_imprint_later = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
             for first_column in range(0, D, BLOCK_D):
                 columns = first_column + tl.arange(0, BLOCK_D)
                 written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
                 state_mask = (features < F)[:, None] & (columns < D)[None, :]
                 d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
-                if CAUSAL:
-                    written = _left(written, until)
-                d_imprint = _dot(written, tl.trans(d_state), d_imprint, PRECISION)
+                d_imprint = _dot(_left(written, until), tl.trans(d_state), d_imprint, PRECISION)
+                if d_later_hebbian is not None:
+                    d_state = _load(d_later_hebbian + slot * (F * D), D, features, columns, state_mask)
+                    d_imprint_later = _dot(_left(written, since), tl.trans(d_state), d_imprint_later, PRECISION)
 
             k = _load(key, key_n, rows, features, mask)
             presynaptic = _phi(k, mask, FEATURE_MAP)
             source = presynaptic
             if ALL_SOURCES:
                 source += _phi(_load(code, code_n, rows, features, mask), mask, FEATURE_MAP)
-            d_z = tl.load(d_calcium + d_slot * F + features, mask=features < F, other=0.0)[None, :]
+            d_z = _left(_load_row(d_calcium + d_slot * F, features, F), until)
             if CAUSAL:
                 query_mask = inside[:, None] & (features < F)[None, :]
                 activity = _phi(_load(query, query_n, rows, features, query_mask), query_mask, QUERY_MAP)
                 d_imprint = _dot(d_attention, activity, d_imprint, PRECISION)
+                if d_later_hebbian is not None:
+                    d_imprint_later = _dot(d_attention_later, activity, d_imprint_later, PRECISION)
+                    d_z_later = _left(_load_row(d_later_calcium + slot * F, features, F), since)
                 if d_calciums is not None:
                     d_read = tl.load(
                         _by_token_at(d_calciums, sequence, start, rows, features, num_heads, length, F),
                         mask=query_mask,
                         other=0.0,
                     )
-                    d_z = _running(d_z, d_read, until, reads, True, PRECISION)
+                    d_z = _running(d_z, d_read, reads, True, PRECISION)
                 elif FEEDBACK:
-                    z = tl.load(calcium + slot * F + features, mask=features < F, other=0.0)[None, :]
-                    z = _running(z, source, since, visible, False, PRECISION)
+                    z = _left(_load_row(calcium + slot * F, features, F), since)
+                    if later_calcium is not None:
+                        later_slot = sequence * num_slots + num_slots - 2 - block
+                        z += _left(_load_row(later_calcium + later_slot * F, features, F), until)
+                    z = _running(z, source, visible, False, PRECISION)
                     d_c = tl.load(d_response + sequence * length + start + rows, mask=inside, other=0.0)
                     d_read = d_c[:, None] * activity * _d_plasticity(z, _plasticity(z, alpha, LINEAR), alpha)
-                    d_z = _running(d_z, d_read, until, reads, True, PRECISION)
-                else:
-                    d_z = _left(d_z, until)
+                    d_z = _running(d_z, d_read, reads, True, PRECISION)
                 if elapsed is not None:
                     _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
                     writer += tl.sum(imprint * d_imprint + source * d_z, 1)
+                if d_later_hebbian is not None:
+                    if FEEDBACK or d_calciums is not None:
+                        d_z_later = _running(d_z_later, d_read, reads_later, True, PRECISION)
+                    writer -= tl.sum(imprint * d_imprint_later + source * d_z_later, 1)
+                    d_imprint += d_imprint_later
+                    d_z += d_z_later
             if code is not None:
                 r = _load(code, code_n, rows, features, mask)
                 d_process = d_imprint
@@ -908,18 +988,18 @@ def causal_forward(
     Returns:
         The output, `(B, H, N, d)`, and the two parts of the state after the last token, in float32.
     """
-    written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
-    leak = _leak(log_decay)
-    states = _states_of_chunks(**written, leak=leak, hebbian=hebbian, calcium=calcium)
-    reading: dict[str, Any] = {
-        "alpha": alpha,
-        "at_synapse": _at_synapse(presynaptic_target, alpha),
-        "feedback": feedback,
-        "scale": scale,
-        "leak": leak,
-    }
-    output = _read(query=query, **written, hebbian=states[0], calcium=states[1], **reading, output_dtype=output_dtype)
-    return output, *(state[:, :, -1].clone() for state in states)  # clones let go of the other chunks' memory
+    return _forward_along(
+        query=query,
+        written=_written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources),
+        leak=_leak(log_decay),
+        states=(hebbian, calcium),
+        later=None,
+        alpha=alpha,
+        at_synapse=_at_synapse(presynaptic_target, alpha),
+        feedback=feedback,
+        scale=scale,
+        output_dtype=output_dtype,
+    )
 
 
 def causal_backward(
@@ -944,60 +1024,101 @@ def causal_backward(
 ) -> dict[str, torch.Tensor]:
     """Gradients of `causal_forward`, given those of the output and of the state after the last token: of the query, the
     key, the value, the code, the log decay and the two parts of the state before the first token."""
-    written = _written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources)
-    leak = _leak(log_decay)
-    hebbians, calciums = _states_of_chunks(**written, leak=leak, hebbian=hebbian, calcium=calcium)
-    # Slot 0 has the gradient of the last state. Each chunk puts in a further one what its tokens read, the last chunk
-    # first, so that running sums are the gradients of the states after the last chunk, the one before, and so on.
-    last = calciums.shape[2] - 1
-    d_hebbians, d_calciums = _slots(d_hebbian, last), _slots(d_calcium, last)
-    at_synapse = _at_synapse(presynaptic_target, alpha)
-    # At the synapse what a token reads with, and the gradient of the calcium that it finds, hang on everything before
-    # it: they are stored, where else they are made again.
-    of_tokens = [_by_token(query, query.shape[-1], torch.float32) for _ in range(2 if at_synapse else 0)]
-    d_query, p, d_response, gains = _read_backward(
+    return _backward_along(
         query=query,
-        **written,
-        hebbian=hebbians,
-        calcium=calciums,
+        written=_written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources),
+        leak=_leak(log_decay),
+        states=(hebbian, calcium),
+        later=None,
         alpha=alpha,
+        at_synapse=_at_synapse(presynaptic_target, alpha),
         feedback=feedback,
         scale=scale,
-        leak=leak,
         d_output=d_output,
-        d_calcium=d_calciums,
-        of_tokens=of_tokens,
+        d_states=(d_hebbian, d_calcium),
+        d_later=None,
     )
-    if leak is None:
-        del hebbians
-    read: dict[str, Any] = {
-        "query": of_tokens[0].transpose(1, 2) if at_synapse else query,
-        "query_map": "identity" if at_synapse else feature_map,
-    }
-    _write(
-        key=read["query"],
-        value=d_output,
-        feature_map=read["query_map"],
-        hebbian=d_hebbians,
-        calcium=None,
-        first_slot=last,
-        slot_step=-1,
-        num_blocks=last,
-        feedback=p if leak is None else p * leak.since,
+
+
+def both_ways_forward(
+    *,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    log_decay: torch.Tensor,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+    later_hebbian: torch.Tensor,
+    later_calcium: torch.Tensor,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """`causal_forward` where a token reads in both directions: of what another wrote, the share that is left after the
+    time between them. `later_hebbian` and `later_calcium` are the state of the tokens after these.
+
+    Returns:
+        The output, the two parts of the state after the last token, and those of what is later before the first.
+    """
+    return _forward_along(
+        query=query,
+        written=_written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources),
+        leak=_leak(log_decay),
+        states=(hebbian, calcium),
+        later=(later_hebbian, later_calcium),
+        alpha=alpha,
+        at_synapse=_at_synapse(presynaptic_target, alpha),
+        feedback=feedback,
+        scale=scale,
+        output_dtype=output_dtype,
     )
-    left = None if leak is None else leak.left.flip(2)
-    d_states: dict[str, Any] = {"d_hebbian": _carried(d_hebbians, left), "d_calcium": _carried(d_calciums, left)}
-    read |= {"d_output": d_output, "p": p, "d_response": d_response, "calcium": calciums, "alpha": alpha}
-    read["d_calciums"] = of_tokens[1] if at_synapse else None
-    gradients, writers = _write_backward(**written, **d_states, **read, leak=leak)
-    if gains is not None and writers is not None:
-        # phi(Q) W P scale = u G; with dC C = -u G, the calcium's part, dz z summed, is a multiple of it
-        readers = gains * ((alpha if at_synapse else 1) - (alpha if feedback else 0))
-        ends = [x[:, :, :-1].flip(2) for x in d_states.values()]
-        handed_on = (hebbians[:, :, 1:] * ends[0]).sum((-1, -2)) + (calciums[:, :, 1:] * ends[1]).sum(-1)
-        gradients["log_decay"] = _d_log_decay(readers - writers, handed_on)
-    of_state = {name.removeprefix("d_"): x[:, :, -1].clone() for name, x in d_states.items()}
-    return {"query": d_query, **gradients, **of_state}
+
+
+def both_ways_backward(
+    *,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    log_decay: torch.Tensor,
+    hebbian: torch.Tensor,
+    calcium: torch.Tensor,
+    later_hebbian: torch.Tensor,
+    later_calcium: torch.Tensor,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    d_output: torch.Tensor,
+    d_hebbian: torch.Tensor,
+    d_calcium: torch.Tensor,
+    d_later_hebbian: torch.Tensor,
+    d_later_calcium: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Gradients of `both_ways_forward`, given those of its results."""
+    return _backward_along(
+        query=query,
+        written=_written(key, value, astrocyte_code, padding_mask, feature_map, calcium_sources),
+        leak=_leak(log_decay),
+        states=(hebbian, calcium),
+        later=(later_hebbian, later_calcium),
+        alpha=alpha,
+        at_synapse=_at_synapse(presynaptic_target, alpha),
+        feedback=feedback,
+        scale=scale,
+        d_output=d_output,
+        d_states=(d_hebbian, d_calcium),
+        d_later=(d_later_hebbian, d_later_calcium),
+    )
 
 
 class _Leak(NamedTuple):
@@ -1049,38 +1170,139 @@ def _d_log_decay(moved: torch.Tensor, handed_on: torch.Tensor) -> torch.Tensor:
     return sums.flatten(2)[:, :, : moved.shape[2]].float()
 
 
+_State = tuple[torch.Tensor, torch.Tensor]  # the Hebbian weights and the calcium
+
+
+def _forward_along(
+    *,
+    query: torch.Tensor,
+    written: dict[str, Any],
+    leak: _Leak | None,
+    states: _State,
+    later: _State | None,
+    alpha: float,
+    at_synapse: bool,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    chunks = _states_of_chunks(written, leak, states)
+    later_chunks = None if later is None else _states_of_chunks(written, leak, later, from_end=True)
+    output = _read(
+        query=query,
+        **written,
+        hebbian=chunks[0],
+        calcium=chunks[1],
+        later=later_chunks,
+        alpha=alpha,
+        at_synapse=at_synapse,
+        feedback=feedback,
+        scale=scale,
+        leak=leak,
+        output_dtype=output_dtype,
+    )
+    return output, *(x[:, :, -1].clone() for x in (*chunks, *(later_chunks or ())))  # clones let go of other chunks
+
+
+def _backward_along(
+    *,
+    query: torch.Tensor,
+    written: dict[str, Any],
+    leak: _Leak | None,
+    states: _State,
+    later: _State | None,
+    alpha: float,
+    at_synapse: bool,
+    feedback: bool,
+    scale: float,
+    d_output: torch.Tensor,
+    d_states: _State,
+    d_later: _State | None,
+) -> dict[str, torch.Tensor]:
+    hebbians, calciums = _states_of_chunks(written, leak, states)
+    later_chunks = None if later is None else _states_of_chunks(written, leak, later, from_end=True)
+    # Slot 0 has the gradient of the last state. Each chunk puts in a further one what its tokens read, the last chunk
+    # first, so that running sums are the gradients of the states after the last chunk, the one before, and so on. What
+    # is later is read in the opposite order.
+    last = calciums.shape[2] - 1
+    d_hebbians, d_calciums = (_slots(x, last) for x in d_states)
+    d_laters = None if d_later is None else (_slots(d_later[0], last), _slots(d_later[1], last))
+    # At the synapse what a token reads with, and the gradient of the calcium that it finds, hang on everything before
+    # it: they are stored, where else they are made again.
+    of_tokens = [_by_token(query, query.shape[-1], torch.float32) for _ in range(2 if at_synapse else 0)]
+    d_query, p, d_response, gains = _read_backward(
+        query=query,
+        **written,
+        hebbian=hebbians,
+        calcium=calciums,
+        later=later_chunks,
+        alpha=alpha,
+        feedback=feedback,
+        scale=scale,
+        leak=leak,
+        d_output=d_output,
+        d_calcium=d_calciums,
+        d_later_calcium=None if d_laters is None else d_laters[1],
+        of_tokens=of_tokens,
+    )
+    if leak is None:
+        del hebbians
+    read: dict[str, Any] = {
+        "query": of_tokens[0].transpose(1, 2) if at_synapse else query,
+        "query_map": "identity" if at_synapse else written["feature_map"],
+    }
+    reading: dict[str, Any] = {"key": read["query"], "value": d_output, "feature_map": read["query_map"]}
+    reading |= {"num_blocks": last, "calcium": None}
+    weights = p if leak is None else p * leak.since
+    _write(**reading, hebbian=d_hebbians, first_slot=last, slot_step=-1, feedback=weights)
+    left = None if leak is None else leak.left.flip(2)
+    d_hebbians, d_calciums = _carried(d_hebbians, left), _carried(d_calciums, left)
+    if leak is not None and d_laters is not None:
+        _write(**reading, hebbian=d_laters[0], first_slot=1, feedback=p * leak.until)
+        d_laters = _carried(d_laters[0], leak.left), _carried(d_laters[1], leak.left)
+    read |= {"d_output": d_output, "p": p, "d_response": d_response, "calcium": calciums, "alpha": alpha}
+    read["later_calcium"] = None if later_chunks is None else later_chunks[1]
+    read["d_calciums"] = of_tokens[1] if at_synapse else None
+    gradients, writers = _write_backward(
+        **written, d_hebbian=d_hebbians, d_calcium=d_calciums, d_later=d_laters, **read, leak=leak
+    )
+    if gains is not None and writers is not None:
+        if later is None:
+            # phi(Q) W P scale = u G; with dC C = -u G, the calcium's part, dz z summed, is a multiple of it
+            gains = gains * ((alpha if at_synapse else 1) - (alpha if feedback else 0))
+        handed_on = _products(hebbians, d_hebbians) + _products(calciums, d_calciums)
+        if later_chunks is not None and d_laters is not None:
+            handed_on += sum(_products(d_x, x) for x, d_x in zip(later_chunks, d_laters, strict=True))
+        gradients["log_decay"] = _d_log_decay(gains - writers, handed_on)
+    found = {"query": d_query, **gradients, "hebbian": d_hebbians[:, :, -1].clone()}
+    found["calcium"] = d_calciums[:, :, -1].clone()
+    if d_laters is not None:
+        found["later_hebbian"], found["later_calcium"] = (x[:, :, -1].clone() for x in d_laters)
+    return found
+
+
+def _products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of the states after each chunk, `x` from the first chunk on and `y` from the last, `(B, H, chunks)`."""
+    return (x[:, :, 1:] * y[:, :, :-1].flip(2)).flatten(3).sum(-1)
+
+
 def _at_synapse(presynaptic_target: str, alpha: float) -> bool:
     return presynaptic_target == "synapse" and alpha != 1
 
 
-def _states_of_chunks(
-    *,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    code: torch.Tensor | None,
-    padding_mask: torch.Tensor | None,
-    feature_map: str,
-    all_sources: bool,
-    leak: _Leak | None,
-    hebbian: torch.Tensor,
-    calcium: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """The states before each chunk and, last, after all: `(B, H, chunks + 1, F, d)` and `(B, H, chunks + 1, F)`."""
-    num_chunks = triton.cdiv(key.shape[2], BLOCK_LENGTH)
-    states = _slots(hebbian, num_chunks), _slots(calcium, num_chunks)
-    slots: dict[str, Any] = {"hebbian": states[0], "calcium": states[1], "first_slot": 1, "num_blocks": num_chunks}
-    _write(
-        key=key,
-        value=value,
-        code=code,
-        padding_mask=padding_mask,
-        feature_map=feature_map,
-        all_sources=all_sources,
-        feedback=None if leak is None else leak.until,
-        d_response=None if leak is None else leak.until,
-        **slots,
-    )
-    return tuple(_carried(state, None if leak is None else leak.left) for state in states)
+def _states_of_chunks(written: dict[str, Any], leak: _Leak | None, states: _State, from_end: bool = False) -> _State:
+    """The states before each chunk and, last, after all: `(B, H, chunks + 1, F, d)` and `(B, H, chunks + 1, F)`. Or,
+    `from_end`, those after each chunk of what is later, last chunk first, and what is later than the row's beginning.
+    """
+    num_chunks = triton.cdiv(written["key"].shape[2], BLOCK_LENGTH)
+    slots: dict[str, Any] = {"first_slot": num_chunks, "slot_step": -1} if from_end else {"first_slot": 1}
+    weights, left = None, None
+    if leak is not None:
+        weights, left = (leak.since, leak.left.flip(2)) if from_end else (leak.until, leak.left)
+    hebbians, calciums = (_slots(x, num_chunks) for x in states)
+    slots |= {"hebbian": hebbians, "calcium": calciums, "num_blocks": num_chunks}
+    _write(**written, **slots, feedback=weights, d_response=weights)
+    return _carried(hebbians, left), _carried(calciums, left)
 
 
 def _slots(state: torch.Tensor, num_chunks: int) -> torch.Tensor:
@@ -1220,6 +1442,7 @@ def _read(
     all_sources: bool = False,
     at_synapse: bool = False,
     leak: _Leak | None = None,
+    later: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Key, value, code, mask and leak are those of the causal form; bidirectionally there are none."""
     batch_size, num_heads, length, num_features = query.shape
@@ -1240,6 +1463,7 @@ def _read(
             None if leak is None else leak.elapsed,
             _contiguous(hebbian),
             _contiguous(calcium),
+            *(later or (None, None)),
             output,
             *_strides(query),
             *_strides(key),
@@ -1285,6 +1509,8 @@ def _read_backward(
     padding_mask: torch.Tensor | None = None,
     all_sources: bool = False,
     leak: _Leak | None = None,
+    later: tuple[torch.Tensor, torch.Tensor] | None = None,
+    d_later_calcium: torch.Tensor | None = None,
     of_tokens: Sequence[torch.Tensor] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The gradient of the query, and what `_write` makes those of H and g of: scale * P and dC, `(B, H, N)`; with a
@@ -1312,11 +1538,13 @@ def _read_backward(
             None if leak is None else leak.elapsed,
             _contiguous(hebbian),
             _contiguous(calcium),
+            *(later or (None, None)),
             d_output,
             d_query,
             p,
             d_response,
             d_calcium,
+            d_later_calcium,
             reading,
             d_calciums,
             gains,
@@ -1367,6 +1595,8 @@ def _write_backward(
     calcium: torch.Tensor | None = None,
     alpha: float = 1.0,
     leak: _Leak | None = None,
+    later_calcium: torch.Tensor | None = None,
+    d_later: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
     """The gradients of what was written and, with a leak, what was read of each token times its gradient. Query to leak
     are what was read causally, and by which feedback; bidirectionally there is none."""
@@ -1392,12 +1622,14 @@ def _write_backward(
             d_calciums,
             None if leak is None else leak.elapsed,
             calcium,
+            later_calcium,
             key,
             value,
             code,
             _contiguous(padding_mask),
             _contiguous(d_hebbian),
             _contiguous(d_calcium),
+            *(d_later or (None, None)),
             d_key,
             d_value,
             d_code,
@@ -1484,6 +1716,8 @@ BACKEND = Backend(
         "write_mode_with_activity": CodeFirst("write_mode"),
         "read_mode": Kernel(read_forward, read_backward),
         "write_and_read_at_distances": PlainForm(),
+        "write_and_read_both_ways": Kernel(both_ways_forward, both_ways_backward, takes_no=("document_ids",)),
+        "write_and_read_both_ways_with_activity": CodeFirst("write_and_read_both_ways"),
         "write_and_read_causally": Kernel(causal_forward, causal_backward, takes_no=("document_ids",)),
         "write_and_read_causally_with_activity": CodeFirst("write_and_read_causally"),
     },

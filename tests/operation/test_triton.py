@@ -56,6 +56,7 @@ def run(name, *values):
     found = function(**dict(zip(names, values, strict=True)))
     if isinstance(found, dict):
         tensors = ("query", "key", "value", "astrocyte_code", "log_decay", "hebbian", "calcium", "plasticity")
+        tensors += ("later_hebbian", "later_calcium")
         return [found.get(name) for name in names if name in tensors]
     return found
 
@@ -122,18 +123,54 @@ def along(written, log_decay, state):
     return torch.stack(sums, dim=2)
 
 
-def reference_causal(
-    query, key, value, code, padding_mask, log_decay, hebbian, calcium, alpha, target, sources, feature_map, *options
+def along_from_end(written, log_decay, state):
+    """The sums of all after each token, as it finds them, and the one before the first token."""
+    sums = []
+    for t in reversed(range(written.shape[2])):
+        sums.append(state)
+        left = log_decay[:, :, t].exp()
+        state = (state + written[:, :, t]) * left.view(*left.shape, *[1] * (state.dim() - 2))
+    return torch.stack(sums[::-1], dim=2), state
+
+
+def reference_along(
+    query,
+    key,
+    value,
+    code,
+    padding_mask,
+    log_decay,
+    hebbian,
+    calcium,
+    later,
+    alpha,
+    target,
+    sources,
+    feature_map,
+    *rest,
 ):
-    feedback, scale = options
+    feedback, scale = rest
     source, written = imprints(key, value, code, padding_mask, feature_map, sources)
     hebbian, calcium = along(written, log_decay, hebbian), along(source, log_decay, calcium)
+    states = [hebbian[:, :, -1], calcium[:, :, -1]]
+    if later:
+        later_hebbian, first_hebbian = along_from_end(written, log_decay, later[0])
+        later_calcium, first_calcium = along_from_end(source, log_decay, later[1])
+        hebbian, calcium = hebbian + later_hebbian, calcium + later_calcium
+        states += [first_hebbian, first_calcium]
     plasticity = or_zero(calcium, lambda z: z**alpha) if feedback else None
     weights = hebbian
     if target == "synapse":
         weights = hebbian * or_zero(calcium, lambda z: z ** (alpha - 1))[..., None]
-    output = scale * reference_read(query, weights, plasticity, feature_map)
-    return output, hebbian[:, :, -1], calcium[:, :, -1]
+    return scale * reference_read(query, weights, plasticity, feature_map), *states
+
+
+def reference_causal(*arguments):
+    return reference_along(*arguments[:8], (), *arguments[8:])
+
+
+def reference_both_ways(*arguments):
+    return reference_along(*arguments[:8], arguments[8:10], *arguments[10:])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -269,6 +306,26 @@ def check_causal(
     assert all(x is None or x.dtype == inputs.key.dtype for x in found[:4])
 
 
+def check_both_ways(
+    inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE, sources="neurons", target="response"
+):
+    later = torch.randn_like(inputs.hebbian), torch.rand_like(inputs.calcium)
+    arguments = *inputs.causal, *later
+    options = alpha, target, sources, feature_map, feedback, 0.3
+    doubles = double(*arguments)
+    expected = reference_both_ways(*doubles, *options)
+    found = run("both_ways_forward", *arguments, *options, inputs.value.dtype)
+    assert_close("output hebbian calcium later_hebbian later_calcium", found, expected, tolerance)
+
+    d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium, *(torch.randn_like(x) for x in later)
+    found = run("both_ways_backward", *arguments, *options, *d_outputs)
+    expected = gradients(expected, d_outputs, doubles)
+    del expected[4]  # of the mask
+    names = "d_query d_key d_value d_code d_log_decay d_hebbian d_calcium d_later_hebbian d_later_calcium"
+    assert_close(names, found, expected, tolerance)
+    assert all(x is None or x.dtype == inputs.key.dtype for x in found[:4])
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Tests
 # --------------------------------------------------------------------------------------------------------------------
@@ -326,6 +383,10 @@ SWITCHES = [
     {"check": check_causal, "leaks": True, "alpha": 1.0},
     {"check": check_causal, "leaks": True, "target": "synapse", "sources": "all", "feedback": False},
     {"check": check_causal, "leaks": True, "target": "synapse", "sources": "all", "feature_map": "exp"},
+    {"check": check_both_ways, "leaks": True},
+    {"check": check_both_ways, "leaks": True, "feedback": False},
+    {"check": check_both_ways, "leaks": True, "target": "synapse", "sources": "all", "feedback": False},
+    {"check": check_both_ways, "leaks": True, "target": "synapse", "sources": "all", "feature_map": "exp"},
 ]
 
 
