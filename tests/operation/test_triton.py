@@ -55,7 +55,8 @@ def run(name, *values):
     names = list(inspect.signature(function).parameters)
     found = function(**dict(zip(names, values, strict=True)))
     if isinstance(found, dict):
-        tensors = ("query", "key", "value", "astrocyte_code", "hebbian", "calcium", "plasticity")
+        tensors = ("query", "key", "value", "astrocyte_code", "log_decay", "hebbian", "calcium", "plasticity")
+        tensors += ("later_hebbian", "later_calcium")
         return [found.get(name) for name in names if name in tensors]
     return found
 
@@ -78,20 +79,21 @@ def silence(x, padding_mask):
     return x if padding_mask is None else x.masked_fill(~padding_mask[:, None, :, None], 0)
 
 
-def imprints(key, value, code, padding_mask, feature_map):
-    """phi(k_t), `(B, H, N, F)`, and (phi(k_t) + phi(r_t)) v_t^T, `(B, H, N, F, d)`."""
+def imprints(key, value, code, padding_mask, feature_map, sources):
+    """What the calcium counts, `(B, H, N, F)`, and (phi(k_t) + phi(r_t)) v_t^T, `(B, H, N, F, d)`."""
     phi = FEATURE_MAPS[feature_map]
     presynaptic = silence(phi(silence(key, padding_mask)), padding_mask)
     imprint = presynaptic
     if code is not None:
         code = silence(code.expand_as(key), padding_mask)
         imprint = imprint + silence(phi(code), padding_mask)
-    return presynaptic, imprint[..., :, None] * silence(value, padding_mask)[..., None, :]
+    written = imprint[..., :, None] * silence(value, padding_mask)[..., None, :]
+    return imprint if sources == "all" else presynaptic, written
 
 
-def reference_write(key, value, code, padding_mask, feature_map):
-    presynaptic, written = imprints(key, value, code, padding_mask, feature_map)
-    return written.sum(2), presynaptic.sum(2)
+def reference_write(key, value, code, padding_mask, feature_map, sources):
+    source, written = imprints(key, value, code, padding_mask, feature_map, sources)
+    return written.sum(2), source.sum(2)
 
 
 def or_zero(x, function):
@@ -109,13 +111,66 @@ def reference_read(query, hebbian, plasticity, feature_map):
     return output * or_zero((activity * per_token).sum(-1, keepdim=True), torch.reciprocal)
 
 
-def reference_causal(query, key, value, code, padding_mask, hebbian, calcium, alpha, feature_map, feedback, scale):
-    presynaptic, written = imprints(key, value, code, padding_mask, feature_map)
-    hebbian = hebbian[:, :, None] + written.cumsum(2)
-    calcium = calcium[:, :, None] + presynaptic.cumsum(2)
+def along(written, log_decay, state):
+    """The sums up to each token, going on from a state; of both a share is left when the next token comes."""
+    sums = []
+    for t in range(written.shape[2]):
+        if log_decay is not None:
+            left = log_decay[:, :, t].exp()
+            state = state * left.view(*left.shape, *[1] * (state.dim() - 2))
+        state = state + written[:, :, t]
+        sums.append(state)
+    return torch.stack(sums, dim=2)
+
+
+def along_from_end(written, log_decay, state):
+    """The sums of all after each token, as it finds them, and the one before the first token."""
+    sums = []
+    for t in reversed(range(written.shape[2])):
+        sums.append(state)
+        left = log_decay[:, :, t].exp()
+        state = (state + written[:, :, t]) * left.view(*left.shape, *[1] * (state.dim() - 2))
+    return torch.stack(sums[::-1], dim=2), state
+
+
+def reference_along(
+    query,
+    key,
+    value,
+    code,
+    padding_mask,
+    log_decay,
+    hebbian,
+    calcium,
+    later,
+    alpha,
+    target,
+    sources,
+    feature_map,
+    *rest,
+):
+    feedback, scale = rest
+    source, written = imprints(key, value, code, padding_mask, feature_map, sources)
+    hebbian, calcium = along(written, log_decay, hebbian), along(source, log_decay, calcium)
+    states = [hebbian[:, :, -1], calcium[:, :, -1]]
+    if later:
+        later_hebbian, first_hebbian = along_from_end(written, log_decay, later[0])
+        later_calcium, first_calcium = along_from_end(source, log_decay, later[1])
+        hebbian, calcium = hebbian + later_hebbian, calcium + later_calcium
+        states += [first_hebbian, first_calcium]
     plasticity = or_zero(calcium, lambda z: z**alpha) if feedback else None
-    output = scale * reference_read(query, hebbian, plasticity, feature_map)
-    return output, hebbian[:, :, -1], calcium[:, :, -1]
+    weights = hebbian
+    if target == "synapse":
+        weights = hebbian * or_zero(calcium, lambda z: z ** (alpha - 1))[..., None]
+    return scale * reference_read(query, weights, plasticity, feature_map), *states
+
+
+def reference_causal(*arguments):
+    return reference_along(*arguments[:8], (), *arguments[8:])
+
+
+def reference_both_ways(*arguments):
+    return reference_along(*arguments[:8], arguments[8:10], *arguments[10:])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -139,7 +194,9 @@ def make_mask(kind, batch_size, length):
 class Inputs:
     """Tensors as a layer makes them, (B, N, H, size) transposed, the keys even a part of something larger."""
 
-    def __init__(self, length, features=24, head_dim=20, code="shared", mask="mixed", dtype=torch.float32, heads=2):
+    def __init__(
+        self, length, features=24, head_dim=20, code="shared", mask="mixed", dtype=torch.float32, heads=2, leaks=False
+    ):
         batch_size = 2
 
         def tokens(size, batch_size=batch_size):
@@ -153,6 +210,12 @@ class Inputs:
             for x in (self.key, self.value, self.code):
                 if x is not None and x.dim() == 4:
                     x.masked_fill_(~self.mask[:, None, :, None], float("nan"))
+        self.log_decay = None
+        if leaks:  # one head remembers a token or two, the next hundreds
+            rates = torch.logspace(0, -2.5, heads, device=DEVICE)[:, None]
+            self.log_decay = -rates * torch.rand(batch_size, heads, length, device=DEVICE)
+            if self.mask is not None:
+                self.log_decay.masked_fill_(~self.mask[:, None], 0)
         shape = batch_size, heads, features, head_dim
         self.hebbian, self.d_hebbian = torch.randn(2, *shape, device=DEVICE)
         self.calcium, self.d_calcium = torch.rand(2, *shape[:3], device=DEVICE) * 3
@@ -160,6 +223,15 @@ class Inputs:
     @property
     def written(self):
         return self.key, self.value, self.code, self.mask
+
+    @property
+    def causal(self):
+        return self.query, *self.written, self.log_decay, self.hebbian, self.calcium
+
+
+def plain_options(feature_map="elu"):
+    """From alpha to the scale, as the causal functions take them, with every switch as it was always."""
+    return 0.5, "response", "neurons", feature_map, True, 1.0
 
 
 def double(*tensors):
@@ -188,15 +260,17 @@ def assert_close(names, found, expected, tolerance=TOLERANCE):
             assert error <= tolerance, f"{name} is off by {error:.1e} of its largest entry"
 
 
-def check_bidirectional(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE):
+def check_bidirectional(
+    inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE, sources="neurons", target="response"
+):
     written = double(*inputs.written)
-    expected = reference_write(*written, feature_map)
-    found = run("write_forward", *inputs.written, feature_map)
+    expected = reference_write(*written, feature_map, sources)
+    found = run("write_forward", *inputs.written, feature_map, sources)
     assert_close("hebbian calcium", found, expected, tolerance)
     assert {x.dtype for x in found} == {torch.float32}
 
     d_states = inputs.d_hebbian, inputs.d_calcium
-    d_written = run("write_backward", *inputs.written, feature_map, *d_states)
+    d_written = run("write_backward", *inputs.written, feature_map, sources, *d_states)
     d_key, d_value, d_code, _ = gradients(expected, d_states, written)
     assert_close("d_key d_value d_code", d_written, (d_key, d_value, d_code), tolerance)
     assert all(x is None or x.dtype == inputs.key.dtype for x in d_written)
@@ -213,21 +287,42 @@ def check_bidirectional(inputs, alpha=0.5, feature_map="elu", feedback=True, tol
     assert found[0].dtype == inputs.query.dtype and found[1].dtype == torch.float32
 
 
-def check_causal(inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE):
-    arguments = inputs.query, *inputs.written, inputs.hebbian, inputs.calcium
-    options = alpha, feature_map, feedback, 0.3
+def check_causal(
+    inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE, sources="neurons", target="response"
+):
+    arguments = inputs.causal
+    options = alpha, target, sources, feature_map, feedback, 0.3
     doubles = double(*arguments)
     expected = reference_causal(*doubles, *options)
-    packed = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium  # no documents
-    found = run("causal_forward", *packed, *options, inputs.value.dtype)
+    found = run("causal_forward", *arguments, *options, inputs.value.dtype)
     assert_close("output hebbian calcium", found, expected, tolerance)
     assert [x.dtype for x in found] == [inputs.value.dtype, torch.float32, torch.float32]
 
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
-    found = run("causal_backward", *packed, *options, *d_outputs)
+    found = run("causal_backward", *arguments, *options, *d_outputs)
     expected = gradients(expected, d_outputs, doubles)
     del expected[4]  # of the mask
-    assert_close("d_query d_key d_value d_code d_hebbian d_calcium", found, expected, tolerance)
+    assert_close("d_query d_key d_value d_code d_log_decay d_hebbian d_calcium", found, expected, tolerance)
+    assert all(x is None or x.dtype == inputs.key.dtype for x in found[:4])
+
+
+def check_both_ways(
+    inputs, alpha=0.5, feature_map="elu", feedback=True, tolerance=TOLERANCE, sources="neurons", target="response"
+):
+    later = torch.randn_like(inputs.hebbian), torch.rand_like(inputs.calcium)
+    arguments = *inputs.causal, *later
+    options = alpha, target, sources, feature_map, feedback, 0.3
+    doubles = double(*arguments)
+    expected = reference_both_ways(*doubles, *options)
+    found = run("both_ways_forward", *arguments, *options, inputs.value.dtype)
+    assert_close("output hebbian calcium later_hebbian later_calcium", found, expected, tolerance)
+
+    d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium, *(torch.randn_like(x) for x in later)
+    found = run("both_ways_backward", *arguments, *options, *d_outputs)
+    expected = gradients(expected, d_outputs, doubles)
+    del expected[4]  # of the mask
+    names = "d_query d_key d_value d_code d_log_decay d_hebbian d_calcium d_later_hebbian d_later_calcium"
+    assert_close(names, found, expected, tolerance)
     assert all(x is None or x.dtype == inputs.key.dtype for x in found[:4])
 
 
@@ -278,6 +373,63 @@ def test_equals_the_equations(number, shape, check):
     check(positive(inputs) if options["feature_map"] == "identity" else inputs, **options)
 
 
+SWITCHES = [
+    {"check": check_bidirectional, "sources": "all"},
+    {"check": check_causal, "sources": "all"},
+    {"check": check_causal, "target": "synapse"},
+    {"check": check_causal, "target": "synapse", "sources": "all", "feedback": False},
+    {"check": check_causal, "target": "synapse", "sources": "all", "feature_map": "exp"},
+    {"check": check_causal, "leaks": True},
+    {"check": check_causal, "leaks": True, "alpha": 1.0},
+    {"check": check_causal, "leaks": True, "target": "synapse", "sources": "all", "feedback": False},
+    {"check": check_causal, "leaks": True, "target": "synapse", "sources": "all", "feature_map": "exp"},
+    {"check": check_both_ways, "leaks": True},
+    {"check": check_both_ways, "leaks": True, "feedback": False},
+    {"check": check_both_ways, "leaks": True, "target": "synapse", "sources": "all", "feedback": False},
+    {"check": check_both_ways, "leaks": True, "target": "synapse", "sources": "all", "feature_map": "exp"},
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "shape"),
+    some_each_time(
+        itertools.product(range(len(SWITCHES)), range(len(SHAPES))),
+        [
+            pair
+            for pair in itertools.product(range(len(SWITCHES)), range(len(SHAPES)))
+            if DEVICE == "cuda" or sum(pair) % 4 in (0, 3)
+        ],
+    ),
+)
+def test_switches(number, shape):
+    options = dict(SWITCHES[number])
+    check, leaks = options.pop("check"), options.pop("leaks", False)
+    check(Inputs(**SHAPES[shape], leaks=leaks), **options)
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_switches_with_features_and_head_size_of_several_blocks(leaks):
+    inputs = Inputs(70, features=40, head_dim=40, code="batched", heads=1, leaks=leaks)
+    check_causal(inputs, sources="all", target="synapse")
+
+
+@pytest.mark.parametrize("size", [1e-6, 1, 1e6])
+def test_all_stays_finite(size):
+    """Keys from silence to saturation, and synapses that forget all from one token to the next or nothing at all."""
+    inputs = Inputs(70, features=16, head_dim=16, mask="none", leaks=True)
+    inputs.key.mul_(30).add_(float(torch.tensor(size).log()))
+    inputs.log_decay.mul_(300)
+    inputs.hebbian.zero_(), inputs.calcium.zero_()
+    options = 0.25, "synapse", "all", "exp", True, 1.0
+    found = run("causal_forward", *inputs.causal, *options, torch.float32)
+    d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
+    assert all(x.isfinite().all() for x in (*found, *run("causal_backward", *inputs.causal, *options, *d_outputs)))
+
+
+def test_a_leak_of_sixteen_bits():
+    check_causal(Inputs(70, dtype=torch.bfloat16, leaks=True), target="synapse", sources="all", tolerance=8e-3)
+
+
 @pytest.mark.parametrize("check", [check_bidirectional, check_causal])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits(dtype, check):
@@ -301,20 +453,30 @@ def test_nothing_but_padding(feature_map, check):
     check(inputs, feature_map=feature_map)
     inputs.hebbian.zero_(), inputs.calcium.zero_()
     check(inputs, feature_map=feature_map)
-    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
-    assert run("causal_forward", *arguments, 0.5, feature_map, True, 1.0, torch.float32)[0][-1].eq(0).all()
+    arguments = inputs.causal
+    assert run("causal_forward", *arguments, *plain_options(feature_map), torch.float32)[0][-1].eq(0).all()
 
 
-@pytest.mark.parametrize("check", [check_bidirectional, check_causal])
-@pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_silent_synapses(alpha, check):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"check": check_bidirectional, "alpha": 1.0},
+        {"check": check_causal, "alpha": 1.0},
+        {"check": check_bidirectional, "alpha": 0.3},
+        {"check": check_causal, "alpha": 0.3},
+        {"check": check_causal, "alpha": 0.3, "target": "synapse"},
+    ],
+    ids=str,
+)
+def test_silent_synapses(options):
     inputs = Inputs(70, code="batched", mask="none")
     inputs.calcium.zero_(), inputs.hebbian.zero_()
     inputs.key[..., ::2] = -1  # half of the synapses never see calcium,
     inputs.query[:, :, ::3, 1::2] = -1  # and some tokens ask those only,
     inputs.query[:, :, 1::3] = -1  # or none
     inputs.key[:, :, :5] = -1  # and at first there is none anywhere
-    check(inputs, alpha=alpha, feature_map="relu")
+    options = dict(options)
+    options.pop("check")(inputs, feature_map="relu", **options)
 
 
 def test_exp_saturates():
@@ -348,16 +510,17 @@ def test_any_strides():
     check_causal(inputs)
 
 
-def test_nothing_to_write_and_nothing_to_read():
-    inputs = Inputs(0, mask="none")
-    hebbian, calcium = run("write_forward", *inputs.written, "elu")
+@pytest.mark.parametrize("leaks", [False, True])
+def test_nothing_to_write_and_nothing_to_read(leaks):
+    inputs = Inputs(0, mask="none", leaks=leaks)
+    hebbian, calcium = run("write_forward", *inputs.written, "elu", "neurons")
     assert hebbian.eq(0).all() and calcium.eq(0).all()
-    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium
-    output, hebbian, calcium = run("causal_forward", *arguments, 0.5, "elu", True, 1.0, torch.float32)
+    arguments = inputs.causal
+    output, hebbian, calcium = run("causal_forward", *arguments, *plain_options(), torch.float32)
     assert output.shape == inputs.value.shape
     assert hebbian.equal(inputs.hebbian) and calcium.equal(inputs.calcium)
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
-    d_states = run("causal_backward", *arguments, 0.5, "elu", True, 1.0, *d_outputs)[-2:]
+    d_states = run("causal_backward", *arguments, *plain_options(), *d_outputs)[-2:]
     assert d_states[0].equal(inputs.d_hebbian) and d_states[1].equal(inputs.d_calcium)
 
 
@@ -366,7 +529,7 @@ def test_not_a_number_is_not_hidden():
     nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32, device=DEVICE).view(torch.float32)  # the one that GPUs make
     inputs.key[0, 0, 3, 2] = inputs.query[1, 1, 4, 5] = nan
     for feature_map, dtype in (("elu", torch.float32), ("exp", torch.bfloat16), ("identity", torch.bfloat16)):
-        hebbian, calcium = run("write_forward", inputs.key, inputs.value.to(dtype), None, None, feature_map)
+        hebbian, calcium = run("write_forward", inputs.key, inputs.value.to(dtype), None, None, feature_map, "neurons")
         assert hebbian[0, 0, 2].isnan().all() and calcium[0, 0, 2].isnan() and hebbian.isnan().sum() == 20
         (output,) = run("read_forward", inputs.query, inputs.hebbian, None, feature_map, dtype)
         assert output[1, 1, 4].isnan().all() and output.isnan().sum() == 20
@@ -374,7 +537,7 @@ def test_not_a_number_is_not_hidden():
 
 def test_the_gradients_of_a_long_sequence_are_the_same_each_time():
     inputs = Inputs(130, features=16, head_dim=16)
-    arguments = inputs.query, *inputs.written, None, inputs.hebbian, inputs.calcium, 0.5, "elu", True, 1.0
+    arguments = *inputs.causal, *plain_options()
     d_outputs = inputs.d_output, inputs.d_hebbian, inputs.d_calcium
     first, second = (run("causal_backward", *arguments, *d_outputs) for _ in range(2))
     assert all(x.equal(y) for x, y in zip(first, second, strict=True))
