@@ -406,4 +406,5 @@ def _laid_out(x: Tensor, expected: Tensor) -> Tensor:
 
 
 for _pass in PASSES.values():
-    _register_operators(_pass)
+    if any(isinstance(backend.kernels.get(_pass.name), Kernel) for backend in BACKENDS.values()):
+        _register_operators(_pass)

@@ -290,7 +290,30 @@ def neuron_astrocyte_attention(
     feature_map: str = "elu",
     feedback: bool = True,
     random_projection: torch.Tensor | None = None,
-    log_decay: torch.Tensor | None = None,
+    log_decay: None = None,
+    proximity: torch.Tensor | None = None,
+    causal: bool = False,
+    initial_state: NeuronAstrocyteState | None = None,
+    output_final_state: Literal[True],
+    document_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, NeuronAstrocyteState]: ...
+
+
+@overload
+def neuron_astrocyte_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None = None,
+    padding_mask: torch.Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    presynaptic_target: str = "response",
+    calcium_sources: str = "neurons",
+    feature_map: str = "elu",
+    feedback: bool = True,
+    random_projection: torch.Tensor | None = None,
+    log_decay: torch.Tensor,
     proximity: torch.Tensor | None = None,
     causal: bool = False,
     initial_state: State | None = None,

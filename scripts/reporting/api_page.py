@@ -26,6 +26,7 @@ GROUPS = {
     "The operation": (
         "neuron_astrocyte_attention",
         "NeuronAstrocyteState",
+        "BidirectionalState",
         "neuron_astrocyte_attention_weights",
         "neuron_astrocyte_network",
         "attention_backend",
