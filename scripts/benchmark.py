@@ -164,30 +164,50 @@ def batch_of(length, tokens):
 
 
 def operations(causal, device):
-    """The attention operation by name, each a function of query, key, value and code."""
+    """The attention operation by name, each a function of query, key, value, code and log_decay."""
 
-    def ours(query, key, value, code):
+    def ours(query, key, value, code, log_decay):
         return neuron_astrocyte_attention(query, key, value, code, alpha=ALPHA, causal=causal)
 
-    def plain(query, key, value, code):
-        with attention_backend("plain"):
-            return ours(query, key, value, code)
+    def all_switches(query, key, value, code, log_decay):
+        return neuron_astrocyte_attention(
+            query,
+            key,
+            value,
+            code,
+            alpha=ALPHA,
+            causal=causal,
+            log_decay=log_decay,
+            presynaptic_target="synapse",
+            calcium_sources="all",
+        )
 
-    def no_astrocyte(query, key, value, code):
+    def plain(*tensors):
+        with attention_backend("plain"):
+            return ours(*tensors)
+
+    def no_astrocyte(query, key, value, code, log_decay):
         return neuron_astrocyte_attention(query, key, value, alpha=ALPHA, causal=causal)
 
-    def sdpa(query, key, value, code):
+    def sdpa(query, key, value, code, log_decay):
         return scaled_dot_product_attention(query, key, value, is_causal=causal)
 
-    def products(query, key, value, code):
+    def products(query, key, value, code, log_decay):
         return query @ (key.transpose(-1, -2) @ value)
 
-    found = {"neuron_astrocyte": ours, "no astrocyte": no_astrocyte, "plain": plain, "sdpa": sdpa, "products": products}
+    found = {
+        "neuron_astrocyte": ours,
+        "all switches": all_switches,
+        "no astrocyte": no_astrocyte,
+        "plain": plain,
+        "sdpa": sdpa,
+        "products": products,
+    }
     if device == "cuda":
         with contextlib.suppress(ImportError):
             from fla.ops.linear_attn import chunk_linear_attn
 
-            def flash_linear(query, key, value, code):
+            def flash_linear(query, key, value, code, log_decay):
                 if not causal:
                     raise NotImplementedError("flash-linear-attention is causal")
                 query, key, value = (x.transpose(1, 2) for x in (query.sigmoid(), key.sigmoid(), value))
@@ -196,6 +216,15 @@ def operations(causal, device):
             if causal:
                 found["flash-linear-attention"] = flash_linear
     return found
+
+
+def operands(shape, requires_grad, **options):
+    """Query, key, value, code and log_decay of an operation. Its heads remember between 1 and 1,024 tokens."""
+    spans = torch.logspace(0, 10, HEADS, base=2, **options)
+    gates = 0.5 + torch.rand(shape[:-1], **options)
+    tensors = [torch.randn(shape, **options) for _ in range(3)]
+    tensors += [torch.randn(shape[1:], **options), -gates / spans[:, None]]
+    return [x.requires_grad_(requires_grad) for x in tensors]
 
 
 def arm(attention_type, causal, max_length, encoder=AstroformerForSequenceClassification):
@@ -299,7 +328,7 @@ def measure_operation(record, arguments):
                 batch = batch_of(length, arguments.tokens)
                 shape = (batch, HEADS, length, HEAD_DIM)
                 options = {"device": arguments.device, "dtype": DTYPES[arguments.dtype], "requires_grad": backward}
-                tensors = [torch.randn(shape, **options) for _ in range(3)] + [torch.randn(shape[1:], **options)]
+                tensors = operands(shape, **options)
                 d_output = torch.randn(shape, device=arguments.device, dtype=DTYPES[arguments.dtype])
 
                 def call(function, tensors=tensors, d_output=d_output, backward=backward):
@@ -433,7 +462,7 @@ def measure_memory(record, arguments):
                 for name, function in functions.items():
                     if not limit.allows((name, causal), length):
                         continue
-                    tensors = [torch.randn(shape, **options) for _ in range(3)] + [torch.randn(shape[1:], **options)]
+                    tensors = operands(shape, **options)
 
                     def call(function=function, tensors=tensors):
                         output = function(*tensors)

@@ -105,7 +105,7 @@ SHARED = {
 CURVE = {"eval_steps": 0.025, "max_curve_samples": 500}
 
 
-def recall(num_pairs, num_layers):
+def recall(num_pairs, num_layers, further_arms=()):
     """Associative recall in the preset "switches"."""
     return Setting(
         options={
@@ -123,7 +123,7 @@ def recall(num_pairs, num_layers):
         rates=(2e-3, 4e-3, 8e-3),
         seeds=(42, 43, 44),
         most_wider_rates=3,
-        further_arms=CAUSAL_FURTHER_ARMS,
+        further_arms=further_arms,
         **ON_LINE,
     )
 
@@ -260,7 +260,7 @@ PRESETS = {
             further_arms=CAUSAL_FURTHER_ARMS,
             **ON_LINE,
         ),
-        "mqar8_2layers": recall(8, 2),
+        "mqar8_2layers": recall(8, 2, CAUSAL_FURTHER_ARMS),
         "mqar8_1layer": recall(8, 1),
         "mqar4_2layers": recall(4, 2),
         "mqar4_1layer": recall(4, 1),
@@ -270,7 +270,7 @@ PRESETS = {
                 "num_attention_heads": 4,
                 "num_hidden_layers": 4,
                 "block_size": 256,
-                "per_device_train_batch_size": 12,
+                "per_device_train_batch_size": 6,
                 "per_device_eval_batch_size": 16,
                 "max_steps": 1000,
                 "dropout": 0,

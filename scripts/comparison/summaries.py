@@ -65,12 +65,18 @@ class Summary:
     def seconds_to(self, goal):
         """The seconds of training, evaluations included, that each seed took to `goal`; None where it never did."""
         taken = zip(self.steps_to(goal), self.records, strict=True)
-        return [None if steps is None else steps / record["steps"] * record["seconds"] for steps, record in taken]
+        return [None if steps is None else steps / record["steps"] * seconds_of(record) for steps, record in taken]
 
     def areas(self):
         """The area under each seed's curve, over its length: the mean of the metric along training."""
         steps, curves = self.curves()
         return [mean_along(steps, curve) for curve in curves]
+
+
+def seconds_of(record):
+    """How long a run took: the processor's time, where that was measured, which other work on the machine leaves
+    alone."""
+    return record.get("processor_seconds", record["seconds"])
 
 
 def mean_along(steps, curve):

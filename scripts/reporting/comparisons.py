@@ -8,7 +8,15 @@ import matplotlib
 from comparison.arms import ALL_ARMS
 from comparison.presets import PRESETS, arms_of, default_arms
 from comparison.records import Records
-from comparison.summaries import FEWEST_FOR_TEST, chance, format_value, significance, summaries, with_spread
+from comparison.summaries import (
+    FEWEST_FOR_TEST,
+    chance,
+    format_value,
+    seconds_of,
+    significance,
+    summaries,
+    with_spread,
+)
 from comparison.tasks import TASKS
 
 from reporting.tables import origin, table
@@ -163,7 +171,7 @@ def task_lines(known, task):
                 str(len(summary.values)),
                 f"{known.records.chosen_rate(task, arm):g}",
                 f"{summary.average('parameters'):,.0f}",
-                f"{summary.average('seconds'):,.0f}",
+                f"{statistics.fmean(map(seconds_of, summary.records)):,.0f}",
                 "" if memory is None else f"{memory / 2**20:,.0f}",
             ]
         )
@@ -232,10 +240,8 @@ def explanation(definition, arms, rivals, first, metric):
         else "of the whole process, which may have done other runs before: a difference of a hundred MiB means "
         "nothing. `scripts/benchmark.py` measures both in isolation"
     )
-    lines.append(
-        f"- **seconds** of training and evaluation, while other runs shared the machine, and **peak memory** "
-        f"{memory}. {origin(first)}."
-    )
+    clock = "of the processor" if "processor_seconds" in first else "while other runs shared the machine"
+    lines.append(f"- **seconds** of training and evaluation, {clock}, and **peak memory** {memory}. {origin(first)}.")
     return lines
 
 

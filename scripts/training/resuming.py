@@ -42,23 +42,32 @@ def resume_from(training_args):
 
 
 class Stopwatch(TrainerCallback, ExportableState):
-    """Counts the seconds of training, evaluations on the way included, over all the times that a run was resumed; and
-    keeps in its checkpoints how large its batches are."""
+    """Counts the seconds of training, evaluations on the way included, over all the times that a run was resumed, on
+    the clock and of the processor; and keeps in its checkpoints how large its batches are."""
 
     def __init__(self, resumes=False, batch_size=None):
-        self.resumes, self.before, self.began, self.batch_size = resumes, 0.0, time.monotonic(), batch_size
+        self.resumes, self.batch_size = resumes, batch_size
+        self._begin({})
+
+    def _begin(self, earlier):
+        self.before, self.processor_before = earlier.get("before", 0.0), earlier.get("processor_before", 0.0)
+        self.began, self.processor_began = time.monotonic(), time.process_time()
 
     @property
     def seconds(self):
         return self.before + time.monotonic() - self.began
 
+    @property
+    def processor_seconds(self):
+        return self.processor_before + time.process_time() - self.processor_began
+
     def state(self):
-        return {"args": {}, "attributes": {"before": self.seconds, "batch_size": self.batch_size}}
+        taken = {"before": self.seconds, "processor_before": self.processor_seconds}
+        return {"args": {}, "attributes": {**taken, "batch_size": self.batch_size}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         earlier = state.stateful_callbacks.get(type(self).__name__) if self.resumes else None
-        self.before = earlier["attributes"]["before"] if earlier else 0.0
-        self.began = time.monotonic()
+        self._begin(earlier["attributes"] if earlier else {})
 
 
 def finished_state(checkpoint):

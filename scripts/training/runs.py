@@ -97,7 +97,7 @@ def train(trainer, resume_from, results, record, *, command, test=None, max_curv
             )
         trainer.train(resume_from_checkpoint=resume_from)
         args.metric_for_best_model = best_by
-        training_seconds = stopwatch.seconds
+        seconds, processor_seconds = stopwatch.seconds, stopwatch.processor_seconds
     else:  # killed after its last step: `Trainer` would take one step more
         best = finished.best_model_checkpoint if args.load_best_model_at_end else None
         if hasattr(trainer.model.config, "short_convolution"):
@@ -106,7 +106,8 @@ def train(trainer, resume_from, results, record, *, command, test=None, max_curv
             weights = type(trainer.model).from_pretrained(best or resume_from)
             trainer.model.load_state_dict(weights.state_dict())
         trainer.state = finished
-        training_seconds = finished.stateful_callbacks["Stopwatch"]["attributes"]["before"]
+        taken = finished.stateful_callbacks["Stopwatch"]["attributes"]
+        seconds, processor_seconds = taken["before"], taken.get("processor_before", taken["before"])
     curve = learning_curve(trainer.state.log_history)
     metrics = quality(trainer.evaluate(validation))
     if test is not None:
@@ -140,7 +141,9 @@ def train(trainer, resume_from, results, record, *, command, test=None, max_curv
             "train_samples": len(trainer.train_dataset),
             "eval_samples": len(validation),
             **({} if trainer.eval_dataset is validation else {"curve_samples": len(trainer.eval_dataset)}),
-            "seconds": round(training_seconds, 1),
+            "seconds": round(seconds, 1),
+            # of all threads: what else the machine did meanwhile does not count; but a GPU's work does not either
+            **({"processor_seconds": round(processor_seconds, 1)} if args.device.type == "cpu" else {}),
             "peak_memory_bytes": peak_memory_bytes(),
             "resumed": bool(resume_from),
             "command": command,

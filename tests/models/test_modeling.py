@@ -103,11 +103,13 @@ def test_models_are_built_in_half_precision(variant, head, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_finite_and_close_at_8192_tokens(variant, dtype):
+def test_half_precision_stays_finite_and_close_over_thousands_of_tokens(variant, dtype):
     if variant.get("calcium_normalization") == "sum":
         variant = {**variant, "presynaptic_alpha": 1.0}  # sums grow with the length: that is what "mean" is for
-    model = make_classifier(num_hidden_layers=1, max_position_embeddings=8192, initializer_range=0.02, **variant)
-    ids = tokens(1, 8192)
+    leaky_softmax = variant.get("attention_type") == "softmax" and variant.get("synaptic_decay", "none") != "none"
+    length = 2048 if leaky_softmax else 8192  # a number for every pair of tokens takes its time
+    model = make_classifier(num_hidden_layers=1, max_position_embeddings=length, initializer_range=0.02, **variant)
+    ids = tokens(1, length)
     exact = model(ids).logits
     output = model.to(dtype)(ids).logits
     assert output.dtype == dtype and output.isfinite().all()

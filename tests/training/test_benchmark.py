@@ -28,7 +28,9 @@ def test_all_sections(tmp_path, small_models, capsys):
     for row in rows:
         assert row.get("seconds", 1) > 0 and row.get("peak_bytes", 1) > 0, row
     operation = [row for row in rows if row["section"] == "operation"]
-    assert {row["contestant"] for row in operation} == {"neuron_astrocyte", "no astrocyte", "plain", "sdpa", "products"}
+    assert {row["contestant"] for row in operation} == {
+        *("neuron_astrocyte", "all switches", "no astrocyte", "plain", "sdpa", "products")
+    }
     assert {(row["causal"], row["backward"], row["length"], row["batch"]) for row in operation} == {
         (causal, backward, length, batch)
         for causal in (False, True)

@@ -15,7 +15,7 @@ from comparison.arms import ARMS, OFF, SWITCH_ARMS
 from comparison.cells import Cell, fields_of
 from comparison.presets import PRESETS, default_arms, default_seeds
 from comparison.records import Records
-from comparison.summaries import Summary, first_crossing, mean_along, significance, summaries, with_spread
+from comparison.summaries import Summary, first_crossing, mean_along, seconds_of, significance, summaries, with_spread
 from comparison.tasks import IMAGE, LANGUAGE, RECALL, TASKS
 from reporting import comparisons, texts
 from training import data, provenance
@@ -148,7 +148,7 @@ def test_a_run_killed_after_its_last_step_is_only_measured(whole, tmp_path, scri
         assert again["metrics"] == record["metrics"]
         steps = [entry["step"] for entry in again["learning_curve"]["evaluation"]]
         assert steps == [entry["step"] for entry in record["learning_curve"]["evaluation"]] and len(steps) == 8
-        assert again["seconds"] > 0
+        assert again["seconds"] > 0 and again["processor_seconds"] > 0
         (tmp_path / "results.json").unlink()
     assert "checkpoint-16" in outputs[1].splitlines()[0] and "'loss'" not in outputs[1]  # not one more step
 
@@ -510,6 +510,7 @@ def test_speed_of_learning(made_up):
     # 2 seconds for 30 steps
     assert full.seconds_to(0.45) == pytest.approx([step * 2 / 30 for step in full.steps_to(0.45)])
     assert full.seconds_to(0.91)[0] is None
+    assert seconds_of({"seconds": 2.0}) == 2.0 and seconds_of({"seconds": 2.0, "processor_seconds": 1.5}) == 1.5
     # trapezoids between 1/4, 3/4 and all of 0.9 and 0.92
     assert full.areas() == pytest.approx([0.9 * (0.5 + 0.875) / 2, 0.92 * (0.5 + 0.875) / 2])
     assert mean_along([5], [0.3]) == 0.3 and mean_along([0, 10, 40], [0.0, 1.0, 1.0]) == pytest.approx(35 / 40)
