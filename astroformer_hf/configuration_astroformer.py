@@ -56,21 +56,6 @@ PAPER = {
     "calcium_normalization": "sum",
     **BEFORE_IT_EXISTED,
 }
-# The form that trains best on a line of tokens. For recall some heads must start long, and the resting astrocyte as
-# loud as three neurons; for neighbouring characters some must start short: with this start both are learned.
-BEST = {
-    "feature_map": "exp",
-    "astrocyte_code": "activity",
-    "astrocyte_scale": 3.0,
-    "astrocyte_resting_activity": 3.0,
-    "presynaptic_alpha": 0.5,
-    "calcium_normalization": "mean",
-    "synaptic_decay": "gated",
-    "initial_memory_spans": (1.0, 16.0, 128.0, 1024.0),
-    "presynaptic_target": "synapse",
-    "calcium_sources": "all",
-    "hebbian_rule": "correlation",
-}
 REGISTRIES = {"feature_map": "register_feature_map", "astrocyte_code": "register_astrocyte_code"}
 POSITIVE = (
     "vocab_size",
@@ -173,7 +158,9 @@ class AstroformerBaseConfig(PreTrainedConfig):
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"best": BEST, "paper": PAPER}
+    # Of the attention. The defaults are what trains best: for recall some heads must remember long at first, and the
+    # resting astrocyte be as loud as three neurons; for neighbouring characters some heads must forget soon.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"best": {}, "paper": PAPER}
     base_model_fsdp_plan: ClassVar[dict[str, str]] = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
 
     hidden_size: int = 768
@@ -192,25 +179,27 @@ class AstroformerBaseConfig(PreTrainedConfig):
     pooling: str = "mean"
 
     attention_type: str = "neuron_astrocyte"
-    feature_map: str = "elu"
+    feature_map: str = "exp"
     num_hidden_neurons: int | None = None
     num_random_features: int = 256
     presynaptic_alpha: float | int = 0.5
     use_astrocyte_hebbian: bool = True
     use_calcium_feedback: bool = True
-    astrocyte_scale: float | int = 1.0
+    astrocyte_scale: float | int = 3.0
     astrocyte_code: str = "activity"
-    astrocyte_resting_activity: float | int = 0.05
+    astrocyte_resting_activity: float | int = 3.0
     calcium_normalization: str = "mean"
-    synaptic_decay: str = "none"
-    initial_memory_spans: list[float | int] | tuple[float | int, ...] = (1.0, 32.0)
-    presynaptic_target: str = "response"
-    calcium_sources: str = "neurons"
+    synaptic_decay: str | None = None
+    initial_memory_spans: list[float | int] | tuple[float | int, ...] = (1.0, 16.0, 128.0, 1024.0)
+    presynaptic_target: str = "synapse"
+    calcium_sources: str = "all"
     hebbian_rule: str = "correlation"
 
     astroformer_version: str | None = __version__
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.synaptic_decay is None:
+            self.synaptic_decay = self.default_decay if self.attention_type == "neuron_astrocyte" else "none"
         self._reject_misspelt(kwargs)
         self._check_serialized_fields(kwargs)
         self.validate_architecture()
@@ -219,6 +208,8 @@ class AstroformerBaseConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.auto_map = dict(self.auto_map_of_class)
         self.astroformer_version = __version__  # of what saves it next
+
+    default_decay: ClassVar[str] = "gated"  # of the arm "neuron_astrocyte"
 
     @property
     def longest_input(self) -> int | None:
@@ -230,9 +221,9 @@ class AstroformerBaseConfig(PreTrainedConfig):
         """A configuration by the name of its attention.
 
         Args:
-            name (`str`): "best", every effect where it trains best: synapses that leak through a gate, alpha at the
-                synapse, calcium of all sources; or "paper", the attention to the letter of "Delving Deeper Into
-                Astromorphic Transformers" (arXiv 2312.10925): a learned table of positions as loud as the neurons,
+            name (`str`): "best", the defaults, every effect where it trains best: synapses that leak through a gate,
+                alpha at the synapse, calcium of all sources; or "paper", the attention to the letter of "Delving Deeper
+                Into Astromorphic Transformers" (arXiv 2312.10925): a learned table of positions as loud as the neurons,
                 sums instead of means, alpha in the calcium response alone, nothing that leaks.
             changes: other fields.
 
@@ -385,8 +376,8 @@ class AstroformerConfig(AstroformerBaseConfig):
             classifiers refuse "cls".
         attention_type (`str`, defaults to `"neuron_astrocyte"`): the arm; "linear" (Katharopoulos et al., 2020) and
             "softmax" are the comparisons in the same skeleton. "linear" is "neuron_astrocyte" with
-            `use_astrocyte_hebbian=False, presynaptic_alpha=1`.
-        feature_map (`str`, defaults to `"elu"`): phi, "elu" (elu(x) + 1), "relu", "exp" or "favor" (random features).
+            `use_astrocyte_hebbian=False, presynaptic_alpha=1, synaptic_decay="none"`.
+        feature_map (`str`, defaults to `"exp"`): phi, "elu" (elu(x) + 1), "relu", "exp" or "favor" (random features).
         num_hidden_neurons (`int`, *optional*): m, the size of queries and keys per head; the head size by default.
         num_random_features (`int`, defaults to 256): features of the "favor" map.
         presynaptic_alpha (`float`, defaults to 0.5): presynaptic plasticity, the exponent in (0, 1] of the calcium; 1
@@ -394,23 +385,24 @@ class AstroformerConfig(AstroformerBaseConfig):
         use_astrocyte_hebbian (`bool`, defaults to `True`): whether the astrocyte modulates Hebbian plasticity
             (H_astro).
         use_calcium_feedback (`bool`, defaults to `True`): whether the astrocyte divides by the calcium response (P).
-        astrocyte_scale (`float`, defaults to 1.0): scale of the coupling exp(-scale * distance) between processes.
+        astrocyte_scale (`float`, defaults to 3.0): scale of the coupling exp(-scale * distance) between processes.
         astrocyte_code (`str`, defaults to `"activity"`): R, "learned" (the paper's table of relative positions),
             "sinusoidal" (the same for any length) or "activity" (each process integrates its neighbours).
-        astrocyte_resting_activity (`float`, defaults to 0.05): how loud the astrocyte is before training: phi(b) of its
+        astrocyte_resting_activity (`float`, defaults to 3.0): how loud the astrocyte is before training: phi(b) of its
             resting level b, in units of the activity of an untrained neuron. 1 is as loud as the neurons.
         calcium_normalization (`str`, defaults to `"mean"`): whether calcium and Hebbian weights are read as a mean over
             the tokens, a concentration, or literally as their "sum". With "sum" the attention's output grows with the
-            number of tokens n as n^(1 - alpha), and as n without feedback.
-        synaptic_decay (`str`, defaults to `"none"`): whether synapses and calcium leak, at a rate per head that is
-            "learned", or "gated" by the token that comes. In the "softmax" arm the scores fall with the same distance
-            (ALiBi with learned rates).
-        initial_memory_spans (sequence of `float`, defaults to `(1.0, 32.0)`): how many tokens the heads remember before
-            training, where synapses leak: the first and the last head's, or more, from which the others' are
-            interpolated in their logarithm.
-        presynaptic_target (`str`, defaults to `"response"`): where `presynaptic_alpha` acts, in the calcium "response"
+            number of tokens n as n^(1 - alpha), and as n without feedback. With alpha at the synapse and feedback both
+            are the same.
+        synaptic_decay (`str`, *optional*): whether synapses and calcium leak, at a rate per head that is "learned", or
+            "gated" by the token that comes; "gated" by default, but "none" in the arms "linear" and "softmax". In
+            "softmax" the scores fall with the same distance (ALiBi with learned rates).
+        initial_memory_spans (sequence of `float`, defaults to `(1.0, 16.0, 128.0, 1024.0)`): how many tokens the heads
+            remember before training, where synapses leak: the first and the last head's, or more, from which the
+            others' are interpolated in their logarithm.
+        presynaptic_target (`str`, defaults to `"synapse"`): where `presynaptic_alpha` acts, in the calcium "response"
             alone, the paper's form, or at the "synapse" as well (short-term depression).
-        calcium_sources (`str`, defaults to `"neurons"`): what raises the calcium, the "neurons" alone, the paper's
+        calcium_sources (`str`, defaults to `"all"`): what raises the calcium, the "neurons" alone, the paper's
             form, or "all", the astrocyte's own processes as well.
         hebbian_rule (`str`, defaults to `"correlation"`): plasticity by the product of activities, the paper's form, or
             by their "covariance" as well: a term of its own, with a learned gain per head, in any arm.

@@ -5,18 +5,10 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_astroformer import BEST, AstroformerBaseConfig
+from .configuration_astroformer import AstroformerBaseConfig
 from .model_classes import IMAGE_MODELS, auto_map
 
 
-# The form that trains best on a grid of patches, where there is no order to gate.
-BEST_ON_GRID = {
-    **BEST,
-    "astrocyte_code": "sinusoidal",
-    "astrocyte_scale": 1.0,
-    "astrocyte_resting_activity": 1.0,
-    "synaptic_decay": "none",
-}
 MOST_PIXELS = 10**5  # in height or width
 
 
@@ -37,9 +29,10 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             hidden_act, classifier_dropout, attention_type, feature_map, num_hidden_neurons, num_random_features,
             presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,
             astrocyte_resting_activity, calcium_normalization, synaptic_decay, initial_memory_spans, presynaptic_target,
-            calcium_sources, hebbian_rule: as of `AstroformerConfig`. The unit of distance for `astrocyte_scale` is a
-            patch, and so is that of memory spans, which are counted along rows plus along columns; `synaptic_decay`
-            cannot be "gated".
+            calcium_sources, hebbian_rule: as of `AstroformerConfig`, but `astrocyte_code` defaults to `"sinusoidal"`,
+            `astrocyte_scale` and `astrocyte_resting_activity` to 1.0, and `synaptic_decay` to `"none"`. The unit of
+            distance for `astrocyte_scale` is a patch, and so is that of memory spans, which are counted along rows plus
+            along columns; `synaptic_decay` cannot be "gated".
 
     Raises:
         ValueError: a value out of range, or a keyword that looks like a misspelt field.
@@ -47,12 +40,16 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     """
 
     model_type = "astroformer_vision"
-    presets = {**AstroformerBaseConfig.presets, "best": BEST_ON_GRID}
+    default_decay = "none"
     auto_map_of_class = auto_map("astroformer_vision", "AstroformerVisionConfig", IMAGE_MODELS)
     num_position_dimensions = 2
 
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
+    # what trains best on a grid
+    astrocyte_code: str = "sinusoidal"
+    astrocyte_scale: float | int = 1.0
+    astrocyte_resting_activity: float | int = 1.0
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3

@@ -33,8 +33,13 @@ from astroformer_hf import AstroformerVisionConfig
 class ModelArguments(options.ModelArguments):
     """The model: a checkpoint, or the shape of a new one."""
 
-    num_hidden_layers: int = field(default=4, metadata={"help": "Blocks of a new model."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout of a new model, in attention and elsewhere."})
+    num_hidden_layers: int = options.with_default("num_hidden_layers", 4)
+    dropout: float = options.with_default("dropout", 0.0)
+    astrocyte_code: str = options.with_default("astrocyte_code", AstroformerVisionConfig.astrocyte_code)
+    astrocyte_scale: float = options.with_default("astrocyte_scale", AstroformerVisionConfig.astrocyte_scale)
+    astrocyte_resting_activity: float = options.with_default(
+        "astrocyte_resting_activity", AstroformerVisionConfig.astrocyte_resting_activity
+    )
     pooling: str = field(default=AstroformerVisionConfig.pooling, metadata={"help": "mean or cls."})
     image_size: int | None = field(
         default=None,

@@ -46,7 +46,7 @@ OBJECTIVES = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
 class ModelArguments(options.ModelArguments):
     """The model: a checkpoint, or the shape of a new one."""
 
-    num_hidden_layers: int = field(default=4, metadata={"help": "Blocks of a new model."})
+    num_hidden_layers: int = options.with_default("num_hidden_layers", 4)
     tokenizer: str = field(
         default="character",
         metadata={"help": "character, bpe (trained), or the name or folder of one. A checkpoint brings its own."},

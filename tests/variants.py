@@ -20,15 +20,23 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPILER = next(filter(None, map(shutil.which, native_library.COMPILERS)), None) if sys.platform == "linux" else None
 CPU_BACKENDS = ["plain", *(["cpp"] if COMPILER else [])]
 
+# What the paper does not have, off.
+SWITCHES_OFF = {
+    "synaptic_decay": "none",
+    "presynaptic_target": "response",
+    "calcium_sources": "neurons",
+    "hebbian_rule": "correlation",
+}
 # Every arm, and every variant of the neuron-astrocyte arm that takes a path of its own through the code.
 VARIANTS = {
     **{code: {"astrocyte_code": code} for code in ASTROCYTE_CODES},
-    "exp, sum": {"feature_map": "exp", "calcium_normalization": "sum"},
+    **{f"{code}, switches off": {"astrocyte_code": code, **SWITCHES_OFF} for code in ("learned", "activity")},
+    "elu, sum": {"feature_map": "elu", "calcium_normalization": "sum", "presynaptic_target": "response"},
     "relu": {"feature_map": "relu", "astrocyte_code": "learned"},
-    "favor": {"feature_map": "favor", "num_random_features": 24},
+    "favor": {"feature_map": "favor", "num_random_features": 24, **SWITCHES_OFF},
     "no astrocyte": {"use_astrocyte_hebbian": False},
-    "no feedback": {"use_calcium_feedback": False},
-    "leaky": {"synaptic_decay": "learned", "presynaptic_target": "synapse", "calcium_sources": "all"},
+    "no feedback": {"use_calcium_feedback": False, "synaptic_decay": "none"},
+    "leaky": {"synaptic_decay": "learned"},
     "covariance": {"hebbian_rule": "covariance", "synaptic_decay": "learned"},
     "wide": {"num_hidden_neurons": 12, "astrocyte_code": "sinusoidal"},
     "linear": {"attention_type": "linear"},

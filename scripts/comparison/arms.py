@@ -1,7 +1,9 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The arms: variants of attention in one skeleton, as fields of the configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from astroformer_hf.configuration_astroformer import BEFORE_IT_EXISTED
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ ARMS = {
     ),
 }
 
+# What the paper does not have is off, whatever the defaults of the package are.
+ARMS = {name: replace(arm, fields={**BEFORE_IT_EXISTED, **arm.fields}) for name, arm in ARMS.items()}
+
 # --------------------------------------------------------------------------------------------------------------------
 # The preset "switches"
 # --------------------------------------------------------------------------------------------------------------------
@@ -58,12 +63,9 @@ OFF = {
     "attention_type": "neuron_astrocyte",
     "use_astrocyte_hebbian": False,
     "presynaptic_alpha": 1,
-    "presynaptic_target": "response",
-    "calcium_sources": "neurons",
     "use_calcium_feedback": True,
     "calcium_normalization": "mean",
-    "synaptic_decay": "none",
-    "hebbian_rule": "correlation",
+    **BEFORE_IT_EXISTED,
 }
 SOFTMAX, LINEAR = {**OFF, "attention_type": "softmax"}, {**OFF, "attention_type": "linear"}
 SYNAPSE = {"presynaptic_target": "synapse"}

@@ -36,8 +36,8 @@ class Setting:
 ON_LINE = {
     "start_of_code": {
         "activity": {"astrocyte_scale": 3, "astrocyte_resting_activity": 3},
-        "learned": {"astrocyte_resting_activity": 0.05},
-        "sinusoidal": {"astrocyte_resting_activity": 0.05},
+        "learned": {"astrocyte_scale": 1, "astrocyte_resting_activity": 0.05},
+        "sinusoidal": {"astrocyte_scale": 1, "astrocyte_resting_activity": 0.05},
     },
     "forms": {
         "full": {"astrocyte_code": "activity", "presynaptic_alpha": 0.75},
@@ -58,8 +58,8 @@ ON_LINE = {
 ON_GRID = {
     "start_of_code": {
         "activity": {"astrocyte_scale": 3, "astrocyte_resting_activity": 0.3},
-        "learned": {"astrocyte_resting_activity": 1},
-        "sinusoidal": {"astrocyte_resting_activity": 1},
+        "learned": {"astrocyte_scale": 1, "astrocyte_resting_activity": 1},
+        "sinusoidal": {"astrocyte_scale": 1, "astrocyte_resting_activity": 1},
     },
     "forms": {
         "full": {"astrocyte_code": "sinusoidal", "presynaptic_alpha": 0.75},

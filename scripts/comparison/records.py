@@ -5,9 +5,25 @@ import json
 import math
 from pathlib import Path
 
+from astroformer_hf.configuration_astroformer import BEFORE_IT_EXISTED
 from comparison.cells import Cell
 from comparison.presets import PRESETS, arms_of, default_seeds
 from comparison.tasks import TASKS
+
+
+# Options that are not among the arguments of an older record: what they were by default when it was made.
+WHEN_ABSENT = {**BEFORE_IT_EXISTED, "astrocyte_scale": "1"}
+
+
+def as_options(arguments):
+    """The arguments of a run by name, each a list of words, whatever their order."""
+    found = {f"--{name}": [value] for name, value in WHEN_ABSENT.items()}
+    for word in arguments:
+        if word.startswith("--"):
+            values = found[word] = []
+        else:
+            values.append(word)
+    return found
 
 
 class Records:
@@ -36,7 +52,7 @@ class Records:
             if not path.exists():
                 return None
             record = json.loads(path.read_text(encoding="utf-8"))
-            if record["arguments"] != cell.arguments:
+            if as_options(record["arguments"]) != as_options(cell.arguments):
                 raise ValueError(
                     f"{path} was made with {' '.join(record['arguments'])}\nbut the preset {self.preset!r} now says "
                     f"{' '.join(cell.arguments)}\nMove the file away to train this cell anew."

@@ -19,7 +19,7 @@ from comparison.summaries import (
 )
 from comparison.tasks import TASKS
 
-from reporting.tables import origin, table
+from reporting.tables import command_today, origin, table
 
 
 matplotlib.use("Agg")
@@ -194,7 +194,7 @@ def task_lines(known, task):
         f"To repeat all of it: `{repeat(known, task, first)}`. One run, the first of `{example}`:",
         "",
         "```bash",
-        first["command"],
+        command_today(first["command"], first["config"]),
         "```",
         "",
     ]

@@ -6,21 +6,21 @@ import shlex
 from training.options import DEFAULT_TRAINING_ARGUMENTS
 
 from astroformer_hf import AstroformerConfig
-from reporting.tables import origin, table
+from reporting.tables import EARLIER_DEFAULTS, command_today, origin, table
 
 
 ARMS = ("neuron_astrocyte", "softmax", "linear")
 
 
 def field(run, name):
-    """A field of a run's configuration, which records only what differs from the defaults."""
-    return run["config"].get(name, getattr(AstroformerConfig, name))
+    """A field of a run's configuration, which records only what differs from the defaults of its release."""
+    return run["config"].get(name, EARLIER_DEFAULTS.get(name, getattr(AstroformerConfig, name)))
 
 
 def command(run):
     """The command of a run, with the one option whose default follows from another option written out."""
-    option = "--initializer_range"
-    return run["command"] if option in run["command"] else f"{run['command']} {option} {field(run, option[2:])}"
+    option, repeated = "--initializer_range", command_today(run["command"], run["config"])
+    return repeated if option in repeated else f"{repeated} {option} {field(run, option[2:])}"
 
 
 def commands(runs):

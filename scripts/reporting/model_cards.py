@@ -9,7 +9,7 @@ from comparison.tasks import TASKS
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from reporting import comparisons
-from reporting.tables import origin, table
+from reporting.tables import command_today, origin, table
 
 
 LICENSE = "apache-2.0"
@@ -121,6 +121,7 @@ def card(template, known, record):
     text = template.render(
         card_data=card_data(record).to_yaml(),
         record=record,
+        training_command=command_today(training["command"], arms[record["arm"]].records[0]["config"]),
         training=training,
         task=definition,
         config=arms[record["arm"]].records[0]["config"],

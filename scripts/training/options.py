@@ -37,6 +37,12 @@ class Choices:
         return iter(choices_of(self.name))
 
 
+def with_default(option, default):
+    """An option of `ModelArguments` with another default, for a class that is derived from it."""
+    (known,) = (known for known in fields(ModelArguments) if known.name == option)
+    return field(default=default, metadata=known.metadata)
+
+
 @dataclass
 class ModelArguments:
     """The model: a checkpoint, or the shape of a new one."""
@@ -73,9 +79,12 @@ class ModelArguments:
         default=AstroformerConfig.astrocyte_resting_activity,
         metadata={"help": "How loud the astrocyte is before training, in units of an untrained neuron."},
     )
-    synaptic_decay: str = field(
+    synaptic_decay: str | None = field(
         default=AstroformerConfig.synaptic_decay,
-        metadata={"help": "Whether and how synapses leak.", "choices": Choices("synaptic_decay")},
+        metadata={
+            "help": "Whether and how synapses leak. Default: gated for texts, none for images and for the other arms.",
+            "choices": Choices("synaptic_decay"),
+        },
     )
     initial_memory_spans: list[float] = field(
         default_factory=lambda: list(AstroformerConfig.initial_memory_spans),

@@ -223,7 +223,7 @@ def test_the_page_of_a_model_without_calcium(text_model):
         ("learned", "presynaptic α 0.5, astrocyte code learned", "feedback *P* = 1 / *C* of the astrocyte"),
         ("no astrocyte", "presynaptic α 0.5, without H_astro", "feedback *P* = 1 / *C* of the astrocyte"),
         ("no feedback", "presynaptic α 0.5, astrocyte code activity", "*C* does not act on the answer"),
-        ("linear", "linear attention (φ elu)", "the usual normalisation"),
+        ("linear", "linear attention (φ exp)", "the usual normalisation"),
     ],
 )
 def test_the_page_tells_the_arm(variant, attention, calcium):

@@ -9,7 +9,7 @@ from looking.colours import colour, coloured_text
 from PIL import Image
 from training.tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-from variants import ROOT, VARIANTS, make_model, tiny_config, tiny_vision_config
+from variants import ROOT, SWITCHES_OFF, VARIANTS, make_model, tiny_config, tiny_vision_config
 
 from astroformer_hf import (
     AstroformerForImageClassification,
@@ -64,7 +64,10 @@ def test_records_are_what_the_layers_computed(name, variant):
         assert record.memory_span.isfinite().all() == is_leaky
         assert (record.release is not None) == (layer.operation["presynaptic_target"] == "synapse")
         if is_leaky:
-            torch.testing.assert_close(record.memory_span[0], (-layer.synaptic_decay.bias).exp())
+            gated, bias = layer.synaptic_decay.weight is not None, layer.synaptic_decay.bias
+            # before training a gate does not depend on the token
+            span = -1 / torch.nn.functional.logsigmoid(bias) if gated else (-bias).exp()
+            torch.testing.assert_close(record.memory_span[0], span)
         silenced = value if mask is None else value.masked_fill(~mask[:, None, :, None], 0)
         mixed = layer.o_proj((record.attention @ silenced).transpose(1, 2).flatten(2))
         torch.testing.assert_close(mixed[record.padding_mask], output[record.padding_mask], rtol=1e-4, atol=1e-4)
@@ -84,7 +87,8 @@ def test_records_are_what_the_layers_computed(name, variant):
 
 @pytest.mark.parametrize("name", ["AstroformerModel", "AstroformerForCausalLM"])
 def test_calcium_response_follows_its_equation(name):
-    _, inputs, records, heard = run(name, {"use_astrocyte_hebbian": False, "presynaptic_alpha": 0.5})
+    switches = {**SWITCHES_OFF, "feature_map": "elu"}
+    _, inputs, records, heard = run(name, {**switches, "use_astrocyte_hebbian": False, "presynaptic_alpha": 0.5})
     layer, hidden_states, _ = heard[0]
     query, key = (p(hidden_states).unflatten(-1, (4, -1)).transpose(1, 2) for p in (layer.q_proj, layer.k_proj))
     activity = [torch.nn.functional.elu(x) + 1 for x in (query, key)]
@@ -99,7 +103,7 @@ def test_calcium_response_follows_its_equation(name):
 @pytest.mark.parametrize("name", ["AstroformerModel", "AstroformerForCausalLM"])
 def test_retention_and_release_follow_their_equations(name):
     switches = {"synaptic_decay": "gated", "presynaptic_target": "synapse", "calcium_sources": "all"}
-    model = make_model(name, **switches, presynaptic_alpha=0.5, use_astrocyte_hebbian=False)
+    model = make_model(name, **switches, feature_map="elu", presynaptic_alpha=0.5, use_astrocyte_hebbian=False)
     for layer in model.base_model.layers:
         torch.nn.init.normal_(layer.attention.synaptic_decay.weight)
     heard = []
@@ -185,7 +189,7 @@ def image_model(tmp_path_factory):
     return folder
 
 
-FIGURES = ("calcium", "attention", "hebbian", "code")
+FIGURES = ("calcium", "attention", "hebbian", "code", "memory")
 
 
 def check_figures(folder):

@@ -23,7 +23,7 @@ def test_what_is_older_than_a_switch_has_it_off(path, monkeypatch):
     cls = AstroformerVisionConfig if "image" in path.parent.name else AstroformerConfig
     saved = json.loads(path.read_text())
     assert not saved.keys() & OTHER_VALUES.keys()
-    for name, value in OTHER_VALUES.items():  # also where a new model has it on
+    for name, value in OTHER_VALUES.items():  # whatever a new model has
         monkeypatch.setattr(cls, name, value)
         monkeypatch.setattr(cls.__dataclass_fields__[name], "default", value)
     config = cls.from_pretrained(path.parent)
@@ -40,9 +40,27 @@ def test_a_saved_configuration_keeps_the_switches(make, tmp_path):
     assert list(loaded.initial_memory_spans) == [2, 40]
 
 
+@pytest.mark.parametrize(
+    "fields, decay",
+    [
+        ({}, "gated"),
+        ({"attention_type": "linear"}, "none"),
+        ({"attention_type": "softmax"}, "none"),
+        ({"attention_type": "softmax", "synaptic_decay": "gated"}, "gated"),
+        ({"synaptic_decay": "none"}, "none"),
+    ],
+)
+def test_synapses_leak_by_default_in_the_arm_with_synapses(fields, decay, tmp_path):
+    config = tiny_config(**fields)
+    config.save_pretrained(tmp_path)
+    assert config.synaptic_decay == AstroformerConfig.from_pretrained(tmp_path).synaptic_decay == decay
+    assert AstroformerVisionConfig(**{**fields, "synaptic_decay": None}).synaptic_decay == "none"
+
+
 @pytest.mark.parametrize("cls", [AstroformerConfig, AstroformerVisionConfig])
 def test_presets(cls):
     best, paper = cls.preset("best", presynaptic_alpha=0.25), cls.preset("paper", hidden_size=24, num_attention_heads=3)
+    assert cls.preset("best").to_dict() == cls().to_dict()
     assert (best.presynaptic_target, best.presynaptic_alpha, paper.hidden_size) == ("synapse", 0.25, 24)
     assert (paper.astrocyte_code, paper.calcium_normalization) == ("learned", "sum")
     assert {name: getattr(paper, name) for name in OTHER_VALUES} == BEFORE_IT_EXISTED

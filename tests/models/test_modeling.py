@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from variants import HEADS, VARIANTS, make_model, some_each_time, tiny_config
+from variants import HEADS, SWITCHES_OFF, VARIANTS, make_model, some_each_time, tiny_config
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
+from astroformer_hf.astrocyte_code import ASTROCYTE_CODES
 from astroformer_hf.feature_maps import FEATURE_MAPS
 from astroformer_hf.layers_astroformer import precompute_shared
 from astroformer_hf.losses import pool
@@ -129,7 +130,7 @@ def test_autocast_trains(variant):
 
 
 def test_ablations_off_is_the_linear_arm():
-    off = make_classifier(use_astrocyte_hebbian=False, presynaptic_alpha=1.0)
+    off = make_classifier(use_astrocyte_hebbian=False, presynaptic_alpha=1.0, synaptic_decay="none")
     linear = make_classifier(attention_type="linear")
     linear.load_state_dict(off.state_dict())  # strict: the same names and shapes
     ids = tokens(2, 30)
@@ -143,7 +144,8 @@ def test_the_arms_differ_in_the_astrocyte_alone():
         arm: set(make_classifier(attention_type=arm).state_dict()) for arm in ("neuron_astrocyte", "linear", "softmax")
     }
     assert names["linear"] == names["softmax"] < names["neuron_astrocyte"]
-    assert all(".astrocyte_code." in name for name in names["neuron_astrocyte"] - names["linear"])
+    own = {name.split(".")[-2] for name in names["neuron_astrocyte"] - names["linear"]}
+    assert own == {"astrocyte_code", "synaptic_decay"}
 
 
 @pytest.mark.parametrize(
@@ -153,8 +155,12 @@ def test_the_arms_differ_in_the_astrocyte_alone():
         {"presynaptic_alpha": 0.25},
         {"use_calcium_feedback": False},
         {"astrocyte_code": "learned"},
-        {"feature_map": "exp"},
-        {"calcium_normalization": "sum"},
+        {"feature_map": "elu"},
+        {"synaptic_decay": "none"},
+        {"synaptic_decay": "learned"},
+        {"presynaptic_target": "response"},
+        {"calcium_sources": "neurons"},
+        {"hebbian_rule": "covariance"},
         {"astrocyte_scale": 0.1},
         {"attention_type": "linear"},
         {"attention_type": "softmax"},
@@ -198,6 +204,8 @@ def test_attention_starts_at_the_scale_of_softmax_attention(feature_map, alpha, 
         "num_hidden_neurons": num_hidden_neurons,
         "feature_map": feature_map,
         "astrocyte_code": "learned",
+        "astrocyte_resting_activity": 0.05,
+        **SWITCHES_OFF,
         **({"use_calcium_feedback": False} if alpha is None else {"presynaptic_alpha": alpha}),
     }
     softmax = attention_output(length, num_hidden_neurons=num_hidden_neurons, attention_type="softmax").square().mean()
@@ -210,6 +218,15 @@ def test_attention_starts_at_the_scale_of_softmax_attention(feature_map, alpha, 
     torch.testing.assert_close(literal / relative, torch.tensor(float(length**exponent)), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("length", [64, 1024])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+@pytest.mark.parametrize("code", ASTROCYTE_CODES)
+def test_the_default_form_starts_at_the_scale_of_softmax_attention(code, alpha, length):
+    softmax = attention_output(length, attention_type="softmax")
+    own = attention_output(length, astrocyte_code=code, presynaptic_alpha=alpha)
+    assert 0.5 < own.norm() / softmax.norm() < 2
+
+
 @pytest.mark.parametrize(
     "code, feature_map",
     [
@@ -219,7 +236,8 @@ def test_attention_starts_at_the_scale_of_softmax_attention(feature_map, alpha, 
     ],
 )
 def test_the_astrocyte_starts_small(code, feature_map):
-    options = {"feature_map": feature_map, "astrocyte_code": code}
+    options = {"feature_map": feature_map, "astrocyte_code": code, **SWITCHES_OFF}
+    options.update(astrocyte_resting_activity=0.05, astrocyte_scale=1.0)
     with_astrocyte = attention_output(300, **options)
     without = attention_output(300, use_astrocyte_hebbian=False, **options)
     share = (with_astrocyte - without).norm() / without.norm()

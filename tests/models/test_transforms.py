@@ -249,8 +249,15 @@ def test_tensors_on_meta_with_a_mask():
 
 
 @pytest.mark.compiler
-@is_decoder
-def test_a_compiled_model_keeps_the_kernels_in_few_graphs(is_decoder):
+@pytest.mark.parametrize(
+    "variant, is_decoder, passes",
+    [
+        ("activity", True, ["write_and_read_causally_with_activity"]),
+        ("activity", False, ["write_and_read_both_ways_with_activity"]),
+        ("activity, switches off", False, ["read_mode", "write_mode_with_activity"]),
+    ],
+)
+def test_a_compiled_model_keeps_the_kernels_in_few_graphs(variant, is_decoder, passes):
     """Thirteen lengths take at most three graphs, in which the passes are operators that run the C++ kernels."""
     graphs = []
 
@@ -258,7 +265,7 @@ def test_a_compiled_model_keeps_the_kernels_in_few_graphs(is_decoder):
         graphs.append(graph)
         return graph.forward
 
-    model = make(VARIANTS["activity"], is_decoder)
+    model = make(VARIANTS[variant], is_decoder)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for length in (9, 17, 33, 40, 63, 64, 65, 100, 128, 129, 150, 200, 257):
         ids = torch.randint(1, 50, (2, length))
@@ -267,10 +274,9 @@ def test_a_compiled_model_keeps_the_kernels_in_few_graphs(is_decoder):
         found, expected = (x(ids, attention_mask=mask, use_cache=False)[0] for x in (compiled, model))
         torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-4)
     assert 1 <= len(graphs) <= 3
-    passes = ["write_and_read_causally_with_activity"] if is_decoder else ["write_mode_with_activity", "read_mode"]
     for graph in graphs:
         called = [str(node.target) for node in graph.graph.nodes if "astroformer_hf" in str(node.target)]
-        assert sorted({name.split(".")[1] for name in called}) == sorted(passes)
+        assert sorted({name.split(".")[1] for name in called}) == passes
 
 
 @pytest.mark.compiler

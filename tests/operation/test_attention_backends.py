@@ -436,7 +436,7 @@ def test_every_layer_runs_its_kernels_once(counted, code, is_decoder):
     model = AstroformerModel(tiny_config(astrocyte_code=code, is_decoder=is_decoder, use_cache=False))
     model(torch.randint(1, 50, (2, 9))).last_hidden_state.sum().backward()
     suffix = "_with_activity" if code == "activity" else ""
-    names = [f"write_and_read_causally{suffix}"] if is_decoder else [f"write_mode{suffix}", "read_mode"]
+    names = [f"write_and_read_{'causally' if is_decoder else 'both_ways'}{suffix}"]
     expected = {(name, direction): 2 for name in names for direction in ("forward", "backward")}
     assert dict(counted) == expected  # two layers; and nothing else
 
@@ -466,7 +466,7 @@ def test_a_named_backend_without_a_kernel_raises_and_auto_says_so_once(monkeypat
 @pytest.mark.parametrize("is_decoder", [False, True])
 def test_a_named_backend_without_the_kernel_of_the_default_code_raises(monkeypatch, is_decoder):
     backend = attention_backends.BACKENDS["cpp"]
-    missing = "write_and_read_causally_with_activity" if is_decoder else "write_mode_with_activity"
+    missing = f"write_and_read_{'causally' if is_decoder else 'both_ways'}_with_activity"
     kernels = {name: kernel for name, kernel in backend.kernels.items() if name != missing}
     monkeypatch.setitem(attention_backends.BACKENDS, "cpp", dataclasses.replace(backend, kernels=kernels))
     model = AstroformerModel(tiny_config(is_decoder=is_decoder))

@@ -18,13 +18,14 @@ from comparison.records import Records
 from comparison.summaries import Summary, first_crossing, mean_along, seconds_of, significance, summaries, with_spread
 from comparison.tasks import IMAGE, LANGUAGE, RECALL, TASKS
 from reporting import comparisons, texts
+from reporting.tables import command_today
 from training import data, provenance
 from training.short_convolution import add_short_convolution
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 from variants import ROOT
 
 from astroformer_hf import AstroformerConfig, AstroformerVisionConfig
-from astroformer_hf.configuration_astroformer import CHOICES
+from astroformer_hf.configuration_astroformer import BEFORE_IT_EXISTED, CHOICES
 
 
 FEW = ("--tasks", "digits", "--arms", "softmax")
@@ -358,6 +359,7 @@ def write_record(folder, cell, accuracy, **changes):
         "config": {
             "id2label": {str(i): str(i) for i in range(10)},
             **{"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2},
+            **BEFORE_IT_EXISTED,
         },
         **changes,
     }
@@ -374,6 +376,29 @@ def made_up(tmp_path):
         write_record(tmp_path, Cell("smoke", "digits", arm, 4e-3, 42), accuracy)
         write_record(tmp_path, Cell("smoke", "digits", arm, 4e-3, 43), accuracy + 0.02)
     return tmp_path
+
+
+def test_a_record_older_than_the_switches_had_them_off(tmp_path):
+    cell = Cell("smoke", "digits", "full", 1e-3, 42)
+    absent = [f"--{name}" for name in (*BEFORE_IT_EXISTED, "astrocyte_scale")]
+    words = iter(cell.arguments)
+    older = [word for word in words if word not in absent or next(words) is None]
+    assert len(older) == len(cell.arguments) - 2 * len(absent)
+    write_record(tmp_path, cell, 0.5, arguments=older)
+    assert Records(tmp_path, "smoke").get(cell)["arguments"] == older
+    write_record(tmp_path, cell, 0.5, arguments=[*older, "--synaptic_decay", "learned"])
+    with pytest.raises(ValueError, match="Move the file away"):
+        Records(tmp_path, "smoke").get(cell)
+
+
+def test_commands_of_older_releases_are_repeated_with_their_defaults():
+    config = {"feature_map": "elu", "astrocyte_resting_activity": 3.0}
+    command = "python scripts/train_text_classification.py --astrocyte_resting_activity 3 --seed 1"
+    assert command_today(command, {**config, **BEFORE_IT_EXISTED}) == command
+    assert command_today(command, config) == (
+        f"{command} --astrocyte_scale 1.0 --synaptic_decay none --presynaptic_target response --calcium_sources neurons "
+        "--hebbian_rule correlation --feature_map elu"
+    )
 
 
 def test_the_rate_is_chosen_before_other_seeds_are_trained(tmp_path):
