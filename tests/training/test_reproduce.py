@@ -396,8 +396,8 @@ def test_commands_of_older_releases_are_repeated_with_their_defaults():
     command = "python scripts/train_text_classification.py --astrocyte_resting_activity 3 --seed 1"
     assert command_today(command, {**config, **BEFORE_IT_EXISTED}) == command
     assert command_today(command, config) == (
-        f"{command} --astrocyte_scale 1.0 --synaptic_decay none --presynaptic_target response --calcium_sources neurons "
-        "--hebbian_rule correlation --feature_map elu"
+        f"{command} --astrocyte_scale 1.0 --synaptic_decay none --presynaptic_target response "
+        "--calcium_sources neurons --hebbian_rule correlation --feature_map elu"
     )
 
 
@@ -608,7 +608,7 @@ def test_report_on_the_switches(tmp_path):
                     curve_samples=200,
                     eval_samples=1742,
                     learning_curve={"train": [], "evaluation": evaluation},
-                    config={"vocab_size": 69, "num_hidden_layers": 4, "hidden_size": 128},
+                    config={"vocab_size": 69, "num_hidden_layers": 4, "hidden_size": 128, **BEFORE_IT_EXISTED},
                 )
     known = comparisons.Comparison(tmp_path, "switches")
     assert list(known.tasks) == ["shakespeare"]
