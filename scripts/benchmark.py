@@ -7,12 +7,13 @@
     python scripts/benchmark.py --sections operation decoding
 
 Sections: "operation": the attention alone, 8 heads of 64, against PyTorch's `scaled_dot_product_attention` ("sdpa"),
-against the same in its plain form ("plain"), and against the two bare matrix products that no linear attention can do
-without ("products"). "training": a step of a whole model, forward, backward and AdamW. "inference": its forward pass.
-"memory": the peak of operation and training step. "decoding": time per token, and bytes of the cache, after a long
-context. "packing": rows of several documents against the same tokens in one document. Models are 6 layers, 512 wide;
-the arms share everything but the attention. On request only, "compiled": whole models by `torch.compile`. Peers that
-are installed take part: BERT and Mamba-2 of transformers, astrohebbian, and flash-linear-attention on a GPU.
+against the same with "all switches" on, in its plain form ("plain"), and against the two bare matrix products that no
+linear attention can do without ("products"). "training": a step of a whole model, forward, backward and AdamW.
+"inference": its forward pass. "memory": the peak of operation and training step. "decoding": time per token, and bytes
+of the cache, after a long context. "packing": rows of several documents against the same tokens in one document. Models
+are 6 layers, 512 wide; the arms share everything but the attention. On request only, "compiled": whole models by
+`torch.compile`. Peers that are installed take part: BERT and Mamba-2 of transformers, astrohebbian, and
+flash-linear-attention on a GPU.
 
 Contestants take turns, and the median of several rounds counts: what disturbs the machine disturbs all of them. What
 would take longer than --limit seconds is left out, with null for its time. Results go to OUTPUT_DIR/cpu.json (or
@@ -46,6 +47,7 @@ from astroformer_hf import (
     attention_backend,
     neuron_astrocyte_attention,
 )
+from astroformer_hf.configuration_astroformer import BEFORE_IT_EXISTED
 from astroformer_hf.library_compatibility import CACHE_NAME
 
 
@@ -227,10 +229,11 @@ def operands(shape, requires_grad, **options):
     return [x.requires_grad_(requires_grad) for x in tensors]
 
 
-def arm(attention_type, causal, max_length, encoder=AstroformerForSequenceClassification):
-    """A model of one arm, in everything else the same."""
+def arm(attention_type, causal, max_length, encoder=AstroformerForSequenceClassification, **fields):
+    """A model of one arm, in everything else but `fields` of the configuration the same."""
     config = AstroformerConfig(
         attention_type=attention_type,
+        **fields,
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
         num_hidden_layers=LAYERS,
@@ -300,6 +303,7 @@ def models(causal, max_length, peers):
     """Whole models by name, each made when it is called for."""
     found = {
         "neuron_astrocyte": lambda: arm("neuron_astrocyte", causal, max_length),
+        "no switches": lambda: arm("neuron_astrocyte", causal, max_length, **BEFORE_IT_EXISTED),
         "linear": lambda: arm("linear", causal, max_length),
         "softmax": lambda: arm("softmax", causal, max_length),
     }
@@ -452,7 +456,8 @@ def measure_memory(record, arguments):
     limit = Limit(arguments.limit)
     for causal in (False, True):
         functions = {k: f for k, f in operations(causal, arguments.device).items() if k in ("neuron_astrocyte", "sdpa")}
-        makers = {k: f for k, f in models(causal, max(arguments.model_lengths), False).items() if k != "linear"}
+        makers = models(causal, max(arguments.model_lengths), False)
+        makers = {k: f for k, f in makers.items() if k in ("neuron_astrocyte", "softmax")}
         for length in arguments.lengths:
             shape = (1, HEADS, length, HEAD_DIM)
             case = {"section": "memory", "causal": causal, "backward": True, "length": length, "batch": 1}

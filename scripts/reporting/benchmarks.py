@@ -125,12 +125,40 @@ def benchmark_text(record):
                 for n in cases.lengths("training")
             ],
         ),
+        *switches_lines(cases),
         "**Decoding** after a context, one sequence:",
         "",
         *decoding_table(cases),
         f"`{record['command']}`",
     ]
     return lines
+
+
+def switches_lines(cases):
+    """What the switches cost, as Markdown lines; none where it was not measured."""
+
+    def cost(section, on, off, length, *way):
+        times_of = [cases.value("seconds", name, section, length, *way) for name in (on, off)]
+        return times(times_of[0] / times_of[1] if None not in times_of else None)
+
+    ways = [(causal, backward) for causal in (False, True) for backward in (False, True)]
+    rows = [
+        [
+            f"{n:,}",
+            *(cost("operation", "all switches", "neuron_astrocyte", n, *way) for way in ways),
+            *(cost("training", "neuron_astrocyte", "no switches", n, causal, True) for causal in (False, True)),
+        ]
+        for n in cases.lengths("operation")
+    ]
+    if not any(cell for row in rows for cell in row[1:]):
+        return []
+    names = ["operation, forward", "forward + backward", "causal, forward", "forward + backward"]
+    return [
+        "**What the switches cost**: the time with synapses that leak through a gate, alpha at the synapse and calcium "
+        "of all sources, over the time without, for the operation and for a training step of whole models:",
+        "",
+        *table(["tokens", *names, "encoder", "decoder"], rows),
+    ]
 
 
 def decoding_table(cases):
