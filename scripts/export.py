@@ -19,7 +19,7 @@ model with int8 weights. --evaluate measures the accuracy of a classifier before
 import importlib.util
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,27 +152,28 @@ def example_inputs(model, batch_size, length, generator):
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
-def export(model, export_format, inputs, quantize=False):
+def export(model, export_format, inputs):
     """An `ExportedModel` with dynamic batch and, for text, length."""
-    from transformers.exporters import (
-        DynamoConfig,
-        DynamoExporter,
-        OnnxConfig,
-        OnnxExporter,
-        OnnxRuntimeDynamicConfig,
-        OnnxRuntimeQuantizer,
-    )
+    from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
 
     dynamic = dict.fromkeys(range(1 if takes_images(model) else 2), torch.export.Dim.DYNAMIC)
     options = {"dynamic": True, "dynamic_shapes": {name: dynamic for name in inputs}}
     flags = {"use_cache": False} if getattr(model.config, "is_decoder", False) else {}
     if export_format == "torch":
         return DynamoExporter().export(model, {**inputs, **flags}, DynamoConfig(**options))
-    if quantize:
-        # matrix products and the table of the embeddings, which hold nearly all weights
-        settings = OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm", "Gather"])
-        options["quantizer"] = OnnxRuntimeQuantizer(settings)
     return OnnxExporter().export(model, {**inputs, **flags}, OnnxConfig(**options))
+
+
+def quantized(exported, inputs):
+    """An ONNX `ExportedModel` with weights in int8."""
+    from transformers.exporters import ExportedModel, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
+    # matrix products and the table of the embeddings, which hold nearly all weights
+    settings = OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm", "Gather"])
+    component = exported.components["model"]
+    program = OnnxRuntimeQuantizer(settings).quantize(component.program, inputs, exported.export_format)
+    component = replace(component, program=program)
+    return ExportedModel({"model": component}, exported.export_format, config=exported.config)
 
 
 def load_exported(folder, trust_remote_code):
@@ -300,8 +301,11 @@ def main(arguments=None):
         (folder / "results.json").unlink(missing_ok=True)  # of an earlier export
 
     exports, record = {}, {}
+    exported = export(model, args.format, dict(traced))
     for name, folder in folders.items():
-        export(model, args.format, dict(traced), quantize=name == "int8").save_pretrained(folder)
+        if name == "int8":
+            exported = quantized(exported, traced)
+        exported.save_pretrained(folder)
         processor.save_pretrained(folder)
         # a .pt2 is a pickle, which runs code as it is read; this one was written a moment ago
         exports[name] = load_exported(folder, args.trust_remote_code or args.format == "torch")

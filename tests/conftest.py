@@ -12,7 +12,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 from script_server import ScriptServer
-from variants import COMPILER, HEADS, ROOT, VARIANTS
+from variants import COMPILER, EACH_TIME, HEADS, ROOT, VARIANTS, some_each_time
 
 
 # Files that take longest, which two processes are given first, so that they end at about the same time.
@@ -72,7 +72,7 @@ def head(request):
     return request.param
 
 
-@pytest.fixture(params=VARIANTS, ids=[name.replace(", ", "_").replace(" ", "_") for name in VARIANTS])
+@pytest.fixture(params=some_each_time(VARIANTS, EACH_TIME), ids=lambda name: name.replace(", ", "_").replace(" ", "_"))
 def variant(request):
     """Configuration fields of one variant of the attention."""
     return VARIANTS[request.param]

@@ -44,6 +44,12 @@ VARIANTS = {
     "softmax, leaky": {"attention_type": "softmax", "synaptic_decay": "learned"},
 }
 
+# Of these, the ones that tests over variants take each time: one of every kind. The others run with --all.
+EACH_TIME = (
+    *("activity", "learned, switches off", "elu, sum", "favor", "no feedback", "covariance"),
+    *("linear", "softmax, leaky"),
+)
+
 # What a process runs first that is not to have the package, where it is installed.
 HIDE_PACKAGE = f"""
 import sys

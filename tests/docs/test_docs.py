@@ -22,7 +22,7 @@ import sklearn.datasets
 from PIL import Image
 from reporting import api_page
 from reviews import write_reviews
-from variants import ROOT
+from variants import ROOT, some_each_time
 
 import astroformer_hf
 from astroformer_hf.astrocyte_code import ASTROCYTE_CODES
@@ -162,9 +162,12 @@ def scratch(workplace, tmp_path, monkeypatch):
         registry.update(before)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name not in RECORDS], ids=lambda page: str(page.relative_to(ROOT))
-)
+RUN = [page for page in PAGES if page.name not in RECORDS]
+# what this one starts in two processes takes long, and tests/training does the same
+EACH_TIME = [page for page in RUN if page.name != "parallel.md"]
+
+
+@pytest.mark.parametrize("page", some_each_time(RUN, EACH_TIME), ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_of_a_page_run(page, scratch, scripts, forked_checks, capsys):
     for package in NEEDS.get(page.name, ()):
         pytest.importorskip(package)

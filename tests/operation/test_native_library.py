@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from variants import COMPILER, ROOT
+from variants import COMPILER, ROOT, some_each_time
 
 from astroformer_hf import attention_backend, build, native_library, neuron_astrocyte_attention, neuron_astrocyte_cpu
 from astroformer_hf.attention_backends import choose_backend
@@ -534,7 +534,7 @@ for causal in (False, True):
 """
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", some_each_time([1, 2], [2]))
 def test_too_little_memory_is_an_error_in_words(threads):
     result = subprocess.run(
         [sys.executable, "-c", LITTLE_MEMORY, str(threads)],

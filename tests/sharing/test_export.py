@@ -42,7 +42,7 @@ generator = torch.Generator().manual_seed(0)
             *(("AstroformerForCausalLM", variant) for variant in ("learned", "activity", "softmax")),
         ],
         [
-            *(("AstroformerForSequenceClassification", variant) for variant in ("activity", "favor", "softmax")),
+            *(("AstroformerForSequenceClassification", variant) for variant in ("activity", "softmax")),
             ("AstroformerForCausalLM", "learned"),
         ],
     ),
