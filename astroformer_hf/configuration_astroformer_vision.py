@@ -30,9 +30,10 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,
             astrocyte_resting_activity, calcium_normalization, synaptic_decay, initial_memory_spans, presynaptic_target,
             calcium_sources, hebbian_rule: as of `AstroformerConfig`, but `astrocyte_code` defaults to `"sinusoidal"`,
-            `astrocyte_scale` and `astrocyte_resting_activity` to 1.0, and `synaptic_decay` to `"none"`. The unit of
+            `astrocyte_scale` and `astrocyte_resting_activity` to 1.0, `initial_memory_spans` to `(1.0, 32.0)`, and
+            `synaptic_decay`, which cannot be "gated", to `"learned"` in the arm "neuron_astrocyte". The unit of
             distance for `astrocyte_scale` is a patch, and so is that of memory spans, which are counted along rows plus
-            along columns; `synaptic_decay` cannot be "gated".
+            along columns. With synapses that leak, time and memory grow with the square of the number of patches.
 
     Raises:
         ValueError: a value out of range, or a keyword that looks like a misspelt field.
@@ -40,7 +41,7 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     """
 
     model_type = "astroformer_vision"
-    default_decay = "none"
+    default_decay = "learned"
     auto_map_of_class = auto_map("astroformer_vision", "AstroformerVisionConfig", IMAGE_MODELS)
     num_position_dimensions = 2
 
@@ -50,6 +51,7 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     astrocyte_code: str = "sinusoidal"
     astrocyte_scale: float | int = 1.0
     astrocyte_resting_activity: float | int = 1.0
+    initial_memory_spans: list[float | int] | tuple[float | int, ...] = (1.0, 32.0)
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3

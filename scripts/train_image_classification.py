@@ -40,6 +40,9 @@ class ModelArguments(options.ModelArguments):
     astrocyte_resting_activity: float = options.with_default(
         "astrocyte_resting_activity", AstroformerVisionConfig.astrocyte_resting_activity
     )
+    initial_memory_spans: list[float] = options.with_default(
+        "initial_memory_spans", list(AstroformerVisionConfig.initial_memory_spans)
+    )
     pooling: str = field(default=AstroformerVisionConfig.pooling, metadata={"help": "mean or cls."})
     image_size: int | None = field(
         default=None,

@@ -68,7 +68,7 @@ ON_GRID = {
         "best": {
             **OFF,
             "use_astrocyte_hebbian": True,
-            "astrocyte_code": "activity",
+            "astrocyte_code": "sinusoidal",
             "presynaptic_alpha": 0.5,
             "presynaptic_target": "synapse",
             "calcium_sources": "all",

@@ -40,6 +40,8 @@ class Choices:
 def with_default(option, default):
     """An option of `ModelArguments` with another default, for a class that is derived from it."""
     (known,) = (known for known in fields(ModelArguments) if known.name == option)
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=known.metadata)
     return field(default=default, metadata=known.metadata)
 
 
@@ -82,7 +84,7 @@ class ModelArguments:
     synaptic_decay: str | None = field(
         default=AstroformerConfig.synaptic_decay,
         metadata={
-            "help": "Whether and how synapses leak. Default: gated for texts, none for images and for the other arms.",
+            "help": "Whether and how synapses leak. Default: gated for texts, learned for images, none in other arms.",
             "choices": Choices("synaptic_decay"),
         },
     )
