@@ -31,7 +31,7 @@ def known_comparisons():
 
 
 def readme_lines(known, measured):
-    lines = comparisons.headline_lines(known[0]) if known else []
+    lines = [line for comparison in known for line in comparisons.headline_lines(comparison)]
     for record in measured:
         lines += benchmarks.decoding_text(record)
     return lines
