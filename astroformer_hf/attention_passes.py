@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .attention_contract import declares_pass
-from .decayed_sums import LeakyChunks, documents_in_chunks, in_chunks, reversed_decay
+from .decayed_sums import LeakyChunks, documents_in_chunks, in_chunks
 from .feature_maps import phi
 from .token_layout import activity_code, order_of_tokens
 
@@ -221,16 +221,30 @@ def released_weights(hebbian: Tensor, calcium: Tensor, alpha: float, presynaptic
 
 
 def _read_along(
-    chunks: LeakyChunks, reading: Tensor, imprint: Tensor, written: Tensor, hebbian: Tensor, own: bool = True
+    chunks: LeakyChunks, reading: Tensor, imprint: Tensor, written: Tensor, hebbian: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What each token reads from what was written before it, and, if it reads its `own`, by itself: `(batch, heads,
-    length, head_dim)`; and the Hebbian weights after the last token, which go on from `hebbian`."""
+    """What each token reads from what was written up to itself, `(batch, heads, length, head_dim)`; and the Hebbian
+    weights after the last token, which go on from `hebbian`."""
     length = reading.shape[2]
     read, imprint, written = (in_chunks(x, CHUNK_SIZE) for x in (reading, imprint, written))  # (B, H, chunks, C, .)
     between = chunks.carried(hebbian, (imprint * chunks.until).transpose(-1, -2) @ written)  # (B, H, 1 + chunks, F, d)
-    visible = chunks.within if own else chunks.within.tril(-1)
-    output = ((read @ imprint.transpose(-1, -2)) * visible) @ written + (read * chunks.since) @ between[:, :, :-1]
+    own = ((read @ imprint.transpose(-1, -2)) * chunks.within) @ written  # of the token's chunk
+    output = own + (read * chunks.since) @ between[:, :, :-1]
     return output.flatten(2, 3)[:, :, :length], between[:, :, -1]
+
+
+def _read_around(
+    chunks: LeakyChunks, reading: Tensor, imprint: Tensor, written: Tensor, hebbian: Tensor, later_hebbian: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each token reads from what was written on either side and by itself, `(batch, heads, length, head_dim)`; and
+    the Hebbian weights after the last token and, from the end, before the first."""
+    length = reading.shape[2]
+    read, imprint, written = (in_chunks(x, CHUNK_SIZE) for x in (reading, imprint, written))  # (B, H, chunks, C, .)
+    before = chunks.carried(hebbian, (imprint * chunks.until).transpose(-1, -2) @ written)  # (B, H, 1 + chunks, F, d)
+    after = chunks.carried_back(later_hebbian, (imprint * chunks.since).transpose(-1, -2) @ written)
+    own = ((read @ imprint.transpose(-1, -2)) * chunks.around) @ written  # of the token's chunk
+    output = own + (read * chunks.since) @ before[:, :, :-1] + (read * chunks.until) @ after[:, :, 1:]
+    return output.flatten(2, 3)[:, :, :length], before[:, :, -1], after[:, :, 0]
 
 
 @declares_pass("output", without_gradient=NOT_DIFFERENTIABLE, forward_only=("output_dtype",))
@@ -318,7 +332,7 @@ def write_and_read_both_ways(
     output_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Synapses that leak, read in both directions: of what token s wrote, token t finds the share that is left after
-    the time between them, whichever comes first. A pass from each end, of which one has the token's own.
+    the time between them, whichever comes first.
 
     Args:
         hebbian, calcium (`torch.Tensor`): the state before these tokens.
@@ -332,22 +346,12 @@ def write_and_read_both_ways(
     written = silenced(value, padding_mask).to(imprint.dtype)
     activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
     chunks = LeakyChunks(log_decay, document_ids, hebbian.dtype)
-    reversed_ids = None if document_ids is None else document_ids.flip(1)
-    reversed_chunks = LeakyChunks(reversed_decay(log_decay), reversed_ids, hebbian.dtype)
-
-    before, calcium = chunks.sums(source, calcium)
-    after, later_calcium = reversed_chunks.sums(source.flip(2), later_calcium, own=False)
-    calciums = before + after.flip(2)  # (B, H, N, F)
+    calciums, calcium, later_calcium = chunks.sums_around(source, calcium, later_calcium)  # the first (B, H, N, F)
     reading = released(activity, calciums, alpha, presynaptic_target)
-    output, hebbian = _read_along(chunks, reading, imprint, written, hebbian)
-    from_end, later_hebbian = _read_along(
-        reversed_chunks, reading.flip(2), imprint.flip(2), written.flip(2), later_hebbian, own=False
-    )
-    output = (output + from_end.flip(2)) * scale
+    output, hebbian, later_hebbian = _read_around(chunks, reading, imprint, written, hebbian, later_hebbian)
+    output = output * scale
     if feedback:
         output = output * astrocyte_feedback(calcium_response(activity, calciums, alpha))
-    to_first = log_decay[:, :, 0].to(hebbian.dtype).exp()[..., None]  # (B, H, 1)
-    later_hebbian, later_calcium = later_hebbian * to_first[..., None], later_calcium * to_first
     return output.to(output_dtype), hebbian, calcium, later_hebbian, later_calcium
 
 

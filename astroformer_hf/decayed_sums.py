@@ -195,6 +195,9 @@ class LeakyChunks:
             s > t.
         since: `(B, H, chunks, C, 1)`, the share of what there was before the chunk that is left at a token.
         until: `(B, H, chunks, C, 1)`, the share of what a token wrote that is left at the chunk's end.
+
+    Read from the end, the same shares hold the other way round: `until` is that of what there is after the chunk, as
+    its last token finds it, and `since` that of what a token wrote, as the last token of the chunk before finds it.
     """
 
     def __init__(self, log_decay: torch.Tensor | None, document_ids: torch.Tensor | None, dtype: torch.dtype) -> None:
@@ -235,15 +238,40 @@ class LeakyChunks:
         sums = torch.cat((initial[:, :, None], written), dim=2)
         return leaky_sum(sums.flatten(3), self._of_chunks, self._documents).view(sums.shape)
 
-    def sums(self, x: torch.Tensor, initial: torch.Tensor, own: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    def carried_back(self, later: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+        """What there is after each chunk, as its last token finds it, and before that what there is after the token
+        before the first: `(B, H, 1 + chunks, ...)`, ending with `later`. As of `carried`, from the end."""
+        sums = torch.cat((written, later[:, :, None]), dim=2).flip(2)
+        of_chunks = None if self._of_chunks is None else nn.functional.pad(self._of_chunks[..., 1:].flip(-1), (1, 0))
+        documents = None if self._documents is None else self._documents.flip(1)
+        return leaky_sum(sums.flatten(3), of_chunks, documents).view(sums.shape).flip(2)
+
+    @property
+    def around(self) -> torch.Tensor:
+        """`(B, H, chunks, C, C)`, the share of what token s wrote that token t of the same chunk finds, before or after
+        it."""
+        return self.within + self.within.tril(-1).transpose(-1, -2)
+
+    def sums(self, x: torch.Tensor, initial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The running sum at each token of `x`, `(B, H, length, channels)`, and the one after the last, `(B, H,
-        channels)`; without its `own` term, if asked so."""
+        channels)`."""
         length = x.shape[2]
         x = in_chunks(x, CHUNK_SIZE)
         between = self.carried(initial, (x * self.until).sum(-2))  # (B, H, 1 + chunks, channels)
-        within = self.within if own else self.within.tril(-1)
-        sums = within @ x + self.since * between[:, :, :-1, None]
+        sums = self.within @ x + self.since * between[:, :, :-1, None]
         return sums.flatten(2, 3)[:, :, :length], between[:, :, -1]
+
+    def sums_around(
+        self, x: torch.Tensor, initial: torch.Tensor, later: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The sum of both directions at each token of `x`, `(B, H, length, channels)`; the one after the last token
+        and, from the end, the one before the first, `(B, H, channels)`."""
+        length = x.shape[2]
+        x = in_chunks(x, CHUNK_SIZE)
+        before = self.carried(initial, (x * self.until).sum(-2))  # (B, H, 1 + chunks, channels)
+        after = self.carried_back(later, (x * self.since).sum(-2))
+        sums = self.around @ x + self.since * before[:, :, :-1, None] + self.until * after[:, :, 1:, None]
+        return sums.flatten(2, 3)[:, :, :length], before[:, :, -1], after[:, :, 0]
 
 
 def leaky_sum(
@@ -285,9 +313,3 @@ def leaky_sum_token_by_token(
         running = running + x[:, :, t]
         y.append(running)
     return torch.stack(y, dim=2) if y else x
-
-
-def reversed_decay(log_decay: torch.Tensor) -> torch.Tensor:
-    """The `log_decay` of a line that is run from its end: between a token and the next, as much time passes as before.
-    The first share, of what comes after the line, is 1."""
-    return nn.functional.pad(log_decay[..., 1:], (0, 1)).flip(-1)
