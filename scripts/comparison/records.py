@@ -6,19 +6,19 @@ import math
 from pathlib import Path
 
 from astroformer_hf.configuration_astroformer import BEFORE_IT_EXISTED
-from comparison.cells import Cell
+from comparison.cells import Cell, as_arguments
 from comparison.presets import PRESETS, arms_of, default_seeds
 from comparison.tasks import TASKS
 
 
-# Options that are not among the arguments of an older record: what they were by default when it was made.
-WHEN_ABSENT = {**BEFORE_IT_EXISTED, "astrocyte_scale": "1"}
+# What options were by default in the releases that had not all switches: so it was where a record lacks them.
+EARLIER_DEFAULTS = {"astrocyte_scale": 1.0, "astrocyte_resting_activity": 0.05, **BEFORE_IT_EXISTED}
 
 
 def as_options(arguments):
     """The arguments of a run by name, each a list of words, whatever their order."""
-    found = {f"--{name}": [value] for name, value in WHEN_ABSENT.items()}
-    for word in arguments:
+    found = {}
+    for word in [*as_arguments(EARLIER_DEFAULTS), *arguments]:
         if word.startswith("--"):
             values = found[word] = []
         else:

@@ -3,10 +3,11 @@
 
 import shlex
 
+from comparison.records import EARLIER_DEFAULTS
 from training.options import DEFAULT_TRAINING_ARGUMENTS
 
 from astroformer_hf import AstroformerConfig
-from reporting.tables import EARLIER_DEFAULTS, command_today, origin, table
+from reporting.tables import command_today, origin, table
 
 
 ARMS = ("neuron_astrocyte", "softmax", "linear")

@@ -1,6 +1,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """What the parts of the report share."""
 
+from comparison.records import EARLIER_DEFAULTS
+
 from astroformer_hf.configuration_astroformer import BEFORE_IT_EXISTED
 
 
@@ -8,10 +10,6 @@ def table(header, rows):
     """A Markdown table as lines, an empty one at the end."""
     line = ("| " + "--- | " * len(header)).rstrip()
     return [f"| {' | '.join(header)} |", line, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-# Defaults of the releases whose configurations do not have the switches that came later.
-EARLIER_DEFAULTS = {"astrocyte_scale": 1.0, "astrocyte_resting_activity": 0.05, **BEFORE_IT_EXISTED}
 
 
 def command_today(command, config):

@@ -31,7 +31,13 @@ def known_comparisons():
 
 
 def readme_lines(known, measured):
-    lines = [line for comparison in known for line in comparisons.headline_lines(comparison)]
+    lines = []
+    for comparison in known:
+        lines += [
+            f"The preset `{comparison.preset}` of the [comparison](docs/comparing.md), as far as it is trained:",
+            "",
+        ]
+        lines += comparisons.headline_lines(comparison)
     for record in measured:
         lines += benchmarks.decoding_text(record)
     return lines
