@@ -46,6 +46,9 @@ def check_text_inputs(inputs: TextInputs, config: AstroformerConfig, past_length
         )
     tokens: Any = input_ids if inputs_embeds is None else inputs_embeds
     batch_size, length = tokens.shape[:2]
+    if length == 0:
+        name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+        raise ValueError(f"{name} must have at least one token, got shape {tuple(tokens.shape)}")
     check_mask(attention_mask)
     for name, tensor, expected_length in (
         ("attention_mask", attention_mask, past_length + length),

@@ -8,6 +8,7 @@ python scripts/predict.py --model outputs/imdb --text "What a lovely film." --te
 
 import argparse
 
+from datasets import ClassLabel
 from training.data import load_splits, pick_split
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -35,8 +36,19 @@ def main(arguments=None):
         show(text, classify(text)[0])
     if args.dataset_dir is None:
         return
+    kind = model.config.problem_type
+    if kind not in (None, "single_label_classification"):
+        raise ValueError(
+            f"--dataset_dir needs a model with one label per text; problem_type of {args.model} is {kind!r}"
+        )
     _, data = pick_split(load_splits(dataset_dir=args.dataset_dir), args.split)
-    texts, references = list(data["text"]), [data.features["label"].int2str(label) for label in data["label"]]
+    feature = data.features["label"]
+    name = feature.int2str if isinstance(feature, ClassLabel) else str  # as `training.labels.Labels` names them
+    texts, references = list(data["text"]), [name(label) for label in data["label"]]
+    if unknown := set(references) - set(model.config.label2id):
+        raise ValueError(
+            f"labels {sorted(unknown)} of the data are not among the model's, {list(model.config.label2id)}"
+        )
     answers = classify(texts)
     hits = sum(answer["label"] == reference for answer, reference in zip(answers, references, strict=True))
     for i in range(0, len(texts), max(1, len(texts) // args.examples))[: args.examples]:

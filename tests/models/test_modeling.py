@@ -404,6 +404,7 @@ def test_the_library_s_own_keywords_are_welcome():
         ({}, "exactly one of input_ids and inputs_embeds"),
         ({"input_ids": torch.ones(5).long()}, r"input_ids .*\(5,\)"),
         ({"input_ids": torch.tensor([[3, 50]])}, "input_ids .*vocab_size=50.* 3 to 50"),
+        ({"input_ids": torch.zeros(2, 0).long()}, r"input_ids must have at least one token, got shape \(2, 0\)"),
         ({"inputs_embeds": torch.zeros(1, 2, 31)}, r"inputs_embeds .*hidden_size=32.*\(1, 2, 31\)"),
         (
             {"input_ids": torch.ones(1, 5).long(), "attention_mask": torch.ones(1, 4)},

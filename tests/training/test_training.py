@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import predict
 import pytest
 import torch
 import train_language_model
@@ -136,6 +137,30 @@ def test_script_trains_saves_and_is_loaded_again(tmp_path, scripts):
     classify = pipeline("text-classification", model=str(output_dir))
     answers = classify(["w1 w2 lovely w3", "w4 awful w1 w9 w9 w8"], batch_size=2)
     assert [answer["label"] for answer in answers] == ["pos", "neg"]
+
+
+def test_predict_measures_a_model_again(tmp_path, capsys):
+    data = write_reviews(tmp_path / "reviews", number=4)
+    tokenizer = train_wordpiece_tokenizer(["awful lovely"], 60)
+    tokenizer.save_pretrained(tmp_path / "model")
+    config = tiny_config(vocab_size=len(tokenizer), id2label={0: "neg", 1: "pos"}, label2id={"neg": 0, "pos": 1})
+    model = AstroformerForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([-50.0, 50.0]))  # says "pos" of half of the texts rightly
+    model.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--dataset_dir", str(data)]
+    predict.main(arguments)
+    said = capsys.readouterr().out
+    assert "accuracy 0.5000 on 40 texts of split validation" in said and "(is neg)" in said
+
+    model.config.id2label, model.config.label2id = {0: "bad", 1: "pos"}, {"bad": 0, "pos": 1}
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"labels \['neg'\] of the data are not among the model's, \['bad', 'pos'\]"):
+        predict.main(arguments)
+    model.config.problem_type = "regression"
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="needs a model with one label per text; problem_type of .* is 'regression'"):
+        predict.main(arguments)
 
 
 def test_script_continues_after_being_killed(tmp_path, scripts):
