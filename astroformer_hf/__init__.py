@@ -10,6 +10,7 @@ from .version import __version__  # first: it checks the releases of what the ot
 # isort: split
 import transformers
 
+from . import library_attention
 from .attention_backends import attention_backend
 from .attention_operation import (
     neuron_astrocyte_attention,
@@ -52,6 +53,7 @@ def _register() -> None:
 
 
 _register()
+library_attention.register()
 
 __all__ = [
     "AstroformerCache",

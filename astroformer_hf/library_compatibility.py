@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import output_capturing
 from transformers.utils.deprecation import deprecate_kwarg
 
 
@@ -36,6 +37,8 @@ PRIVATE_NAMES = {
     "states",
     "transformers.PreTrainedModel._tied_weights_keys": "nothing: it makes tied weights be saved once",
     "transformers.PreTrainedModel._can_compile_fullgraph": "nothing: without it, `generate` compiles no model",
+    "transformers.PreTrainedModel._can_set_attn_implementation": "an error of the library's own where a model cannot "
+    "use the implementation that is asked for",
     "transformers.PreTrainedModel._can_record_outputs": "as for `capture_outputs`, which reads it",
     "transformers.modeling_layers.GradientCheckpointingLayer": "torch.utils.checkpoint around each layer",
     "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "the Auto classes' registration, once "
@@ -44,6 +47,7 @@ PRIVATE_NAMES = {
     "transformers.utils.deprecation.deprecate_kwarg": "our own FutureWarning, until the old name is gone",
     "transformers.utils.hub.cached_file": "huggingface_hub's download, for folders and the Hub alike",
     "transformers.utils.hub.extract_commit_hash": "the same",
+    "transformers.utils.output_capturing._active_collector": "every model handing on `output_attentions`",
     "transformers.utils.output_capturing.capture_outputs": "collecting hidden states and maps in the loop over layers",
 }
 
@@ -70,6 +74,15 @@ def takes_cache(forward: Forward) -> Forward:
     decorated: Any = renamed
     decorated.__signature__ = found.replace(parameters=parameters)
     return decorated
+
+
+def collects_attention_maps() -> bool:
+    """Whether the library collects the attention maps of the forward pass that is running.
+
+    Models tell their attention so by a keyword, but not all of them do.
+    """
+    collector = getattr(output_capturing, "_active_collector", None)
+    return collector is not None and "attentions" in (collector.get() or ())
 
 
 def drops_cache(layer: Any) -> bool:

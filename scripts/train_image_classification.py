@@ -125,7 +125,7 @@ def main(arguments=None):
     labels.describe(config)
     if model_args.source:
         model = AutoModelForImageClassification.from_pretrained(
-            **model_args.source, config=config, ignore_mismatched_sizes=True
+            **model_args.source, **model_args.attention, config=config, ignore_mismatched_sizes=True
         )
     else:
         model = AutoModelForImageClassification.from_config(config)

@@ -175,7 +175,7 @@ def main(arguments=None):
     auto_class = OBJECTIVES[data_args.objective]
     if model_args.source:
         config = AutoConfig.from_pretrained(**model_args.source)
-        model = auto_class.from_pretrained(**model_args.source, config=config)
+        model = auto_class.from_pretrained(**model_args.source, **model_args.attention, config=config)
     else:
         config = AstroformerConfig(
             **model_args.architecture,
@@ -219,7 +219,9 @@ def main(arguments=None):
         plot_learning_curve(results["learning_curve"], "perplexity", output_dir / "learning_curve.png", title(results))
         if not is_masked and not model_args.short_convolution:
             # by the model that was saved: that in training may be divided over processes, and this is one of them
-            saved = auto_class.from_pretrained(output_dir, trust_remote_code=model_args.trust_remote_code)
+            saved = auto_class.from_pretrained(
+                output_dir, trust_remote_code=model_args.trust_remote_code, **model_args.attention
+            )
             results["sample"] = sample(saved.to(training_args.device), tokenizer, data_args.num_sample_tokens)
             print(results["sample"])
         write_model_card(
@@ -255,8 +257,9 @@ def sample(model, tokenizer, num_tokens):
     start = tokenizer("\n", return_tensors="pt").input_ids
     if start.numel() == 0:
         start = torch.tensor([[tokenizer.eos_token_id]])
-    if model.config.longest_input is not None:
-        num_tokens = min(num_tokens, model.config.longest_input - start.shape[1])
+    longest = getattr(model.config, "longest_input", getattr(model.config, "max_position_embeddings", None))
+    if longest is not None:
+        num_tokens = min(num_tokens, longest - start.shape[1])
     output = model.eval().generate(
         start.to(model.device), max_new_tokens=num_tokens, do_sample=True, top_k=50, pad_token_id=tokenizer.pad_token_id
     )

@@ -88,7 +88,7 @@ def main(arguments=None):
     labels.describe(config)
     if model_args.source:
         model = AutoModelForSequenceClassification.from_pretrained(
-            **model_args.source, config=config, ignore_mismatched_sizes=True
+            **model_args.source, **model_args.attention, config=config, ignore_mismatched_sizes=True
         )
     else:
         model = AutoModelForSequenceClassification.from_config(config)

@@ -6,7 +6,7 @@ import json
 from comparison.presets import PRESETS
 from training.files import ROOT
 
-from reporting import benchmarks, comparisons, initialisation, model_cards, quantization, supported
+from reporting import benchmarks, comparisons, initialisation, library_models, model_cards, quantization, supported
 
 
 RESULTS = ROOT / "results"
@@ -78,6 +78,9 @@ def texts():
             ROOT / "docs/initialisation.md", initialisation.initialisation_lines(tried)
         ),
         ROOT / "docs/export.md": between_markers(ROOT / "docs/export.md", quantization.quantization_lines(quantized)),
+        ROOT / "docs/pretrained.md": between_markers(
+            ROOT / "docs/pretrained.md", library_models.library_models_lines()
+        ),
         ROOT / "docs/speed.md": between_markers(
             ROOT / "docs/speed.md", [*speed_lines(measured), *benchmarks.compiled_text(compiled)]
         ),

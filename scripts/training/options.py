@@ -53,6 +53,10 @@ class ModelArguments:
         default=None, metadata={"help": "Checkpoint to fine-tune, with its processor. Without it, train from scratch."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention of a checkpoint of the library: neuron_astrocyte, linear, or one of its own."},
+    )
     attention_type: str = field(
         default=AstroformerConfig.attention_type,
         metadata={"help": "The arm of the comparison.", "choices": Choices("attention_type")},
@@ -128,12 +132,17 @@ class ModelArguments:
         given = [
             f"--{option.name}"
             for option in fields(self)
-            if option.name not in ("model_name_or_path", "trust_remote_code")
+            if option.name not in ("model_name_or_path", "trust_remote_code", "attn_implementation")
             and getattr(self, option.name) != default_of(option)
         ]
         if self.model_name_or_path and given:
             source = f"--model_name_or_path {self.model_name_or_path!r}"
             raise ValueError(f"{', '.join(given)} shape a new model, but {source} has its shape")
+        if self.attn_implementation and not self.model_name_or_path:
+            raise ValueError(
+                f"--attn_implementation {self.attn_implementation!r} is for a checkpoint of the library, given by "
+                "--model_name_or_path; of a new model --attention_type says the attention"
+            )
 
     @property
     def source(self):
@@ -144,6 +153,11 @@ class ModelArguments:
             "pretrained_model_name_or_path": self.model_name_or_path,
             "trust_remote_code": self.trust_remote_code,
         }
+
+    @property
+    def attention(self):
+        """Further arguments for `from_pretrained` of a model."""
+        return {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
 
     @property
     def architecture(self):

@@ -81,8 +81,11 @@ def write_model_card(path, template, results, metrics, **texts):
         **({"datasets": [results["dataset"]]} if "/" in results["dataset"] else {}),
     )
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "model_cards"), keep_trailing_newline=True)
+    loading = "trust_remote_code=True"
+    if "attn_implementation" in results:
+        loading = f'model_kwargs={{"attn_implementation": "{results["attn_implementation"]}"}}'
     content = templates.get_template(template).render(
-        card_data=card_data.to_yaml(), model_name=model_name, results=results, **texts
+        card_data=card_data.to_yaml(), model_name=model_name, results=results, loading=loading, **texts
     )
     card = ModelCard(content)
     write_whole(path, card.save)

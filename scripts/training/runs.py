@@ -127,7 +127,7 @@ def train(trainer, resume_from, results, record, *, command, test=None, max_curv
             "task": results["task"],
             "dataset": results["dataset"],
             "split": results["split"],
-            "arm": config.attention_type,
+            "arm": getattr(config, "attention_type", config._attn_implementation),
             "seed": args.seed,
             "metrics": metrics,
             "learning_curve": curve,
@@ -151,6 +151,8 @@ def train(trainer, resume_from, results, record, *, command, test=None, max_curv
             "hardware": hardware(),
             "config": config.to_diff_dict(),
         }
+        if not hasattr(config, "attention_type"):  # a model of the library, whose checkpoint does not say it
+            results["attn_implementation"] = config._attn_implementation
         output_dir = Path(args.output_dir)
         record(results, output_dir)
         write_json(output_dir / "results.json", results)

@@ -35,6 +35,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     DataCollatorForLanguageModeling,
     Trainer,
     TrainingArguments,
@@ -301,6 +303,31 @@ def test_script_fine_tunes_a_checkpoint(tmp_path, scripts):
     assert json.loads((second / "results.json").read_text())["config"]["hidden_size"] == 32
     assert tuned.num_parameters() == start.num_parameters()
     assert not torch.equal(tuned.classifier.weight, start.classifier.weight)
+
+
+def test_script_fine_tunes_a_model_of_the_library_with_another_attention(tmp_path, scripts):
+    data, first, second = write_reviews(tmp_path / "reviews"), tmp_path / "bert", tmp_path / "tuned"
+    tokenizer = train_wordpiece_tokenizer(["awful lovely " + " ".join(f"w{i}" for i in range(30))] * 3, 80)
+    tokenizer.save_pretrained(first)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(first)
+    command = ["scripts/train_text_classification.py", "--dataset_dir", str(data), "--output_dir", str(second)]
+    command += ["--model_name_or_path", str(first), "--attn_implementation", "neuron_astrocyte"]
+    scripts.run(*command, "--num_train_epochs", "6", "--learning_rate", "3e-3", "--per_device_train_batch_size", "8")
+    results = json.loads((second / "results.json").read_text())
+    assert results["arm"] == results["attn_implementation"] == "neuron_astrocyte"
+    assert results["metrics"]["accuracy"] > 0.9
+    card = (second / "README.md").read_text()
+    assert 'model_kwargs={"attn_implementation": "neuron_astrocyte"}' in card and "import astroformer_hf" in card
+    assert "trust_remote_code" not in card
+    texts, accuracy = load_splits(dataset_dir=str(data))["validation"], {}
+    for name in ("neuron_astrocyte", "sdpa"):
+        classify = pipeline("text-classification", model=str(second), model_kwargs={"attn_implementation": name})
+        answers = classify(list(texts["text"]))
+        accuracy[name] = sum(a["label"] == b for a, b in zip(answers, texts["label"], strict=True)) / len(texts)
+    assert accuracy["neuron_astrocyte"] == pytest.approx(results["metrics"]["accuracy"])
+    with pytest.raises(ValueError, match="--attn_implementation 'linear' is for a checkpoint of the library"):
+        train_text_classification.main(["--dataset_dir", str(data), "--attn_implementation", "linear"])
 
 
 @pytest.mark.parametrize("option", [name for name in CHOICES if name != "pooling"])
