@@ -10,7 +10,7 @@ from .version import __version__  # first: it checks the releases of what the ot
 # isort: split
 import transformers
 
-from . import library_attention
+from . import library_attention, swapped_attention
 from .attention_backends import attention_backend
 from .attention_operation import (
     neuron_astrocyte_attention,
@@ -54,6 +54,7 @@ def _register() -> None:
 
 _register()
 library_attention.register()
+swapped_attention.register()
 
 __all__ = [
     "AstroformerCache",

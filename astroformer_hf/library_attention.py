@@ -63,10 +63,12 @@ class TokenMask(NamedTuple):
     Attributes:
         real: `(batch, key_length)` bool, False where a token is padding; None where all are real.
         causal: whether a token reads those up to itself only.
+        key_length: how many keys it is for; None: not known.
     """
 
     real: torch.Tensor | None
     causal: bool
+    key_length: int | None = None
 
 
 def token_mask(
@@ -88,25 +90,25 @@ def token_mask(
     """
     if mask_function not in (causal_mask_function, bidirectional_mask_function):
         parts = " and ".join(map(repr, _parts_of(mask_function)))
-        raise _refusal(
+        raise refusal(
             f"the mask of {parts}: only plain causal and plain bidirectional masks, with padding; no sliding window, "
             "no packed rows, no prefix. Packed rows show in position_ids that restart; give an attention_mask to rows "
             "that are not packed",
             config,
         )
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise _refusal("cross-attention", config)
+        raise refusal("cross-attention", config)
     causal = mask_function is causal_mask_function
     expected = q_length if torch.is_tensor(q_offset) else q_offset + q_length
     if torch.is_tensor(q_offset) or kv_offset != 0 or (causal and kv_length != expected):
-        raise _refusal(
+        raise refusal(
             f"a cache of fixed or bounded length (keys {kv_offset} to {kv_offset + kv_length} for {q_length} queries); "
             "use a DynamicCache, cache_implementation='dynamic'",
             config,
         )
     if attention_mask is not None and attention_mask.shape[-1] != kv_length:
-        raise _refusal(f"an attention_mask of {attention_mask.shape[-1]} tokens for {kv_length} keys", config)
-    return TokenMask(None if attention_mask is None else attention_mask != 0, causal)
+        raise refusal(f"an attention_mask of {attention_mask.shape[-1]} tokens for {kv_length} keys", config)
+    return TokenMask(None if attention_mask is None else attention_mask != 0, causal, kv_length)
 
 
 def _parts_of(mask_function: Any) -> list[str]:
@@ -149,23 +151,52 @@ def library_attention(form: AttentionForm) -> Callable[..., tuple[torch.Tensor, 
             ValueError: for what it does not compute, with its name.
         """
         config = getattr(module, "config", None)
-        mask = _checked_mask(module, query, key, attention_mask, config)
-        for name, given in kwargs.items():
-            if given is not None and given is not False and name not in HARMLESS_KEYWORDS:
-                raise _refusal(f"{name}={_shortened(given)}", config)
-        if kwargs.get("is_causal") not in (None, mask.causal):
-            raise _refusal(f"is_causal={kwargs['is_causal']} with a mask that is its opposite", config)
+        mask = checked_mask(module, query, key, attention_mask, kwargs)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        groups = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+        key, value = for_each_query(query, key), released(for_each_query(query, value), dropout)
         query, key = query * scaling**0.5, key * scaling**0.5
-        if dropout > 0:
-            value = value * nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), dropout)
-        wants_map = kwargs.get("output_attentions") or collects_attention_maps()
-        output, attention_map = _attend(form, query, key, value, mask, bool(wants_map), config)
+        check_key_length(key, mask, config)
+        output, attention_map = _attend(form, query, key, value, mask, wants_attention_map(kwargs), config)
         return output.transpose(1, 2).contiguous(), attention_map
 
     return attention
+
+
+def for_each_query(query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Keys or values `(batch, key_heads, length, size)`, repeated for the heads of the queries that share them."""
+    groups = query.shape[1] // x.shape[1]
+    return x.repeat_interleave(groups, dim=1) if groups > 1 else x
+
+
+def released(value: torch.Tensor, dropout: float) -> torch.Tensor:
+    """The values that synapses release, of which a share `dropout` release nothing."""
+    if dropout == 0:
+        return value
+    return value * nn.functional.dropout(value.new_ones(*value.shape[:-1], 1), dropout)
+
+
+def wants_attention_map(kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("output_attentions") or collects_attention_maps())
+
+
+def checked_mask(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, attention_mask: Any, kwargs: dict[str, Any]
+) -> TokenMask:
+    """The mask of a call, after a check of all that the library handed on with it."""
+    config = getattr(module, "config", None)
+    mask = _checked_mask(module, query, key, attention_mask, config)
+    for name, given in kwargs.items():
+        if given is not None and given is not False and name not in HARMLESS_KEYWORDS:
+            raise refusal(f"{name}={_shortened(given)}", config)
+    if kwargs.get("is_causal") not in (None, mask.causal):
+        raise refusal(f"is_causal={kwargs['is_causal']} with a mask that is its opposite", config)
+    return mask
+
+
+def check_key_length(key: torch.Tensor, mask: TokenMask, config: Any) -> None:
+    """Raises a ValueError if a cache kept other keys than the mask is for."""
+    if mask.key_length not in (None, key.shape[2]):
+        raise refusal(f"a cache that gives {key.shape[2]} keys where the mask is for {mask.key_length}", config)
 
 
 def _checked_mask(module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, config: Any) -> TokenMask:
@@ -175,15 +206,15 @@ def _checked_mask(module: nn.Module, query: torch.Tensor, key: torch.Tensor, mas
     """
     if mask is None:
         if getattr(module, "is_causal", False) or hasattr(config, "vocab_size"):
-            raise _refusal("a call without the mask that its mask function makes", config)
+            raise refusal("a call without the mask that its mask function makes", config)
         mask = TokenMask(None, causal=False)
     if not hasattr(mask, "causal"):
         shape = tuple(getattr(mask, "shape", ()))
-        raise _refusal(
+        raise refusal(
             f"an attention mask of shape {shape}; give a model one of shape (batch, length), 1 for a real token", config
         )
     if not mask.causal and query.shape[2] != key.shape[2]:
-        raise _refusal(f"cross-attention, {query.shape[2]} queries over {key.shape[2]} keys", config)
+        raise refusal(f"cross-attention, {query.shape[2]} queries over {key.shape[2]} keys", config)
     return mask
 
 
@@ -199,7 +230,7 @@ def _attend(
     """`(batch, heads, length, size)`, and the attention map or None."""
     length, past_length = query.shape[2], key.shape[2] - query.shape[2]
     if wants_map and past_length > 0:
-        raise _refusal("attention maps (output_attentions=True) with a cache", config)
+        raise refusal("attention maps (output_attentions=True) with a cache", config)
     real = None if mask.real is None else mask.real.to(key.device)
     operation: dict[str, Any] = {
         "alpha": form.presynaptic_alpha,
@@ -253,7 +284,7 @@ def _code_weights(form: AttentionForm, key: torch.Tensor) -> tuple[torch.Tensor,
     return identity, identity.new_full((heads, 1, m), resting_level(form.astrocyte_resting_activity))
 
 
-def _refusal(what: str, config: Any) -> ValueError:
+def refusal(what: str, config: Any) -> ValueError:
     """The error that says what an implementation does not compute, and of which model."""
     name = getattr(config, "_attn_implementation", None)
     of = f" of {config.model_type!r}" if getattr(config, "model_type", None) else ""

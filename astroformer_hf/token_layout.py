@@ -546,8 +546,8 @@ def without_shared_batch(code: torch.Tensor) -> torch.Tensor:
 
 
 def reorder(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows of `(batch, heads, length, channels)` in the order of `index`, `(batch, length)`."""
-    return x.gather(2, index[:, None, :, None].expand_as(x))
+    """Rows of `(batch, heads, length, channels)` in the order of `index`, `(batch, number of rows)`."""
+    return x.gather(2, index[:, None, :, None].expand(*x.shape[:2], -1, x.shape[3]))
 
 
 # --------------------------------------------------------------------------------------------------------------------

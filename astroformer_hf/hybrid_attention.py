@@ -1,0 +1,361 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Attention of which a small part is exact: softmax over the nearest tokens and over sinks, the synapses for the rest.
+
+For a query t, let E be the tokens near it (a window) and the first tokens of the text (sinks, on which softmax
+attention rests when it looks at nothing; bidirectionally also the last). With scores s_ti = scaling q_t k_i, their
+maximum M_t over E, and what the synapses hold of all other tokens that t reads,
+
+    Y_t = (sum_{i in E} exp(s_ti - M_t) v_i + g phi(q_t) H_t) / (sum_{i in E} exp(s_ti - M_t) + g phi(q_t) c_t)
+
+    H_t = sum_{i not in E} w_i v_i^T,   c_t = sum_{i not in E} w_i,   w_i = phi(k_i) + phi(r_i)
+
+with one number g per head: how loud the synapses are beside the exact part. The combination in one normaliser is that
+of LoLCATs (Zhang et al., ICLR 2025). A window as long as the text is softmax attention; without a window and sinks, it
+is neuron-astrocyte attention at alpha = 1 with calcium of all sources, for every g.
+
+Causally a token enters the synapses when it leaves the window, so the state between tokens is of constant size: the
+synapses, the keys and values of the window, and the sinks'.
+
+Two forms stand here side by side: `hybrid_attention_weights`, the map that is applied, and `hybrid_attention`, at a
+cost linear in the length. Letters in shape comments: B batch, H heads, N tokens, F features, d head size, w window.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .astrocyte_code import upcast
+from .attention_contract import MaterializedCode
+from .attention_operation import attend
+from .attention_passes import full_precision
+from .attention_state import NeuronAstrocyteState
+from .token_layout import order_of_tokens, reorder
+
+
+FLOOR = 1e-18  # of the normaliser; its square, which the gradient divides by, is a number of float32
+
+
+class ExactPart(NamedTuple):
+    """Which tokens a query reads exactly.
+
+    Attributes:
+        window_size: causally the number of nearest tokens, itself included; bidirectionally on each side, and itself.
+            0: none.
+        sink_tokens: the number of first tokens of the text; bidirectionally of first and of last ones. 0: none.
+    """
+
+    window_size: int = 0
+    sink_tokens: int = 0
+
+
+class Synapses(NamedTuple):
+    """How the tokens that are not read exactly are written and read.
+
+    Attributes:
+        query_features, key_features: phi of queries and of keys, functions from `(batch, heads, length, size)` to
+            `(batch, heads, length, features)`, positive.
+        loudness: g, `(heads, 1, 1)`.
+        code: makes R, in the space of the keys, `code(key, real, causal, state)` -> `(R, state)`; None: H_astro = 0.
+            `real` is `(batch, length)` bool; the state, a tuple of tensors or None, is of causal codes.
+    """
+
+    query_features: Any
+    key_features: Any
+    loudness: torch.Tensor
+    code: Any = None
+
+
+def hybrid_attention_weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    padding_mask: torch.Tensor | None = None,
+    *,
+    scaling: float,
+    causal: bool,
+) -> torch.Tensor:
+    """The attention map that `hybrid_attention` applies without building it: the equation, entry by entry.
+
+    Args:
+        query, key (`torch.Tensor`): `(batch, heads, length, size)`.
+        synapses (`Synapses`): of the tokens that are not read exactly.
+        exact (`ExactPart`): which are.
+        padding_mask (`torch.Tensor`, *optional*): `(batch, length)` bool, True where a token is real.
+        scaling (`float`): of the exact scores.
+        causal (`bool`): whether a token reads those up to itself only.
+
+    Returns:
+        `(batch, heads, length, length)`; the rows of real tokens sum to 1. Memory is quadratic.
+    """
+    batch_size, length = query.shape[0], query.shape[2]
+    real = query.new_ones(batch_size, length, dtype=torch.bool) if padding_mask is None else padding_mask
+    place = real.cumsum(-1) - 1  # among the real tokens of the row
+    distance = place[:, :, None] - place[:, None, :]
+    if causal:
+        near = (distance >= 0) & (distance < exact.window_size)
+        is_sink = place < exact.sink_tokens
+        seen = distance >= 0
+    else:
+        near = (distance.abs() <= exact.window_size) & (exact.window_size > 0)
+        is_sink = (place < exact.sink_tokens) | (place >= real.sum(-1, keepdim=True) - exact.sink_tokens)
+        seen = torch.ones_like(near)
+    seen = seen & real[:, None, :]
+    is_exact = (near | is_sink[:, None, :]) & seen
+    with full_precision(query):
+        query, key = upcast(query), upcast(key)
+        scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~is_exact[:, None], -math.inf)
+        weights = (scores - _finite_maximum(scores)).exp()
+        written = synapses.key_features(key)
+        if synapses.code is not None:
+            r, _ = synapses.code(key, real & ~is_sink, causal, None)
+            written = written + synapses.key_features(r)
+        rest = synapses.query_features(query) @ written.transpose(-1, -2)
+        weights = weights + synapses.loudness * rest * (seen & ~is_exact)[:, None]
+        return weights / weights.sum(-1, keepdim=True).clamp(min=FLOOR)
+
+
+class HybridState(NamedTuple):
+    """What a causal text leaves for the tokens that follow; no size depends on its length.
+
+    Attributes:
+        synapses: of the tokens that have left the window.
+        code_state: of the code of those tokens.
+        window: keys and values of the window's tokens, `(batch, heads, window_size, 2 size)`, the latest last.
+        sinks: those of the sinks, `(batch, heads, sink_tokens, 2 size)`.
+        counted: `(batch, 1)`, how many real tokens there were.
+    """
+
+    synapses: NeuronAstrocyteState | None
+    code_state: Any
+    window: torch.Tensor
+    sinks: torch.Tensor
+    counted: torch.Tensor
+
+
+def hybrid_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    padding_mask: torch.Tensor | None = None,
+    *,
+    scaling: float,
+    causal: bool,
+    state: HybridState | None = None,
+) -> tuple[torch.Tensor, HybridState | None]:
+    """Attention that reads some tokens exactly and the others from the synapses, at a cost linear in the length.
+
+    Args:
+        query, key, value (`torch.Tensor`): `(batch, heads, length, size)`.
+        synapses, exact, padding_mask, scaling, causal: as of `hybrid_attention_weights`.
+        state (`HybridState`, *optional*): causally, what the call before returned.
+
+    Returns:
+        `(batch, heads, length, size)`, in the dtype of `value`, and causally the state after the last token.
+    """
+    dtype = value.dtype
+    with full_precision(query):
+        query, key, value = upcast(query), upcast(key), upcast(value)
+        rank = None
+        count = torch.full((query.shape[0], 1), query.shape[2], device=query.device)
+        if padding_mask is not None:
+            # in the order of the tokens, the padding last
+            order, rank = order_of_tokens(padding_mask)
+            query, key, value = (reorder(x, order) for x in (query, key, value))
+            count = padding_mask.sum(-1, keepdim=True)
+        if causal:
+            output, state = _causal(query, key, value, synapses, exact, count, scaling, state)
+        else:
+            output, state = _bidirectional(query, key, value, synapses, exact, count, scaling), None
+        if rank is not None:
+            output = reorder(output, rank)
+        return output.to(dtype), state
+
+
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    count: torch.Tensor,
+    scaling: float,
+    state: HybridState | None,
+) -> tuple[torch.Tensor, HybridState]:
+    """Tokens in order, of which in each row the first `count`, `(batch, 1)`, are real."""
+    (window_size, sink_tokens), length = exact, query.shape[2]
+    brought = torch.cat((key, value), dim=-1)
+    if state is None:
+        empty = brought.new_zeros(*brought.shape[:2], 1, brought.shape[3])
+        window, sinks = (empty.expand(-1, -1, number, -1) for number in exact)
+        state = HybridState(None, None, window, sinks, torch.zeros_like(count))
+    before = state.counted
+    # behind the tokens of the window before; `place` is that of a token in the whole text
+    brought = torch.cat((state.window, brought), dim=2)
+    place = before + torch.arange(-window_size, length, device=query.device)
+    is_there = (place >= 0) & (place < before + count)
+    ordinary = is_there & (place >= sink_tokens)  # the sinks are elsewhere
+    sinks = _filled_sinks(state.sinks, brought[:, :, window_size:], before, count)
+    own_place = place[:, window_size:]
+    slots = torch.arange(sink_tokens, device=query.device)
+    reads_sink = slots <= own_place[..., None]  # (B, N, S)
+
+    parts = [_parts_of_sinks(query, sinks, reads_sink, scaling)] if sink_tokens else []
+    if window_size:
+        parts.append(_parts_of_window(query, brought[:, :, 1:], ordinary[:, 1:], window_size, scaling))
+    left = brought[:, :, :length]  # what has left the window when a query comes
+    has_left = ordinary[:, :length] & (torch.arange(length, device=query.device) < count)
+    read, written, code_state = _read_synapses(
+        query, left, has_left, synapses, causal=True, state=state.synapses, code_state=state.code_state
+    )
+    latest = count + torch.arange(window_size, device=query.device)
+    state = HybridState(written, code_state, reorder(brought, latest), sinks, before + count)
+    return _in_one_normaliser(parts, [read], synapses.loudness), state
+
+
+def _bidirectional(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    count: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """Likewise, reading in both directions."""
+    (window_size, sink_tokens), length = exact, query.shape[2]
+    brought = torch.cat((key, value), dim=-1)
+    place = torch.arange(length, device=query.device)
+    is_there = place < count
+    ordinary = is_there & (place >= sink_tokens) & (place < count - sink_tokens)
+    parts = []
+    if sink_tokens:
+        slots = torch.arange(sink_tokens, device=query.device)
+        first, last = slots.expand(len(count), -1), count - 1 - slots
+        chosen = torch.cat((first, last), dim=1)
+        is_sink = torch.cat((first < count, last >= sink_tokens), dim=1)  # in a short text, none twice
+        sinks = reorder(brought, chosen.clamp(0, length - 1))
+        parts.append(_parts_of_sinks(query, sinks, is_sink[:, None], scaling))
+    code = None
+    if synapses.code is not None:
+        code, _ = synapses.code(key, ordinary, False, None)
+    if not window_size:
+        reads = [_read_synapses(query, brought, ordinary, synapses, causal=False, code=code)[0]]
+        return _in_one_normaliser(parts, reads, synapses.loudness)
+    around = nn.functional.pad(brought, (0, 0, window_size, window_size))
+    known = nn.functional.pad(ordinary, (window_size, window_size))
+    parts.append(_parts_of_window(query, around, known, 2 * window_size + 1, scaling))
+    # on either side of the window, what has been written on the way from that end
+    reads = []
+    for turned in (False, True):
+        tokens = (query, brought, ordinary[:, None, :, None], *(() if code is None else (code,)))
+        own_query, *written = (x.flip(2) if turned else x for x in tokens)
+        behind, known, *own_code = (nn.functional.pad(x, (0, 0, window_size + 1, 0))[:, :, :length] for x in written)
+        read, *_ = _read_synapses(
+            own_query, behind, known[:, 0, :, 0], synapses, causal=True, code=own_code[0] if own_code else None
+        )
+        reads.append(read.flip(2) if turned else read)
+    return _in_one_normaliser(parts, reads, synapses.loudness)
+
+
+def _filled_sinks(
+    sinks: torch.Tensor, brought: torch.Tensor, before: torch.Tensor, count: torch.Tensor
+) -> torch.Tensor:
+    """The sinks after new tokens, of which the first fill what slots are empty."""
+    number, length = sinks.shape[2], brought.shape[2]
+    if not number:
+        return sinks
+    source = torch.arange(number, device=sinks.device) - before  # which of the new tokens a slot is for
+    is_new = (source >= 0) & (source < count)
+    new = reorder(brought, source.clamp(0, length - 1))
+    return torch.where(is_new[:, None, :, None], new, sinks)
+
+
+def _parts_of_sinks(
+    query: torch.Tensor, sinks: torch.Tensor, is_read: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, Any]:
+    """Scores `(batch, heads, length, sinks)`, and what weights of them become."""
+    key, value = sinks.split(query.shape[-1], dim=-1)
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~is_read[:, None], -math.inf)
+    return scores, lambda weights: weights @ value
+
+
+def _parts_of_window(
+    query: torch.Tensor, brought: torch.Tensor, is_there: torch.Tensor, width: int, scaling: float
+) -> tuple[torch.Tensor, Any]:
+    """The same of a window: query t reads tokens t to t + width - 1 of `brought`, block by block."""
+    batch_size, heads, length, size = query.shape
+    block = max(width, 16)
+    num_blocks = -(-length // block)
+    fill = num_blocks * block - length
+    reach = block + width - 1
+    in_blocks = nn.functional.pad(query, (0, 0, 0, fill)).view(batch_size, heads, num_blocks, block, size)
+    around = nn.functional.pad(brought, (0, 0, 0, fill)).unfold(2, reach, block)  # (B, H, blocks, 2 size, reach)
+    known = nn.functional.pad(is_there, (0, fill)).unfold(1, reach, block)[:, None, :, None]
+    offset = torch.arange(reach, device=query.device) - torch.arange(block, device=query.device)[:, None]
+    is_read = (offset >= 0) & (offset < width) & known
+    key, value = around.split(size, dim=3)
+    scores = (in_blocks @ key * scaling).masked_fill(~is_read, -math.inf).flatten(2, 3)[:, :, :length]
+
+    def read(weights: torch.Tensor) -> torch.Tensor:
+        weights = nn.functional.pad(weights, (0, 0, 0, fill)).view(batch_size, heads, num_blocks, block, reach)
+        return (weights @ value.transpose(-1, -2)).flatten(2, 3)[:, :, :length]
+
+    return scores, read
+
+
+def _read_synapses(
+    query: torch.Tensor,
+    written: torch.Tensor,
+    real: torch.Tensor,
+    synapses: Synapses,
+    *,
+    causal: bool,
+    state: NeuronAstrocyteState | None = None,
+    code: torch.Tensor | None = None,
+    code_state: Any = None,
+) -> tuple[torch.Tensor, Any, Any]:
+    """phi(q) H beside phi(q) c, `(batch, heads, length, size + 1)`, and the states."""
+    key, value = written.split(query.shape[-1], dim=-1)
+    if code is None and synapses.code is not None:
+        code, code_state = synapses.code(key, real, causal, code_state)
+    features = synapses.query_features(query)
+    attended = attend(
+        query=features,
+        key=synapses.key_features(key),
+        value=torch.cat((value, torch.ones_like(value[..., :1])), dim=-1),  # the ones count what is written
+        astrocyte_code=None if code is None else MaterializedCode(synapses.key_features(code), None),
+        padding_mask=real,
+        alpha=1.0,
+        calcium_sources="all",
+        feature_map="identity",
+        feedback=False,
+        random_projection=None,
+        causal=causal,
+        initial_state=state,
+        output_scale=float(features.shape[-1]),
+    )
+    return attended.output, attended.state, code_state
+
+
+def _in_one_normaliser(parts: list[Any], reads: list[torch.Tensor], loudness: torch.Tensor) -> torch.Tensor:
+    """The exact parts and what was read from the synapses, `(batch, heads, length, size)`."""
+    read = torch.stack(reads).sum(0) if len(reads) > 1 else reads[0]
+    total, weight = (loudness * x for x in read.split((read.shape[-1] - 1, 1), dim=-1))
+    if parts:
+        scores = torch.cat([scores for scores, _ in parts], dim=-1)
+        weights = (scores - _finite_maximum(scores)).exp()
+        weight = weight + weights.sum(-1, keepdim=True)
+        for own, (_, read_part) in zip(weights.split([s.shape[-1] for s, _ in parts], dim=-1), parts, strict=True):
+            total = total + read_part(own)
+    return total / weight.clamp(min=FLOOR)
+
+
+def _finite_maximum(scores: torch.Tensor) -> torch.Tensor:
+    """The greatest score of each row, 0 for a row without any; without a gradient, which it does not need."""
+    maximum = scores.detach().amax(-1, keepdim=True)
+    return maximum.masked_fill(maximum == -math.inf, 0)

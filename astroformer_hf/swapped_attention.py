@@ -1,0 +1,457 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Models of the library whose softmax attention is replaced by neuron-astrocyte attention with learned feature maps.
+
+`swap_attention` gives each attention layer of a model `SwappedSynapses` beside its projections, which are kept: a
+feature map for queries and one for keys per head, and how loud the synapses are beside what is read exactly
+(`hybrid_attention.py`). The maps are then learned from the softmax attention of the original, by `transfer.py`.
+
+The feature map "hedgehog" (Zhang et al., "The Hedgehog and the Porcupine", ICLR 2024) is the softmax of W x and -W x
+over the features, with a matrix W per head that starts as the identity.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from .feature_maps import FEATURE_MAPS
+from .hybrid_attention import ExactPart, HybridState, Synapses, hybrid_attention, hybrid_attention_weights
+from .library_attention import (
+    TokenMask,
+    check_key_length,
+    checked_mask,
+    for_each_query,
+    refusal,
+    released,
+    token_mask,
+    wants_attention_map,
+)
+from .token_layout import sequence_layout
+
+
+IMPLEMENTATION = "neuron_astrocyte_swapped"
+HEDGEHOG = "hedgehog"
+CODES = ("activity",)
+OWN_CACHE = "hybrid_cache"  # the keyword by which a layer's attention function is handed the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSwap:
+    """What the attention of a model is replaced by; its configuration keeps it as `attention_swap`.
+
+    Args:
+        feature_map (`str`): "hedgehog", learned, or one of the fixed `FEATURE_MAPS` without random features.
+        num_features (`int`, *optional*): of "hedgehog", an even number; twice the head size by default.
+        window_size (`int`): nearest tokens that are read exactly: causally so many, the token included, bidirectionally
+            so many on each side. 0: none.
+        sink_tokens (`int`): first tokens of a text that are read exactly, bidirectionally first and last ones. 0: none.
+        astrocyte_code (`str`, *optional*): "activity" adds H_astro; None: H_neuron alone.
+        astrocyte_scale (`float`): scale of the coupling between the processes.
+        layers (tuple of `int`): the attention layers that are replaced, from 0.
+
+    Raises:
+        ValueError: for a value that is none of these.
+    """
+
+    feature_map: str = HEDGEHOG
+    num_features: int | None = None
+    window_size: int = 0
+    sink_tokens: int = 0
+    astrocyte_code: str | None = None
+    astrocyte_scale: float = 3.0
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        fixed = [name for name, phi in FEATURE_MAPS.items() if not phi.has_random_projection]
+        if self.feature_map not in (HEDGEHOG, *fixed):
+            raise ValueError(f"feature_map must be one of {[HEDGEHOG, *fixed]}, got {self.feature_map!r}")
+        if self.num_features is not None and (
+            self.feature_map != HEDGEHOG or self.num_features < 2 or self.num_features % 2
+        ):
+            raise ValueError(
+                f"num_features must be an even number of at least 2, and is for feature_map 'hedgehog', got "
+                f"{self.num_features!r} for {self.feature_map!r}"
+            )
+        for name in ("window_size", "sink_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+        if self.astrocyte_code not in (None, *CODES):
+            raise ValueError(f"astrocyte_code must be None or one of {list(CODES)}, got {self.astrocyte_code!r}")
+        if not self.astrocyte_scale > 0:
+            raise ValueError(f"astrocyte_scale must be above 0, got {self.astrocyte_scale!r}")
+
+    @property
+    def exact(self) -> ExactPart:
+        return ExactPart(self.window_size, self.sink_tokens)
+
+
+class SwappedSynapses(nn.Module):
+    """The synapses of one attention layer.
+
+    Args:
+        swap (`AttentionSwap`): of the model.
+        num_heads, num_key_heads, head_size (`int`): of the layer.
+    """
+
+    def __init__(self, swap: AttentionSwap, num_heads: int, num_key_heads: int, head_size: int) -> None:
+        super().__init__()
+        self.swap = swap
+        self.log_loudness = nn.Parameter(torch.zeros(num_heads))
+        self.query_map: nn.Parameter | None = None
+        self.key_map: nn.Parameter | None = None
+        if swap.feature_map == HEDGEHOG:
+            rows = (swap.num_features or 2 * head_size) // 2
+            self.query_map = nn.Parameter(torch.empty(num_heads, head_size, rows))
+            self.key_map = nn.Parameter(torch.empty(num_key_heads, head_size, rows))
+        self.code_weight: nn.Parameter | None = None
+        self.code_bias: nn.Parameter | None = None
+        if swap.astrocyte_code is not None:
+            self.code_weight = nn.Parameter(torch.empty(num_key_heads, head_size, head_size))
+            self.code_bias = nn.Parameter(torch.empty(num_key_heads, 1, head_size))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initial values: maps that are the identity as far as they go, scaled as usual for softmax attention."""
+        for weight in (self.query_map, self.key_map):
+            if weight is not None:
+                rows, columns = weight.shape[1:]
+                start = torch.eye(rows).repeat(1, -(-columns // rows))[:, :columns]
+                weight.copy_(start * rows**-0.25)
+        self.log_loudness.zero_()
+        if self.code_weight is not None and self.code_bias is not None:
+            self.code_weight.copy_(torch.eye(self.code_weight.shape[-1]))
+            self.code_bias.zero_()
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: TokenMask,
+        scaling: float | None = None,
+        state: HybridState | None = None,
+        wants_map: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, HybridState | None]:
+        """Attention of a layer.
+
+        Args:
+            query (`torch.Tensor`): `(batch, heads, length, size)`.
+            key, value (`torch.Tensor`): `(batch, key_heads, length, size)`.
+            mask (`TokenMask`): of these tokens.
+            scaling (`float`, *optional*): of the exact scores, by default one over the square root of the size.
+            state (`HybridState`, *optional*): causally, of the tokens before them.
+            wants_map (`bool`): whether to return the attention map.
+
+        Returns:
+            `(batch, heads, length, size)`, the map or None, and causally the state after the last token.
+        """
+        groups = query.shape[1] // key.shape[1]
+        synapses = Synapses(
+            query_features=self._features(self.query_map, 1),
+            key_features=self._features(self.key_map, groups),
+            loudness=self.log_loudness.float().exp()[:, None, None],
+            code=None if self.code_weight is None else self._code(groups),
+        )
+        key, value = for_each_query(query, key), for_each_query(query, value)
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        options: dict[str, Any] = {"scaling": scaling, "causal": mask.causal}
+        if wants_map:
+            weights = hybrid_attention_weights(query, key, synapses, self.swap.exact, mask.real, **options)
+            weights = weights.to(value.dtype)
+            return weights @ value, weights, None
+        output, state = hybrid_attention(
+            query, key, value, synapses, self.swap.exact, mask.real, **options, state=state
+        )
+        return output, None, state
+
+    def _features(self, weight: nn.Parameter | None, groups: int) -> Any:
+        """phi, over `(batch, heads, length, size)`; `groups` heads share a row of `weight`."""
+        if weight is None:
+            return lambda x: FEATURE_MAPS[self.swap.feature_map](x * x.shape[-1] ** -0.25, None)
+
+        def hedgehog(x: torch.Tensor) -> torch.Tensor:
+            mapped = x @ weight.to(x.dtype).repeat_interleave(groups, dim=0)
+            return torch.cat((mapped, -mapped), dim=-1).softmax(-1)
+
+        return hedgehog
+
+    def _code(self, groups: int) -> Any:
+        assert self.code_weight is not None and self.code_bias is not None
+        weight, bias = (x.repeat_interleave(groups, dim=0) for x in (self.code_weight, self.code_bias))
+
+        def code(key: torch.Tensor, real: torch.Tensor, causal: bool, state: Any) -> tuple[torch.Tensor, Any]:
+            layout = sequence_layout(key.shape[2], key.device, real, causal=causal)
+            recipe = layout.activity(key, self.swap.astrocyte_scale, weight.to(key.dtype), bias.to(key.dtype), state)
+            return recipe.materialize(key, layout.padding_mask, layout.causal, None)
+
+        return code
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# In a model
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def swapped_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attention function of a swapped model, for `AttentionInterface`: in its swapped layers the synapses', in the
+    others softmax. Arguments, results and errors as of `library_attention.library_attention`."""
+    layer = kwargs.pop(OWN_CACHE, None)
+    mask = checked_mask(module, query, key, attention_mask, kwargs)
+    wants_map = wants_attention_map(kwargs)
+    synapses: SwappedSynapses | None = getattr(module, "synapses", None)
+    value = released(value, dropout if synapses is not None else 0.0)
+    past_length = key.shape[2] - query.shape[2]
+    if wants_map and (past_length > 0 or layer is not None and layer.length > key.shape[2]):
+        raise refusal("attention maps (output_attentions=True) with a cache", getattr(module, "config", None))
+    if layer is None:
+        check_key_length(key, mask, getattr(module, "config", None))
+    if synapses is None:
+        output, weights = softmax_attention(query, key, value, mask, dropout, scaling, wants_map)
+    elif layer is not None:
+        new = None if mask.real is None else mask.real[:, -key.shape[2] :]
+        output, weights, layer.state = synapses(
+            query, key, value, mask._replace(real=new), scaling, layer.state, wants_map
+        )
+    else:
+        # of a cache that holds every key, the queries of the tokens in it are not asked again
+        query = nn.functional.pad(query, (0, 0, past_length, 0))
+        output, weights, _ = synapses(query, key, value, mask, scaling, None, wants_map)
+        output = output[:, :, past_length:]
+    return output.transpose(1, 2).contiguous(), weights
+
+
+def softmax_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: TokenMask,
+    dropout: float,
+    scaling: float | None,
+    wants_map: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scaled dot product attention with a `TokenMask`; `(batch, heads, length, size)`, and the map or None."""
+    key, value = for_each_query(query, key), for_each_query(query, value)
+    length, key_length = query.shape[2], key.shape[2]
+    is_causal = mask.causal and mask.real is None and length == key_length
+    shown = None if mask.real is None else mask.real[:, None, None, :]
+    if mask.causal and not is_causal and (length > 1 or wants_map):
+        place = torch.arange(key_length, device=key.device)
+        earlier = place <= place[key_length - length :, None]
+        # a padded token looks at itself, so that its row, which nothing reads, has a softmax
+        itself = place == place[key_length - length :, None]
+        shown = earlier if shown is None else earlier & shown | itself
+    if not wants_map:
+        output = nn.functional.scaled_dot_product_attention(
+            query, key, value, shown, dropout, is_causal=is_causal, scale=scaling
+        )
+        return output, None
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if is_causal:
+        shown = torch.ones(length, length, dtype=torch.bool, device=key.device).tril()
+    if shown is not None:
+        scores = scores.masked_fill(~shown, torch.finfo(scores.dtype).min)
+    weights = nn.functional.dropout(scores.softmax(-1, dtype=torch.float32).to(value.dtype), dropout)
+    return weights @ value, weights
+
+
+def attention_layers(model: nn.Module) -> list[nn.Module]:
+    """The attention layers of a model that follow the library's interface, from the first to the last."""
+    found = []
+    for name, module in model.named_modules():
+        is_attention = hasattr(module, "is_causal") and hasattr(module, "config") and not hasattr(module, "layers")
+        if is_attention and "cross" not in name.lower():
+            found.append(module)
+    return found
+
+
+def swap_attention(model: PreTrainedModel, *, layers: Any = "all", **options: Any) -> PreTrainedModel:
+    """Replaces the softmax attention of a model of the library, in place.
+
+    Args:
+        model (`PreTrainedModel`): a model that follows the library's attention interface.
+        layers (`str` or sequence of `int`): "all", or the numbers of the attention layers to replace, from 0.
+        options: the fields of `AttentionSwap`: `feature_map`, `num_features`, `window_size`, `sink_tokens`,
+            `astrocyte_code`, `astrocyte_scale`.
+
+    Returns:
+        The same model. Its new parameters are at their initial values: `transfer_attention` makes them learn from the
+        original.
+
+    Raises:
+        ValueError: for a model that does not follow the interface or is swapped already, and for options that are none.
+    """
+    if getattr(model.config, "attention_swap", None) is not None:
+        raise ValueError(f"the attention of this {type(model).__name__} is swapped already")
+    found = attention_layers(model)
+    if not model._can_set_attn_implementation() or not found:
+        raise ValueError(f"{type(model).__name__} does not follow the library's attention interface: nothing to swap")
+    chosen = range(len(found)) if layers == "all" else layers
+    if isinstance(chosen, str) or not all(isinstance(i, int) and 0 <= i < len(found) for i in chosen):
+        raise ValueError(f"layers must be 'all' or numbers from 0 to {len(found) - 1}, got {layers!r}")
+    unknown = options.keys() - {field.name for field in dataclasses.fields(AttentionSwap)}
+    if unknown:
+        raise TypeError(f"swap_attention has no option {sorted(unknown)}")
+    model.config.attention_swap = dataclasses.asdict(AttentionSwap(**options, layers=tuple(sorted(set(chosen)))))
+    add_synapses(model)
+    return model
+
+
+def add_synapses(model: PreTrainedModel) -> None:
+    """Gives a model the synapses that its configuration's `attention_swap` tells of, untrained."""
+    swap = AttentionSwap(**model.config.attention_swap)
+    found = attention_layers(model)
+    for i in swap.layers:
+        module = found[i]
+        reference = next(module.parameters())
+        synapses = SwappedSynapses(swap, *shape_of(module))
+        module.synapses = synapses.to(device=reference.device, dtype=reference.dtype)
+    for i, module in enumerate(found):
+        hand_on_cache(module, i)
+    model.set_attn_implementation(IMPLEMENTATION)
+
+
+def shape_of(module: Any) -> tuple[int, int, int]:
+    """Heads, heads of keys, and head size of an attention layer."""
+    config = module.config
+    heads = config.num_attention_heads
+    size = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
+    size = size or getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads, size
+
+
+def hand_on_cache(module: nn.Module, index: int) -> None:
+    """Has a layer hand its part of a `HybridCache` on to its attention function, as a keyword."""
+
+    def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        for given in (*arguments, *keywords.values()):  # its name depends on the model and the release
+            if isinstance(given, HybridCache) and isinstance(given.layers[index], HybridCacheLayer):
+                return arguments, {**keywords, OWN_CACHE: given.layers[index]}
+        return None
+
+    module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The cache
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class HybridCacheLayer(CacheLayerMixin):
+    """What a swapped layer remembers: a `HybridState`, of constant size.
+
+    `update` gives back the new keys and values alone: the attention function, which is handed this layer, knows what
+    to make of them.
+    """
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        self.state: HybridState | None = None
+        self.length = 0
+        self.is_initialized = False
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to allocate."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.length += key_states.shape[2]
+        self.is_initialized = True
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in tensors_in(self.state))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove != 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}): the synapses hold sums over the {self.length} tokens in the cache, not "
+                "each one, and cannot take any back; assisted generation is not available"
+            )
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self._apply(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._apply(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._apply(lambda x: x[indices.to(x.device)])
+
+    def _apply(self, function: Any) -> None:
+        self.state = map_tensors(function, self.state)
+
+
+class HybridCache(Cache):
+    """The cache of a swapped decoder: constant in size in its swapped layers, every key and value in the others.
+
+    Args:
+        config (`PreTrainedConfig`): of the model.
+    """
+
+    def __init__(self, config: Any) -> None:
+        swapped = AttentionSwap(**config.attention_swap).layers
+        layers: list[Any] = [
+            HybridCacheLayer() if i in swapped else DynamicLayer() for i in range(config.num_hidden_layers)
+        ]
+        super().__init__(layers=layers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the states of swapped layers and of the keys and values of the others."""
+        held: list[torch.Tensor] = []
+        for layer in self.layers:
+            whole = (getattr(layer, "keys", None), getattr(layer, "values", None))
+            held += tensors_in(layer.state if isinstance(layer, HybridCacheLayer) else whole)
+        return sum(x.numel() * x.element_size() for x in held)
+
+
+def tensors_in(state: Any) -> list[torch.Tensor]:
+    """The tensors in a tuple of tensors, tuples and None."""
+    if torch.is_tensor(state):
+        return [state]
+    return [x for part in state or () for x in tensors_in(part)]
+
+
+def map_tensors(function: Any, state: Any) -> Any:
+    """The same tuple with `function` of its tensors."""
+    if state is None or torch.is_tensor(state):
+        return None if state is None else function(state)
+    return getattr(type(state), "_make", type(state))(map_tensors(function, part) for part in state)
+
+
+def register() -> None:
+    """Makes the attention function of swapped models known to the library. Twice is harmless."""
+    AttentionInterface.register(IMPLEMENTATION, swapped_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, token_mask)

@@ -1,0 +1,184 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Models of the library with swapped attention."""
+
+import copy
+
+import pytest
+import torch
+from conversion.library_models import SUPPORTED, TEXT, LibraryModel
+from variants import some_each_time
+
+from astroformer_hf.library_attention import TokenMask
+from astroformer_hf.swapped_attention import (
+    AttentionSwap,
+    HybridCache,
+    SwappedSynapses,
+    attention_layers,
+    softmax_attention,
+    swap_attention,
+)
+
+
+EACH_TIME = ("BertModel", "ViTModel", "LlamaForCausalLM", "GPT2LMHeadModel")
+BY_NAME = {model.name: model for model in SUPPORTED}
+GENERATING = [name for name, model in BY_NAME.items() if model.generates]
+SWAPS = {
+    "linear": {},
+    "window and sinks": {"window_size": 4, "sink_tokens": 1},
+    "astrocyte": {"window_size": 3, "sink_tokens": 2, "astrocyte_code": "activity", "num_features": 12},
+    "fixed map": {"feature_map": "elu", "window_size": 3},
+}
+
+
+def swapped(name, **swap):
+    return swap_attention(BY_NAME[name].make("sdpa"), **swap)
+
+
+@pytest.mark.parametrize("name", some_each_time(BY_NAME, EACH_TIME))
+def test_a_window_as_long_as_the_text_changes_nothing(name):
+    """Whatever is swapped can be silenced: projections, rotations, masks and scales are those of the original."""
+    model, inputs = BY_NAME[name].make("sdpa"), BY_NAME[name].inputs()
+    expected, number = model(**inputs)[0], model.num_parameters()
+    swap_attention(model, window_size=64)
+    torch.testing.assert_close(model(**inputs)[0], expected, rtol=1e-4, atol=1e-5)
+    assert model.num_parameters() > number
+    assert not torch.allclose(swapped(name, window_size=2)(**inputs)[0], expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+@pytest.mark.parametrize("name", some_each_time(BY_NAME, EACH_TIME))
+def test_maps_and_gradients(name, swap):
+    model, inputs = swapped(name, **SWAPS[swap]), BY_NAME[name].inputs()
+    output = model(**inputs, output_attentions=True)
+    torch.testing.assert_close(output[0], model(**inputs)[0], rtol=1e-4, atol=1e-5)
+    sums = output.attentions[0].sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+    model(**inputs)[0].square().sum().backward()
+    silent = {n for n, p in model.named_parameters() if "synapses" in n and (p.grad is None or (p.grad == 0).all())}
+    assert not silent
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["BertModel", "LlamaForCausalLM"])
+def test_padding_changes_nothing(name, side, swap):
+    model, inputs = swapped(name, **SWAPS[swap]), BY_NAME[name].inputs()
+    expected, ids, junk = model(**inputs)[0], inputs["input_ids"], torch.randint(3, 60, (2, 5))
+    left = side == "left"
+    mask = torch.cat((junk * 0, ids * 0 + 1) if left else (ids * 0 + 1, junk * 0), dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    padded = torch.cat((junk, ids) if left else (ids, junk), dim=1)
+    output = model(padded, attention_mask=mask, position_ids=positions)[0]
+    torch.testing.assert_close(output[:, 5:] if left else output[:, :9], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["all", [1]], ids=str)
+@pytest.mark.parametrize("swap", SWAPS)
+@pytest.mark.parametrize("name", some_each_time(GENERATING, ("LlamaForCausalLM", "GPT2LMHeadModel")))
+def test_generates_as_without_a_cache(name, swap, layers):
+    model, ids = swapped(name, **SWAPS[swap], layers=layers), torch.randint(3, 60, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 7, "min_new_tokens": 7, "pad_token_id": 0, "do_sample": False}
+    sizes = []
+    for search in ({}, {"num_beams": 3}):
+        expected = model.generate(ids, **options, **search, use_cache=False)
+        cache = HybridCache(model.config)
+        found = model.generate(ids, **options, **search, past_key_values=cache)
+        assert torch.equal(found, expected) and torch.equal(model.generate(ids, **options, **search), expected)
+        sizes.append(cache.num_bytes)
+    longer = HybridCache(model.config)
+    model(ids.repeat(1, 3), past_key_values=longer)
+    assert (longer.num_bytes == sizes[0]) == (layers == "all")
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+def test_prefill_in_pieces(swap):
+    model, ids = swapped("LlamaForCausalLM", **SWAPS[swap]), torch.randint(3, 60, (2, 30))
+    expected, cache, logits = model(ids).logits, HybridCache(model.config), []
+    for piece in ids.split([11, 1, 13, 5], dim=1):
+        logits.append(model(piece, past_key_values=cache).logits)
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=1e-4, atol=1e-4)
+    assert cache.get_seq_length() == 30
+    with pytest.raises(ValueError, match=r"crop\(-2\): the synapses hold sums over the 30 tokens"):
+        cache.crop(-2)
+    with pytest.raises(ValueError, match="attention maps .* with a cache"):
+        model(ids[:, :1], past_key_values=cache, output_attentions=True)
+
+
+def test_a_cache_that_is_not_handed_on_is_refused():
+    model, ids = swapped("LlamaForCausalLM"), torch.randint(3, 60, (2, 9))
+    cache = HybridCache(model.config)
+    model(ids, past_key_values=cache)
+    for layer in attention_layers(model):
+        layer._forward_pre_hooks.clear()
+    with pytest.raises(ValueError, match="a cache that gives 1 keys where the mask is for 10"):
+        model(ids[:, :1], past_key_values=cache)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("padded", [False, True])
+def test_softmax_of_layers_that_are_not_swapped(padded, length, causal):
+    query, key, value = torch.randn(2, 4, length, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    real = torch.ones(2, 5, dtype=torch.bool)
+    real[0, :2] = not padded
+    mask = TokenMask(real if padded else None, causal)
+    output, _ = softmax_attention(query, key, value, mask, 0.0, 0.3, False)
+    scores = query @ key.repeat_interleave(2, 1).transpose(-1, -2) * 0.3
+    place = torch.arange(5)
+    seen = real[:, None, None, :] & (place <= place[5 - length :, None] if causal else True)
+    expected = scores.masked_fill(~seen, -1e9).softmax(-1) @ value.repeat_interleave(2, 1)
+    shown = real[:, None, 5 - length :, None]
+    torch.testing.assert_close(output * shown, expected * shown)
+    from_map, weights = softmax_attention(query, key, value, mask, 0.0, 0.3, True)
+    torch.testing.assert_close(from_map * shown, expected * shown)
+    assert weights.shape == (2, 4, length, 5)
+
+
+def test_only_the_layers_that_are_named_are_swapped():
+    model = swapped("BertModel", layers=[1], window_size=2)
+    first, second = attention_layers(model)
+    assert not hasattr(first, "synapses") and isinstance(second.synapses, SwappedSynapses)
+    assert AttentionSwap(**model.config.attention_swap).layers == (1,)
+    everything = swapped("BertModel", window_size=2)
+    inputs = BY_NAME["BertModel"].inputs()
+    assert not torch.allclose(model(**inputs)[0], everything(**inputs)[0], atol=1e-3)
+
+
+def test_a_copy_is_a_model_of_its_own():
+    model, inputs = swapped("LlamaForCausalLM", window_size=2), BY_NAME["LlamaForCausalLM"].inputs()
+    twin, expected = copy.deepcopy(model), model(**inputs).logits
+    with torch.no_grad():
+        twin.model.layers[0].self_attn.synapses.log_loudness.add_(3)
+    torch.testing.assert_close(model(**inputs).logits, expected)
+    assert not torch.allclose(twin(**inputs).logits, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"feature_map": "favor"}, "feature_map must be one of .*'hedgehog'.* got 'favor'"),
+        ({"num_features": 7}, "num_features must be an even number"),
+        ({"feature_map": "elu", "num_features": 8}, "is for feature_map 'hedgehog'"),
+        ({"window_size": -1}, "window_size must be a whole number of at least 0, got -1"),
+        ({"sink_tokens": 1.5}, "sink_tokens must be a whole number of at least 0, got 1.5"),
+        ({"astrocyte_code": "learned"}, r"astrocyte_code must be None or one of \['activity'\], got 'learned'"),
+        ({"astrocyte_scale": 0}, "astrocyte_scale must be above 0, got 0"),
+        ({"layers": [2]}, r"layers must be 'all' or numbers from 0 to 1, got \[2\]"),
+        ({"layers": "some"}, "layers must be 'all' or numbers from 0 to 1, got 'some'"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        swapped("BertModel", **options)
+
+
+def test_what_cannot_be_swapped_is_refused():
+    with pytest.raises(ValueError, match="the attention of this BertModel is swapped already"):
+        swap_attention(swapped("BertModel"))
+    with pytest.raises(ValueError, match="DebertaV2Model does not follow the library's attention interface"):
+        swap_attention(LibraryModel("DebertaV2Model", TEXT).make("eager"))
+    with pytest.raises(TypeError, match=r"swap_attention has no option \['windows'\]"):
+        swapped("BertModel", windows=3)
