@@ -10,7 +10,7 @@ from .version import __version__  # first: it checks the releases of what the ot
 # isort: split
 import transformers
 
-from . import library_attention, swapped_attention
+from . import library_attention
 from .attention_backends import attention_backend
 from .attention_operation import (
     neuron_astrocyte_attention,
@@ -21,6 +21,7 @@ from .attention_state import BidirectionalState, NeuronAstrocyteState
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerConfig
 from .configuration_astroformer_vision import AstroformerVisionConfig
+from .configuration_swapped import AstromorphicConfig
 from .inspection import SynapseRecord, look_inside
 from .modeling_astroformer import (
     AstroformerForCausalLM,
@@ -37,6 +38,8 @@ from .modeling_astroformer_vision import (
     AstroformerVisionModel,
     AstroformerVisionPreTrainedModel,
 )
+from .modeling_swapped import swap_attention
+from .transfer import DistillationTrainer, TransferReport, keep_swapped, transfer_attention
 
 
 def _register() -> None:
@@ -54,7 +57,7 @@ def _register() -> None:
 
 _register()
 library_attention.register()
-swapped_attention.register()
+transformers.AutoConfig.register(AstromorphicConfig.model_type, AstromorphicConfig, exist_ok=True)
 
 __all__ = [
     "AstroformerCache",
@@ -71,13 +74,19 @@ __all__ = [
     "AstroformerVisionConfig",
     "AstroformerVisionModel",
     "AstroformerVisionPreTrainedModel",
+    "AstromorphicConfig",
     "BidirectionalState",
+    "DistillationTrainer",
     "NeuronAstrocyteState",
     "SynapseRecord",
+    "TransferReport",
     "__version__",
     "attention_backend",
+    "keep_swapped",
     "look_inside",
     "neuron_astrocyte_attention",
     "neuron_astrocyte_attention_weights",
     "neuron_astrocyte_network",
+    "swap_attention",
+    "transfer_attention",
 ]

@@ -1,15 +1,17 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Models of the library whose softmax attention is replaced by neuron-astrocyte attention with learned feature maps.
 
-`swap_attention` gives each attention layer of a model `SwappedSynapses` beside its projections, which are kept: a
-feature map for queries and one for keys per head, and how loud the synapses are beside what is read exactly
-(`hybrid_attention.py`). The maps are then learned from the softmax attention of the original, by `transfer.py`.
+`swap_attention` of `modeling_swapped.py` gives each attention layer of a model `SwappedSynapses` beside its
+projections, which are kept: a feature map for queries and one for keys per head, and how loud the synapses are beside
+what is read exactly (`hybrid_attention.py`). The maps are then learned from the softmax attention of the original, by
+`transfer.py`.
 
 The feature map "hedgehog" (Zhang et al., "The Hedgehog and the Porcupine", ICLR 2024) is the softmax of W x and -W x
 over the features, with a matrix W per head that starts as the identity.
 """
 
 import dataclasses
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+from .configuration_swapped import IMPLEMENTATION
 from .feature_maps import FEATURE_MAPS
 from .hybrid_attention import ExactPart, HybridState, Synapses, hybrid_attention, hybrid_attention_weights
 from .library_attention import (
@@ -32,9 +35,10 @@ from .library_attention import (
 from .token_layout import sequence_layout
 
 
-IMPLEMENTATION = "neuron_astrocyte_swapped"
 HEDGEHOG = "hedgehog"
 CODES = ("activity",)
+# While it is a list, swapped layers compute softmax attention and add the error of their synapses, see `transfer.py`.
+ATTENTION_ERRORS: ContextVar[list[torch.Tensor] | None] = ContextVar("attention_errors", default=None)
 OWN_CACHE = "hybrid_cache"  # the keyword by which a layer's attention function is handed the cache
 
 
@@ -219,8 +223,12 @@ def swapped_attention(
         raise refusal("attention maps (output_attentions=True) with a cache", getattr(module, "config", None))
     if layer is None:
         check_key_length(key, mask, getattr(module, "config", None))
-    if synapses is None:
+    errors = ATTENTION_ERRORS.get()
+    if synapses is None or errors is not None:
         output, weights = softmax_attention(query, key, value, mask, dropout, scaling, wants_map)
+        if synapses is not None and errors is not None:
+            found, *_ = synapses(query, key, value, mask, scaling)
+            errors.append(relative_error(found, output, mask.real))
     elif layer is not None:
         new = None if mask.real is None else mask.real[:, -key.shape[2] :]
         output, weights, layer.state = synapses(
@@ -268,6 +276,15 @@ def softmax_attention(
     return weights @ value, weights
 
 
+def relative_error(found: torch.Tensor, expected: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """The squared difference over the squares of what is expected, `(..., length, size)`, over real tokens."""
+    found, expected = found.float(), expected.float()
+    if real is not None:
+        real = real.view(len(real), *(1,) * (found.dim() - 3), -1, 1)
+        found, expected = found * real, expected * real
+    return (found - expected).square().sum() / expected.square().sum().clamp(min=1e-12)
+
+
 def attention_layers(model: nn.Module) -> list[nn.Module]:
     """The attention layers of a model that follow the library's interface, from the first to the last."""
     found = []
@@ -276,38 +293,6 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
         if is_attention and "cross" not in name.lower():
             found.append(module)
     return found
-
-
-def swap_attention(model: PreTrainedModel, *, layers: Any = "all", **options: Any) -> PreTrainedModel:
-    """Replaces the softmax attention of a model of the library, in place.
-
-    Args:
-        model (`PreTrainedModel`): a model that follows the library's attention interface.
-        layers (`str` or sequence of `int`): "all", or the numbers of the attention layers to replace, from 0.
-        options: the fields of `AttentionSwap`: `feature_map`, `num_features`, `window_size`, `sink_tokens`,
-            `astrocyte_code`, `astrocyte_scale`.
-
-    Returns:
-        The same model. Its new parameters are at their initial values: `transfer_attention` makes them learn from the
-        original.
-
-    Raises:
-        ValueError: for a model that does not follow the interface or is swapped already, and for options that are none.
-    """
-    if getattr(model.config, "attention_swap", None) is not None:
-        raise ValueError(f"the attention of this {type(model).__name__} is swapped already")
-    found = attention_layers(model)
-    if not model._can_set_attn_implementation() or not found:
-        raise ValueError(f"{type(model).__name__} does not follow the library's attention interface: nothing to swap")
-    chosen = range(len(found)) if layers == "all" else layers
-    if isinstance(chosen, str) or not all(isinstance(i, int) and 0 <= i < len(found) for i in chosen):
-        raise ValueError(f"layers must be 'all' or numbers from 0 to {len(found) - 1}, got {layers!r}")
-    unknown = options.keys() - {field.name for field in dataclasses.fields(AttentionSwap)}
-    if unknown:
-        raise TypeError(f"swap_attention has no option {sorted(unknown)}")
-    model.config.attention_swap = dataclasses.asdict(AttentionSwap(**options, layers=tuple(sorted(set(chosen)))))
-    add_synapses(model)
-    return model
 
 
 def add_synapses(model: PreTrainedModel) -> None:

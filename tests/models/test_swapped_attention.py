@@ -2,12 +2,21 @@
 """Models of the library with swapped attention."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+import transformers
 from conversion.library_models import SUPPORTED, TEXT, LibraryModel
-from variants import some_each_time
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from variants import HIDE_PACKAGE, some_each_time
 
+from astroformer_hf import swap_attention
 from astroformer_hf.library_attention import TokenMask
 from astroformer_hf.swapped_attention import (
     AttentionSwap,
@@ -15,7 +24,6 @@ from astroformer_hf.swapped_attention import (
     SwappedSynapses,
     attention_layers,
     softmax_attention,
-    swap_attention,
 )
 
 
@@ -146,6 +154,105 @@ def test_only_the_layers_that_are_named_are_swapped():
     assert not torch.allclose(model(**inputs)[0], everything(**inputs)[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", some_each_time(BY_NAME, EACH_TIME))
+def test_saved_and_loaded_again(name, tmp_path):
+    model, inputs = swapped(name, window_size=3, sink_tokens=1, astrocyte_code="activity"), BY_NAME[name].inputs()
+    with torch.no_grad():  # as if they had learned
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    expected = model(**inputs)[0]
+    model.save_pretrained(tmp_path)
+    auto_class = AutoModelForCausalLM if BY_NAME[name].generates else AutoModel
+    loaded = auto_class.from_pretrained(tmp_path).eval()
+    assert type(loaded) is type(model) and isinstance(loaded, getattr(transformers, name))
+    assert loaded.config.model_type == "astromorphic" and loaded.config.hidden_size == 32
+    assert torch.equal(loaded(**inputs)[0], expected)
+    again = auto_class.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert again.state_dict().keys() == loaded.state_dict().keys()
+    # never a model with softmax attention that says nothing
+    with pytest.raises((StrictDataclassFieldValidationError, TypeError), match="hidden|num_|str"):
+        getattr(transformers, name).from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the attention of a swapped model is not chosen by it"):
+        auto_class.from_pretrained(tmp_path, attn_implementation="sdpa")
+    with pytest.raises(ValueError, match="the attention of a swapped model is not chosen by it"):
+        loaded.set_attn_implementation("sdpa")
+
+
+def test_a_head_finds_the_model_in_a_checkpoint_of_another(tmp_path):
+    model, inputs = swapped("BertModel", window_size=3), BY_NAME["BertModel"].inputs()
+    model.save_pretrained(tmp_path)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3).eval()
+    assert classifier(**inputs).logits.shape == (2, 3)
+    hidden = classifier(**inputs, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(hidden, model(**inputs).last_hidden_state)
+
+
+STRANGER = """
+import json, sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+for folder, generates in json.loads(sys.argv[1]).items():
+    auto_class = AutoModelForCausalLM if generates else AutoModel
+    try:
+        auto_class.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise AssertionError("loaded without its code")
+    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+    tensors = load_file(folder + "/expected.safetensors")
+    expected, text = tensors.pop("expected"), tensors.pop("text", None)
+    assert torch.equal(model(**tensors)[0], expected)
+    if generates:
+        options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
+        found = model.generate(**tensors, **options)
+        assert torch.equal(found.sequences, text) and type(found.past_key_values).__name__ == "HybridCache"
+    model.save_pretrained(folder + "/again")
+    assert torch.equal(auto_class.from_pretrained(folder + "/again", trust_remote_code=True)(**tensors)[0], expected)
+print("equal")
+"""
+
+
+def test_a_stranger_loads_it_with_the_code_that_came_along(tmp_path):
+    folders = {}
+    for name in ("BertModel", "LlamaForCausalLM"):
+        model, inputs = swapped(name, window_size=3, sink_tokens=1), BY_NAME[name].inputs()
+        folder = str(tmp_path / name)
+        model.save_pretrained(folder)
+        expected = {**inputs, "expected": model(**inputs)[0].detach()}
+        if BY_NAME[name].generates:
+            expected["text"] = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        save_file(expected, folder + "/expected.safetensors")
+        folders[folder] = BY_NAME[name].generates
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE_PACKAGE + STRANGER, json.dumps(folders)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
+    assert done.returncode == 0 and done.stdout.endswith("equal\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        ({}, "needs original_config and attention_swap"),
+        ({"original_config": {}, "attention_swap": {}}, "original_model_type is None, which transformers does not"),
+        (
+            {"original_config": {}, "attention_swap": {}, "original_model_type": "no_such"},
+            "original_model_type is 'no_such', which transformers does not know",
+        ),
+    ],
+    ids=str,
+)
+def test_a_damaged_configuration_is_named(contents, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "astromorphic", **contents}))
+    with pytest.raises(ValueError, match=message):
+        AutoConfig.from_pretrained(tmp_path)
+
+
 def test_a_copy_is_a_model_of_its_own():
     model, inputs = swapped("LlamaForCausalLM", window_size=2), BY_NAME["LlamaForCausalLM"].inputs()
     twin, expected = copy.deepcopy(model), model(**inputs).logits
@@ -176,7 +283,7 @@ def test_bad_options_are_named(options, message):
 
 
 def test_what_cannot_be_swapped_is_refused():
-    with pytest.raises(ValueError, match="the attention of this BertModel is swapped already"):
+    with pytest.raises(ValueError, match="the attention of this AstromorphicBertModel is swapped already"):
         swap_attention(swapped("BertModel"))
     with pytest.raises(ValueError, match="DebertaV2Model does not follow the library's attention interface"):
         swap_attention(LibraryModel("DebertaV2Model", TEXT).make("eager"))
