@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Fixtures that several folders share, and which tests a run leaves to `--all`."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ import subprocess
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Shapes that are symbols cost torch more to look up than to compute: an export takes nearly twice as long with it.
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 import pytest
 import torch
@@ -58,6 +61,10 @@ def pytest_collection_modifyitems(config, items):
         for mark, reason in skips.items():
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # what is imported stays: each collection, and every training asks for some, would look through it
 
 
 @pytest.fixture(autouse=True)

@@ -590,19 +590,14 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
     with LoopbackHub() as hub:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment.update(hub.environment(tmp_path / "home"), HF_MODULES_CACHE=str(tmp_path / "modules"))
-
-        def run(*command, **more):
-            return subprocess.run(command, env={**environment, **more}, cwd=tmp_path, capture_output=True, text=True)
-
-        model = ["--model", str(trained / "text"), "--repo_id", "user/text"]
-        done = run(sys.executable, str(ROOT / "scripts/publish.py"), *model)
-        assert done.returncode == 0, done.stderr
+        server = ScriptServer(environment, tmp_path / "printed", package=False)
+        model = ["--model", trained / "text", "--repo_id", "user/text"]
+        done = server.run(ROOT / "scripts/publish.py", *model, cwd=tmp_path)
         first = re.search("at commit ([0-9a-f]{40})", done.stdout).group(1)
         for name in ("image", "causal"):
             by_hand(hub, trained, name, tmp_path)
         for name, program in (("push.py", PUSH), ("stranger.py", HIDE_PACKAGE + STRANGER)):
             (tmp_path / name).write_text(program)
-        server = ScriptServer(environment, tmp_path / "printed", package=False)
         server.run(tmp_path / "push.py", trained / "text", cwd=tmp_path)
         # a later commit with other weights, which who pinned the first does not get
         weights = load_file(trained / "text" / "model.safetensors")
@@ -636,7 +631,8 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
             more = {"environment": more, "cwd": tmp_path, "check": False}
             stranger = server.run(tmp_path / "stranger.py", json.dumps(asked), **more)
         else:
-            stranger = run(python, "-c", STRANGER, json.dumps(asked), **more)
+            command, more = [python, "-c", STRANGER, json.dumps(asked)], {"env": {**environment, **more}}
+            stranger = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, **more)
         server.close()
     assert stranger.returncode == 0, stranger.stderr
     assert "EVIL" not in stranger.stdout
