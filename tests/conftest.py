@@ -67,6 +67,10 @@ def pytest_collection_finish(session):
     gc.freeze()  # what is imported stays: each collection, and every training asks for some, would look through it
 
 
+def pytest_unconfigure(config):
+    gc.unfreeze()  # lest libraries take what is left at the end for leaked
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ import huggingface_hub
 import publish
 import pytest
 import torch
-from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, LoopbackHub, Repository
+from loopback_hub import ORGANIZATION, READER_TOKEN, Fault, File, LoopbackHub, Repository
 from publish import Publisher, PublishError
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
@@ -39,14 +39,7 @@ TEXTS = ["the calm sea carries the ship", "what a grey and dull affair", "no"]
 def hub(monkeypatch, tmp_path):
     """A Hub, known to the client in this process, which does not wait between its tries."""
     with LoopbackHub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        hub.be_found(monkeypatch, tmp_path / "cache")
         hub.waits = []
         impatient = types.SimpleNamespace(**{**vars(time), "sleep": hub.waits.append})
         monkeypatch.setattr("huggingface_hub.utils._http.time", impatient)
