@@ -442,10 +442,9 @@ def test_the_command_builds_ahead(cache, capsys, monkeypatch):
 
 def test_the_command_runs_as_a_module(cache, strangers, tmp_path):
     program = tmp_path / "program.py"
-    program.write_text(
-        'import runpy; runpy.run_module("astroformer_hf.build", run_name="__main__")'
-    )  # as python -m does
-    result = scripts.run(program, check=False, environment={"CXX": "no-such-compiler"})
+    program.write_text('import runpy\nrunpy.run_module("astroformer_hf.build", run_name="__main__")')  # as -m does
+    environment = {"ASTROFORMER_CACHE": str(cache), "CXX": "no-such-compiler"}
+    result = strangers.run(program, check=False, environment=environment)
     assert result.returncode == 1 and result.stdout == ""
     assert "CXX names 'no-such-compiler', which is not there" in result.stderr
 
