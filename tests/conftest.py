@@ -103,18 +103,18 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def scripts(environment, tmp_path_factory):
-    """Starts scripts in that environment."""
-    server = ScriptServer(environment, tmp_path_factory.mktemp("printed"))
+def strangers(environment, tmp_path_factory):
+    """Starts scripts that find nothing of the package imported, and the code of checkpoints in a folder of its own."""
+    folder = tmp_path_factory.mktemp("strangers")
+    server = ScriptServer({**environment, "HF_MODULES_CACHE": str(folder / "modules")}, folder)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="session")
-def strangers(environment, tmp_path_factory):
-    """Starts scripts that find nothing of the package imported, and the code of checkpoints in a folder of its own."""
-    folder = tmp_path_factory.mktemp("strangers")
-    server = ScriptServer({**environment, "HF_MODULES_CACHE": str(folder / "modules")}, folder, package=False)
+def scripts(environment, strangers, tmp_path_factory):
+    """Starts scripts that have the package."""
+    server = ScriptServer(environment, tmp_path_factory.mktemp("printed"), of=strangers)
     yield server
     server.close()
 

@@ -583,7 +583,7 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
     with LoopbackHub() as hub:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment.update(hub.environment(tmp_path / "home"), HF_MODULES_CACHE=str(tmp_path / "modules"))
-        server = ScriptServer(environment, tmp_path / "printed", package=False)
+        server = ScriptServer(environment, tmp_path / "printed")
         model = ["--model", trained / "text", "--repo_id", "user/text"]
         done = server.run(ROOT / "scripts/publish.py", *model, cwd=tmp_path)
         first = re.search("at commit ([0-9a-f]{40})", done.stdout).group(1)
