@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Fixtures that several folders share, and which tests a run leaves to `--all`."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -65,10 +66,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish(session):
     gc.freeze()  # what is imported stays: each collection, and every training asks for some, would look through it
-
-
-def pytest_unconfigure(config):
-    gc.unfreeze()  # lest libraries take what is left at the end for leaked
+    atexit.register(gc.unfreeze)  # lest libraries take what is left at the end for leaked
 
 
 @pytest.fixture(autouse=True)
