@@ -21,10 +21,11 @@ from variants import COMPILER, EACH_TIME, HEADS, ROOT, VARIANTS, some_each_time
 
 # Files that take longest, which two processes are given first, so that they end at about the same time.
 LONG = (
-    *("test_docs.py", "test_reproduce.py", "test_export.py", "test_publish.py", "test_triton.py", "test_training.py"),
-    *("test_transforms.py", "test_library_suites.py", "test_generation.py", "test_parallel.py", "test_packaging.py"),
-    *("test_native_library.py", "test_demo.py", "test_safety.py", "test_sharing.py", "test_modeling.py"),
-    *("test_ecosystem.py", "test_heads.py", "test_benchmark.py", "test_vision.py", "test_attention_backends.py"),
+    *("test_docs.py", "test_export.py", "test_triton.py", "test_parallel.py", "test_reproduce.py", "test_packaging.py"),
+    *("test_transforms.py", "test_publish.py", "test_library_suites.py", "test_training.py", "test_generation.py"),
+    *("test_attention_backends.py", "test_vision.py", "test_modeling.py", "test_sharing.py", "test_heads.py"),
+    *("test_inspection.py", "test_safety.py", "test_packing.py", "test_demo.py", "test_native_library.py"),
+    *("test_benchmark.py", "test_ecosystem.py"),
 )
 
 

@@ -165,6 +165,7 @@ def import_package():
 
 def serve():
     gc.freeze()  # so that collecting garbage does not copy what the processes share
+    servers = []
     for line in sys.stdin:
         request = json.loads(line)
         if "args" in request:
@@ -179,12 +180,15 @@ def serve():
                 os.environ.update(request["environment"])
                 import_package()
                 serve()
+            servers.append(answer)
         elif "wait" in request:
             answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
         else:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         print(json.dumps(answer), flush=True)
+    for server in servers:  # which have been told to end as well
+        os.waitpid(server, 0)
     end(0)
 
 
