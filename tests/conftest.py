@@ -1,6 +1,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Fixtures that several folders share, and which tests a run leaves to `--all`."""
 
+import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -8,6 +10,8 @@ import subprocess
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Shapes that are symbols cost torch more to look up than to compute: an export takes nearly twice as long with it.
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 import pytest
 import torch
@@ -17,10 +21,11 @@ from variants import COMPILER, EACH_TIME, HEADS, ROOT, VARIANTS, some_each_time
 
 # Files that take longest, which two processes are given first, so that they end at about the same time.
 LONG = (
-    *("test_docs.py", "test_reproduce.py", "test_export.py", "test_publish.py", "test_triton.py", "test_training.py"),
-    *("test_transforms.py", "test_library_suites.py", "test_generation.py", "test_parallel.py", "test_packaging.py"),
-    *("test_native_library.py", "test_demo.py", "test_safety.py", "test_sharing.py", "test_modeling.py"),
-    *("test_ecosystem.py", "test_heads.py", "test_benchmark.py", "test_vision.py", "test_attention_backends.py"),
+    *("test_docs.py", "test_export.py", "test_triton.py", "test_parallel.py", "test_reproduce.py", "test_packaging.py"),
+    *("test_transforms.py", "test_publish.py", "test_library_suites.py", "test_training.py", "test_generation.py"),
+    *("test_attention_backends.py", "test_vision.py", "test_modeling.py", "test_sharing.py", "test_heads.py"),
+    *("test_inspection.py", "test_safety.py", "test_packing.py", "test_demo.py", "test_native_library.py"),
+    *("test_benchmark.py", "test_ecosystem.py"),
 )
 
 
@@ -60,6 +65,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish(session):
+    gc.freeze()  # what is imported stays: each collection, and every training asks for some, would look through it
+    atexit.register(gc.unfreeze)  # lest libraries take what is left at the end for leaked
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -92,18 +102,18 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def scripts(environment, tmp_path_factory):
-    """Starts scripts in that environment."""
-    server = ScriptServer(environment, tmp_path_factory.mktemp("printed"))
+def strangers(environment, tmp_path_factory):
+    """Starts scripts that find nothing of the package imported, and the code of checkpoints in a folder of its own."""
+    folder = tmp_path_factory.mktemp("strangers")
+    server = ScriptServer({**environment, "HF_MODULES_CACHE": str(folder / "modules")}, folder)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="session")
-def strangers(environment, tmp_path_factory):
-    """Starts scripts that find nothing of the package imported, and the code of checkpoints in a folder of its own."""
-    folder = tmp_path_factory.mktemp("strangers")
-    server = ScriptServer({**environment, "HF_MODULES_CACHE": str(folder / "modules")}, folder, package=False)
+def scripts(environment, strangers, tmp_path_factory):
+    """Starts scripts that have the package."""
+    server = ScriptServer(environment, tmp_path_factory.mktemp("printed"), of=strangers)
     yield server
     server.close()
 

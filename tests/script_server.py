@@ -52,24 +52,33 @@ class Script:
 
 
 class ScriptServer:
-    """Starts scripts of one environment; `folder` keeps what they print. Without `package`, they find only torch and
-    transformers imported, and nothing of `astroformer_hf`."""
+    """Starts scripts of one environment; `folder` keeps what they print. They find torch and transformers imported, and
+    nothing of `astroformer_hf`; of a server that is forked `of` another, the package as well, and what trains it."""
 
-    def __init__(self, environment, folder, package=True):
+    def __init__(self, environment, folder, of=None):
         self.folder, self.number = Path(folder), 0
         self.folder.mkdir(exist_ok=True)
-        command = [sys.executable, __file__, "package" if package else "library"]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        if of is None:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            self.requests, self.answers = self.process.stdin, self.process.stdout
+            return
+        pipes = [self.folder / name for name in ("requests", "answers")]
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        of.ask(pipes=[str(pipe) for pipe in pipes], environment=environment)
+        self.process, self.requests, self.answers = None, open(pipes[0], "w"), open(pipes[1])
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        self.requests.close()
+        self.answers.read()  # which ends with the process
+        if self.process:
+            self.process.wait()
 
     def ask(self, **request):
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+        print(json.dumps(request), file=self.requests, flush=True)
+        return json.loads(self.answers.readline())
 
     def start(self, *args, cwd=None, environment=None):
         """Starts a script, the first of the arguments, with more in its environment."""
@@ -102,12 +111,17 @@ class ScriptServer:
         return subprocess.CompletedProcess(script.args, script.returncode, printed, complaints)
 
 
-def run(args, cwd, environment, output):
-    """What a forked process does: the script, and the status to end with."""
-    for descriptor, path in enumerate((os.devnull, *output)):
+def redirect(*paths):
+    """Opens files in the place of the standard input, the standard output and the standard error."""
+    for descriptor, path in enumerate(paths):
         opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened)
+
+
+def run(args, cwd, environment, output):
+    """What a forked process does: the script, and the status to end with."""
+    redirect(os.devnull, *output)
     os.chdir(cwd)
     os.environ.update(environment)
     sys.argv, sys.path[0] = args, os.path.dirname(os.path.abspath(args[0]))
@@ -144,28 +158,40 @@ def import_package():
     import evaluate  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import sklearn.metrics  # noqa: F401
-    from transformers import Trainer, pipeline  # noqa: F401
+    from transformers import Trainer  # noqa: F401
 
     import astroformer_hf  # noqa: F401
 
 
 def serve():
     gc.freeze()  # so that collecting garbage does not copy what the processes share
+    servers = []
     for line in sys.stdin:
         request = json.loads(line)
         if "args" in request:
             answer = os.fork()
             if answer == 0:
                 end(run(**request))
+        elif "pipes" in request:
+            answer = os.fork()
+            if answer == 0:
+                redirect(*request["pipes"])
+                os.environ.clear()
+                os.environ.update(request["environment"])
+                import_package()
+                serve()
+            servers.append(answer)
         elif "wait" in request:
             answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
         else:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         print(json.dumps(answer), flush=True)
+    for server in servers:  # which have been told to end as well
+        os.waitpid(server, 0)
     end(0)
 
 
 if __name__ == "__main__":
-    import_package() if sys.argv[1] == "package" else import_library()
+    import_library()
     serve()

@@ -103,6 +103,15 @@ SHARED = {
 }
 # A curve of 40 points on a part of the validation split costs less than one of eight on all of it.
 CURVE = {"eval_steps": 0.025, "max_curve_samples": 500}
+# Of the preset "smoke": the least that leaves a curve and a checkpoint half way.
+SMOKE = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "max_steps": 8,
+    "eval_steps": 0.25,
+    "save_steps": 0.5,
+}
 
 
 def recall(num_pairs, num_layers, further_arms=()):
@@ -133,12 +142,9 @@ PRESETS = {
     "smoke": {
         "docstrings": Setting(
             options={
-                "hidden_size": 32,
-                "num_attention_heads": 2,
-                "num_hidden_layers": 1,
+                **SMOKE,
                 "max_length": 48,
                 "vocab_size": 1000,
-                "max_steps": 16,
             },
             rates=(1e-3, 4e-3),
             seeds=(42, 43),
@@ -146,10 +152,9 @@ PRESETS = {
         ),
         "digits": Setting(
             options={
-                "hidden_size": 32,
-                "num_attention_heads": 2,
-                "num_hidden_layers": 1,
-                "max_steps": 16,
+                **SMOKE,
+                "max_train_samples": 256,
+                "max_eval_samples": 80,
             },
             rates=(1e-3, 4e-3),
             seeds=(42, 43),
@@ -157,13 +162,10 @@ PRESETS = {
         ),
         "characters": Setting(
             options={
-                "hidden_size": 32,
-                "num_attention_heads": 2,
-                "num_hidden_layers": 1,
+                **SMOKE,
                 "block_size": 64,
                 "max_train_samples": 300,
                 "max_eval_samples": 40,
-                "max_steps": 16,
                 "num_sample_tokens": 20,
             },
             rates=(1e-3, 4e-3),
@@ -172,14 +174,11 @@ PRESETS = {
         ),
         "mqar4_1layer": Setting(
             options={
-                "hidden_size": 32,
-                "num_attention_heads": 2,
-                "num_hidden_layers": 1,
+                **SMOKE,
                 "num_pairs": 4,
                 "num_train_examples": 1024,
                 "num_eval_examples": 60,
                 "max_curve_samples": 20,
-                "max_steps": 16,
             },
             rates=(4e-3,),
             seeds=(42,),

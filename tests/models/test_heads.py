@@ -430,7 +430,7 @@ def test_masks_with_a_row_per_query_are_refused(head, shape):
 
 @pytest.mark.parametrize("name", some_each_time(["activity", "softmax"], ["activity"]))
 def test_an_additive_mask_is_refused_in_a_compiled_graph(name):
-    model = make_model("AstroformerForSequenceClassification", **VARIANTS[name])
+    model = make_model("AstroformerForSequenceClassification", num_hidden_layers=1, **VARIANTS[name])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     inputs = without_labels(HEADS["AstroformerForSequenceClassification"][2]())
     mask = inputs.pop("attention_mask").float()

@@ -316,8 +316,7 @@ def test_dropout_is_random_in_training_only():
     some_each_time(itertools.product(VARIANTS, (False, True)), [("activity", True)]),
 )
 def test_compiles_to_one_graph(name, with_mask):
-    variant = VARIANTS[name]
-    model = make_classifier(**variant)
+    model = make_classifier(num_hidden_layers=1, **VARIANTS[name])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for length in (20, 33):
         ids, mask = pad(tokens(2, length), "left", 7)

@@ -77,17 +77,19 @@ def every_variant(others):
     return some_each_time(itertools.product(VARIANTS, (False, True), others), each_time)
 
 
-@pytest.mark.parametrize(("name", "is_decoder", "size"), every_variant([1, 2]))
-def test_a_traced_graph_is_right_for_every_mask_and_batch(name, is_decoder, size):
+@pytest.mark.parametrize(
+    ("name", "is_decoder", "traced_with"), every_variant(["none 1", "right 2", "left 1", "none 2", "right 1", "left 2"])
+)
+def test_a_traced_graph_is_right_for_every_mask_and_batch(name, is_decoder, traced_with):
     model = make(VARIANTS[name], is_decoder)
-    for traced_with in ("none", "right", "left"):
-        input_ids, mask = batch(size, 9, traced_with)
-        graph = trace(model, {"input_ids": input_ids, "attention_mask": mask})
-        for called_with, other in (("none", 2), ("right", 1), ("left", 3), ("inner", 2)):
-            input_ids, mask = batch(other, 9, called_with)
-            with attention_backend("plain"):
-                expected = model(input_ids, attention_mask=mask)[0]
-            assert_same(graph(input_ids=input_ids, attention_mask=mask)[0], expected, mask)
+    padding, size = traced_with.split()
+    input_ids, mask = batch(int(size), 9, padding)
+    graph = trace(model, {"input_ids": input_ids, "attention_mask": mask})
+    for called_with, other in (("none", 2), ("right", 1), ("left", 3), ("inner", 2)):
+        input_ids, mask = batch(other, 9, called_with)
+        with attention_backend("plain"):
+            expected = model(input_ids, attention_mask=mask)[0]
+        assert_same(graph(input_ids=input_ids, attention_mask=mask)[0], expected, mask)
 
 
 @pytest.mark.parametrize(("name", "is_decoder", "length"), every_variant([1, 9, 80]))

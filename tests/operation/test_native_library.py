@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from variants import COMPILER, ROOT, some_each_time
+from variants import COMPILER, some_each_time
 
 from astroformer_hf import attention_backend, build, native_library, neuron_astrocyte_attention, neuron_astrocyte_cpu
 from astroformer_hf.attention_backends import choose_backend
@@ -440,10 +440,11 @@ def test_the_command_builds_ahead(cache, capsys, monkeypatch):
     cache.chmod(0o700)
 
 
-def test_the_command_runs_as_a_module(cache):
-    command = [sys.executable, "-m", "astroformer_hf.build"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CXX": "no-such-compiler"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+def test_the_command_runs_as_a_module(cache, strangers, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text('import runpy\nrunpy.run_module("astroformer_hf.build", run_name="__main__")')  # as -m does
+    environment = {"ASTROFORMER_CACHE": str(cache), "CXX": "no-such-compiler"}
+    result = strangers.run(program, check=False, environment=environment)
     assert result.returncode == 1 and result.stdout == ""
     assert "CXX names 'no-such-compiler', which is not there" in result.stderr
 
@@ -535,14 +536,10 @@ for causal in (False, True):
 
 
 @pytest.mark.parametrize("threads", some_each_time([1, 2], [2]))
-def test_too_little_memory_is_an_error_in_words(threads):
-    result = subprocess.run(
-        [sys.executable, "-c", LITTLE_MEMORY, str(threads)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+def test_too_little_memory_is_an_error_in_words(threads, scripts, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(LITTLE_MEMORY)
+    result = scripts.run(program, threads)
     lines = result.stdout.splitlines()
     assert len(lines) == 2
     for line, function in zip(lines, ("write_forward", "causal_forward"), strict=True):

@@ -39,11 +39,26 @@ def load_kernels():
     try:
         with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
             spec.loader.exec_module(module)
+        patch_once(sys.modules["triton.runtime.interpreter"])
     finally:
         for name in names():
             del sys.modules[name]
         sys.modules.update(kept)
     return module
+
+
+def patch_once(interpreter):
+    """Has the interpreter exchange the functions of Triton's language once for each module that uses them, for good: it
+    does so at every call of a kernel, and of a function in one, and takes a third of the time for it."""
+    patch_language, done = interpreter._patch_lang, set()
+
+    def patched(function):
+        if function.__module__ not in done:
+            done.add(function.__module__)
+            patch_language(function)
+        return mock.Mock()  # for the scope, whose end would restore them
+
+    interpreter._patch_lang = patched
 
 
 kernels = load_kernels()
@@ -438,7 +453,8 @@ def test_sixteen_bits(dtype, check):
 
 @pytest.mark.parametrize("check", [check_bidirectional, check_causal])
 def test_features_and_head_size_of_several_blocks(check):
-    check(Inputs(70, features=72, head_dim=136, code="batched", heads=1))
+    features, head_dim = (72, 136) if DEVICE == "cuda" else (40, 72)  # whose blocks may be larger
+    check(Inputs(70, features=features, head_dim=head_dim, code="batched", heads=1))
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,17 @@ class LoopbackHub:
             **({"HF_TOKEN": token} if token else {}),
         }
 
+    def be_found(self, monkeypatch, cache):
+        """Has the client in this process ask here, and keep its files in the folder `cache`."""
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", self.endpoint)
+        url = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
     def files(self, repo_id, revision="main", kind="model"):
         """Path to content of what a revision holds."""
         repository = self.repositories[kind, repo_id]

@@ -150,12 +150,15 @@ def test_other_models_to_onnx(kind, tmp_path, classifier):
 @needs_exporters
 def test_script_to_torch_export(classifier, tmp_path, monkeypatch):
     arguments = ["--model", str(classifier[0]), "--format", "torch", "--output_dir", str(tmp_path / "out")]
+    exported = []
+    make = export.export
+    monkeypatch.setattr(export, "export", lambda *args: exported.append(make(*args)) or exported[0])
     export.main(arguments)
     assert files.read_json(tmp_path / "out/results.json")["models"]["float32"]["largest_difference"] < 1e-5
     assert (tmp_path / "out/model.pt2").exists()
 
-    exported = export.load_exported(tmp_path / "out", True)
-    monkeypatch.setattr(export, "export", lambda *_, **__: exported)
+    monkeypatch.setattr(export, "export", lambda *_: exported[0])
+    monkeypatch.setattr(export, "load_exported", lambda *_: exported[0])
     monkeypatch.setattr(export, "largest_difference", lambda *_: float("nan"))
     with pytest.raises(SystemExit, match="differs from PyTorch by nan .* --tolerance 0.0001"):
         export.main(arguments)

@@ -19,7 +19,7 @@ import huggingface_hub
 import publish
 import pytest
 import torch
-from loopback_hub import ORGANIZATION, READER_TOKEN, TOKEN, Fault, File, LoopbackHub, Repository
+from loopback_hub import ORGANIZATION, READER_TOKEN, Fault, File, LoopbackHub, Repository
 from publish import Publisher, PublishError
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
@@ -39,14 +39,7 @@ TEXTS = ["the calm sea carries the ship", "what a grey and dull affair", "no"]
 def hub(monkeypatch, tmp_path):
     """A Hub, known to the client in this process, which does not wait between its tries."""
     with LoopbackHub() as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        hub.be_found(monkeypatch, tmp_path / "cache")
         hub.waits = []
         impatient = types.SimpleNamespace(**{**vars(time), "sleep": hub.waits.append})
         monkeypatch.setattr("huggingface_hub.utils._http.time", impatient)
@@ -590,19 +583,14 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
     with LoopbackHub() as hub:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment.update(hub.environment(tmp_path / "home"), HF_MODULES_CACHE=str(tmp_path / "modules"))
-
-        def run(*command, **more):
-            return subprocess.run(command, env={**environment, **more}, cwd=tmp_path, capture_output=True, text=True)
-
-        model = ["--model", str(trained / "text"), "--repo_id", "user/text"]
-        done = run(sys.executable, str(ROOT / "scripts/publish.py"), *model)
-        assert done.returncode == 0, done.stderr
+        server = ScriptServer(environment, tmp_path / "printed")
+        model = ["--model", trained / "text", "--repo_id", "user/text"]
+        done = server.run(ROOT / "scripts/publish.py", *model, cwd=tmp_path)
         first = re.search("at commit ([0-9a-f]{40})", done.stdout).group(1)
         for name in ("image", "causal"):
             by_hand(hub, trained, name, tmp_path)
         for name, program in (("push.py", PUSH), ("stranger.py", HIDE_PACKAGE + STRANGER)):
             (tmp_path / name).write_text(program)
-        server = ScriptServer(environment, tmp_path / "printed", package=False)
         server.run(tmp_path / "push.py", trained / "text", cwd=tmp_path)
         # a later commit with other weights, which who pinned the first does not get
         weights = load_file(trained / "text" / "model.safetensors")
@@ -636,7 +624,8 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
             more = {"environment": more, "cwd": tmp_path, "check": False}
             stranger = server.run(tmp_path / "stranger.py", json.dumps(asked), **more)
         else:
-            stranger = run(python, "-c", STRANGER, json.dumps(asked), **more)
+            command, more = [python, "-c", STRANGER, json.dumps(asked)], {"env": {**environment, **more}}
+            stranger = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, **more)
         server.close()
     assert stranger.returncode == 0, stranger.stderr
     assert "EVIL" not in stranger.stdout

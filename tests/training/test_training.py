@@ -63,10 +63,10 @@ HEADS = {
 def test_accumulated_batches_have_the_loss_and_gradient_of_the_whole(head, tmp_path):
     changes, label = HEADS[head]
     data = Dataset.from_list(
-        [{"input_ids": torch.randint(1, 50, (12,)).tolist(), "labels": label(i)} for i in range(32)]
+        [{"input_ids": torch.randint(1, 50, (12,)).tolist(), "labels": label(i)} for i in range(16)]
     )
     records = []
-    for batch_size, steps in ((32, 1), (8, 4), (1, 32)):
+    for batch_size, steps in ((16, 1), (4, 4), (1, 16)):
         torch.manual_seed(0)
         trainer = Trainer(
             model=AstroformerForSequenceClassification(tiny_config(**changes)),
@@ -166,11 +166,11 @@ def test_predict_measures_a_model_again(tmp_path, capsys):
 
 
 def test_script_continues_after_being_killed(tmp_path, scripts):
-    data, output_dir = write_reviews(tmp_path / "reviews", 400), tmp_path / "model"
+    data, output_dir = write_reviews(tmp_path / "reviews", 200), tmp_path / "model"
     command = script_command(data, output_dir, "--num_train_epochs", "4")
     process = scripts.start(*command)
     deadline = time.time() + 240
-    while not (output_dir / "checkpoint-50/trainer_state.json").exists() and process.poll() is None:
+    while not (output_dir / "checkpoint-25/trainer_state.json").exists() and process.poll() is None:
         assert time.time() < deadline
         time.sleep(0.05)
     process.kill()
@@ -180,8 +180,8 @@ def test_script_continues_after_being_killed(tmp_path, scripts):
     result = scripts.run(*command)
     resumed_from = int(re.search(r"Continuing from .*checkpoint-(\d+)", result.stdout).group(1))
     results = json.loads((output_dir / "results.json").read_text())
-    assert resumed_from in range(50, 200, 50) and results["resumed"]
-    assert [entry["step"] for entry in results["learning_curve"]["evaluation"]] == list(range(50, 201, 50))
+    assert resumed_from in range(25, 100, 25) and results["resumed"]
+    assert [entry["step"] for entry in results["learning_curve"]["evaluation"]] == list(range(25, 101, 25))
 
     uninterrupted = tmp_path / "uninterrupted"
     scripts.run(*script_command(data, uninterrupted, "--num_train_epochs", "4"))
