@@ -9,6 +9,7 @@ checkpoint loads through this code or not at all, and never as a model with soft
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import transformers
@@ -28,6 +29,9 @@ AUTO_CLASSES = {
 }
 
 
+WHEN_MADE: list[Callable[[Any], None]] = []  # functions that are told of each class of `swapped_config_class`
+
+
 def refuse_other_attention(attn_implementation: Any) -> None:
     """Raises a ValueError for an attention implementation by which the synapses would be left out."""
     if attn_implementation not in (None, IMPLEMENTATION):
@@ -40,6 +44,17 @@ class SwappedConfigMixin:
     """What the configurations of swapped models add to those of the library."""
 
     original_model_type: str
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As of the library; also from the contents of a `config.json`."""
+        refuse_other_attention(kwargs.pop("attn_implementation", None))
+        if "original_config" in config_dict:
+            model_type, config_dict = read_original(config_dict)
+            if model_type != cls.original_model_type:
+                raise ValueError(f"the checkpoint is of a swapped {model_type!r}, not of {cls.original_model_type!r}")
+        library: Any = super()
+        return library.from_dict(config_dict, **kwargs)
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """As in `config.json`."""
@@ -62,7 +77,10 @@ def swapped_config_class(original: Any) -> type[PreTrainedConfig]:
         "model_type": MODEL_TYPE,
         "original_model_type": original.model_type,
     }
-    return type(f"Astromorphic{original.__name__}", (SwappedConfigMixin, original), members)
+    made = type(f"Astromorphic{original.__name__}", (SwappedConfigMixin, original), members)
+    for tell in WHEN_MADE:
+        tell(made)
+    return made
 
 
 class AstromorphicConfig(PreTrainedConfig):
@@ -80,19 +98,28 @@ class AstromorphicConfig(PreTrainedConfig):
         Raises:
             ValueError: for contents that are not of a swapped model, or of one whose original the library lacks.
         """
-        fields = dict(config_dict)
-        original = fields.pop("original_config", None)
-        if not isinstance(original, dict) or not isinstance(fields.get("attention_swap"), dict):
-            raise ValueError(f"a configuration of type {MODEL_TYPE!r} needs original_config and attention_swap")
-        model_type = fields.pop("original_model_type", None)
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(f"original_model_type is {model_type!r}, which transformers does not know")
-        refuse_other_attention(kwargs.pop("attn_implementation", None))
-        for name in (*UNREADABLE, "model_type"):
-            fields.pop(name, None)
+        model_type, _ = read_original(config_dict)
         known: Any = CONFIG_MAPPING[model_type]
         config_class: Any = swapped_config_class(known)
-        return config_class.from_dict({**original, **fields}, **kwargs)
+        return config_class.from_dict(config_dict, **kwargs)
+
+
+def read_original(config_dict: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The original's model type, and the fields of a swapped model's configuration, from the contents of a
+    `config.json`.
+
+    Raises:
+        ValueError: for contents that are not of a swapped model, or of one whose original the library lacks.
+    """
+    fields = dict(config_dict)
+    original, model_type = fields.pop("original_config", None), fields.pop("original_model_type", None)
+    if not isinstance(original, dict) or not isinstance(fields.get("attention_swap"), dict):
+        raise ValueError(f"a configuration of type {MODEL_TYPE!r} needs original_config and attention_swap")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"original_model_type is {model_type!r}, which transformers does not know")
+    for name in (*UNREADABLE, "model_type"):
+        fields.pop(name, None)
+    return model_type, {**original, **fields}
 
 
 __all__ = ["AstromorphicConfig"]

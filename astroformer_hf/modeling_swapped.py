@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from .configuration_swapped import (
     AUTO_CLASSES,
     HOW_TO_LOAD,
+    WHEN_MADE,
     AstromorphicConfig,
     refuse_other_attention,
     swapped_config_class,
@@ -150,7 +151,6 @@ def as_swapped(model: PreTrainedModel) -> None:
     with torch.device("meta"):
         swapped_class(model.config)  # the library learns from a class's first model what it can record
     model.__class__ = swapped_class
-    register_with_auto_classes(type(model.config))
 
 
 def register_with_auto_classes(config_class: Any) -> None:
@@ -184,4 +184,5 @@ class AstromorphicModelStub:
 for _auto_name, _name in AUTO_CLASSES.items():
     globals()[_name] = type(_name, (AstromorphicModelStub,), {"__module__": __name__, "auto_name": _auto_name})
 
+WHEN_MADE.append(register_with_auto_classes)
 register()

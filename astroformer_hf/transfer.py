@@ -221,6 +221,7 @@ class DistillationTrainer(Trainer):
     Args:
         teacher (`PreTrainedModel`): the original.
         hidden_weight, logits_weight (`float`): of the two parts.
+        synapses_learning_rate (`float`, *optional*): of the synapses, which have learned less; that of all by default.
     """
 
     def __init__(
@@ -229,12 +230,26 @@ class DistillationTrainer(Trainer):
         teacher: PreTrainedModel,
         hidden_weight: float = 1.0,
         logits_weight: float = 1.0,
+        synapses_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.synapses_learning_rate = synapses_learning_rate
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
         self.hidden_weight, self.logits_weight = hidden_weight, logits_weight
         self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.synapses_learning_rate is not None:
+            model: Any = self.model
+            synapses = {id(p) for name, p in model.named_parameters() if ".synapses." in name}
+            for group in list(optimizer.param_groups):
+                own = [p for p in group["params"] if id(p) in synapses]
+                group["params"] = [p for p in group["params"] if id(p) not in synapses]
+                if own:
+                    optimizer.add_param_group({**group, "params": own, "lr": self.synapses_learning_rate})
+        return optimizer
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -26,7 +26,7 @@ from training.provenance import command
 from training.resuming import once, resume_from
 from training.run_records import plot_learning_curve, title, write_model_card
 from training.short_convolution import add_short_convolution
-from training.tokenization import tell_longest_input, train_bpe_tokenizer, train_character_tokenizer
+from training.tokenization import in_blocks, tell_longest_input, train_bpe_tokenizer, train_character_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -97,22 +97,6 @@ class Blocks(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return {name: column[index] for name, column in self.columns.items()}
-
-
-def in_blocks(dataset, tokenizer, text_column, block_size):
-    """Joins all texts, each closed by the end-of-text token, and cuts them into blocks, `(number, block_size)`; a rest
-    that does not fill a block is left out."""
-    end = [] if tokenizer.eos_token_id is None or len(dataset) == 1 else [tokenizer.eos_token_id]
-    pieces = []
-    for batch in dataset.select_columns([text_column]).iter(1000):
-        texts = [text for text in batch[text_column] if text]
-        for ids in tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []:
-            pieces.append(torch.tensor(ids + end, dtype=torch.long))
-    ids = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
-    blocks = ids[: len(ids) // block_size * block_size].view(-1, block_size)
-    if len(blocks) == 0:
-        raise ValueError(f"{len(ids)} tokens do not fill a block; choose a --block_size below {block_size}")
-    return blocks
 
 
 def with_labels(blocks, pad_token_id):

@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Tokenizers that the training scripts train, all as `PreTrainedTokenizerFast`."""
+"""Tokenizers that the training scripts train, all as `PreTrainedTokenizerFast`; and texts cut into blocks."""
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -132,3 +133,19 @@ def tell_longest_input(tokenizer, config):
     """Writes into a tokenizer how long an input its model takes, by which tools cut; library models keep theirs."""
     if hasattr(config, "longest_input"):
         tokenizer.model_max_length = config.longest_input or VERY_LARGE_INTEGER
+
+
+def in_blocks(dataset, tokenizer, text_column, block_size):
+    """Joins all texts, each closed by the end-of-text token, and cuts them into blocks, `(number, block_size)`; a rest
+    that does not fill a block is left out."""
+    end = [] if tokenizer.eos_token_id is None or len(dataset) == 1 else [tokenizer.eos_token_id]
+    pieces = []
+    for batch in dataset.select_columns([text_column]).iter(1000):
+        texts = [text for text in batch[text_column] if text]
+        for ids in tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []:
+            pieces.append(torch.tensor(ids + end, dtype=torch.long))
+    ids = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
+    blocks = ids[: len(ids) // block_size * block_size].view(-1, block_size)
+    if len(blocks) == 0:
+        raise ValueError(f"{len(ids)} tokens do not fill a block; choose a --block_size below {block_size}")
+    return blocks

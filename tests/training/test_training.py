@@ -30,7 +30,7 @@ from training.recall import RecallExamples, recall_accuracy, recall_examples, sh
 from training.resuming import check_batch_size
 from training.runs import losses_of_examples
 from training.short_convolution import ConvolvedProjection, add_short_convolution
-from training.tokenization import train_character_tokenizer, train_wordpiece_tokenizer
+from training.tokenization import in_blocks, train_character_tokenizer, train_wordpiece_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -517,10 +517,10 @@ def test_language_model_script_names_bad_arguments(arguments, message):
 def test_texts_are_joined_and_cut_into_blocks():
     tokenizer = train_character_tokenizer(["abcdef"], 8)
     data = Dataset.from_dict({"text": ["abc", "", "def", "ab"]})
-    blocks = train_language_model.in_blocks(data, tokenizer, "text", 4)
+    blocks = in_blocks(data, tokenizer, "text", 4)
     assert [tokenizer.decode(block) for block in blocks] == ["abc[EOS]", "def[EOS]"]
     with pytest.raises(ValueError, match="11 tokens do not fill a block; choose a --block_size below 64"):
-        train_language_model.in_blocks(data, tokenizer, "text", 64)
+        in_blocks(data, tokenizer, "text", 64)
 
 
 def test_the_same_texts_give_the_same_vocabulary():

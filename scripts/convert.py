@@ -1,0 +1,208 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Gives a pretrained model of the library neuron-astrocyte attention, and has it learn from the original.
+
+    python scripts/convert.py --model sentence-transformers/all-MiniLM-L6-v2 --text my_texts --output_dir outputs/minilm
+    python scripts/convert.py --model HuggingFaceTB/SmolLM2-135M --text my_texts --output_dir outputs/smollm \\
+        --window_size 64 --sink_tokens 4
+    python scripts/convert.py --model google/vit-base-patch16-224 --images my_images --output_dir outputs/vit
+
+The data need no labels: a folder of files named by split, or a name on the Hub, with a column `text` or `image`. First
+the synapses of each layer learn to give what softmax attention gives (`--num_transfer` examples); then the whole model
+learns to give what the original gives (`--num_distillation` others). Repeat a command to go on after an interruption.
+"""
+
+import argparse
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from conversion.card import write_card
+from conversion.inputs import Inputs, load_processor
+from conversion.quality import compare_embeddings, embeddings, perplexity, silenced_synapses
+from training.files import read_json, write_json
+from training.provenance import command, hardware, versions
+from transformers import AutoConfig, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from astroformer_hf import DistillationTrainer, keep_swapped, swap_attention, transfer_attention
+
+
+SWAP_OPTIONS = ("feature_map", "num_features", "window_size", "sink_tokens", "astrocyte_code")
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder of a model of the library, or its name on the Hub")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--text", help="folder of files named by split, or a name on the Hub")
+    data.add_argument("--images", help="the same with images")
+    parser.add_argument("--text_column", default="text", help="column of the texts")
+    parser.add_argument("--train_split", default="train", help="split to learn from")
+    parser.add_argument("--validation_split", default="validation", help="split to measure on")
+    parser.add_argument("--output_dir", required=True, help="folder of the new model")
+    swap = parser.add_argument_group("the attention")
+    swap.add_argument("--feature_map", default="hedgehog", help="hedgehog, or a fixed map")
+    swap.add_argument("--num_features", type=int, help="of hedgehog; twice the head size without it")
+    swap.add_argument("--window_size", type=int, default=8, help="nearest tokens that are read exactly; 0: none")
+    swap.add_argument("--sink_tokens", type=int, default=1, help="first tokens that are read exactly; 0: none")
+    swap.add_argument("--astrocyte_code", choices=["activity"], help="adds H_astro")
+    swap.add_argument("--keep_layers", type=int, help="keep so many layers swapped, those with the smallest error")
+    steps = parser.add_argument_group("learning")
+    steps.add_argument("--max_length", type=int, default=128, help="tokens of a text, or of a block of a causal model")
+    steps.add_argument("--batch_size", type=int, default=16, help="examples of a batch")
+    steps.add_argument("--num_transfer", type=int, default=1600, help="examples of the transfer")
+    steps.add_argument("--transfer_learning_rate", type=float, default=3e-2, help="of the synapses")
+    steps.add_argument("--num_distillation", type=int, default=8000, help="examples of the distillation; 0: none")
+    steps.add_argument("--learning_rate", type=float, default=1e-4, help="of the distillation")
+    steps.add_argument("--synapses_learning_rate", type=float, default=2e-3, help="of the synapses in it")
+    steps.add_argument("--num_validation", type=int, default=500, help="examples that quality is measured on")
+    steps.add_argument("--seed", type=int, default=42, help="draws the examples")
+    args = parser.parse_args(arguments)
+    for name in ("num_transfer", "num_distillation", "num_validation"):
+        least = 1 if name == "num_validation" else 0
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    return args
+
+
+def load_original(name):
+    """A model of the library with softmax attention, of the class that its configuration names."""
+    config = AutoConfig.from_pretrained(name)
+    (architecture,) = config.architectures or [None]
+    model_class = getattr(transformers, architecture or "", None)
+    if model_class is None:
+        raise ValueError(f"--model {name!r} is of class {architecture!r}, which transformers does not have")
+    return model_class.from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def quality(model, original, inputs, examples, batch_size):
+    """How good a model is: of a causal one its perplexity, of others how near embeddings are to the original's."""
+    if inputs.is_causal:
+        return perplexity(model.eval(), inputs.batches(examples, batch_size))
+    found, wanted = (embeddings(m.eval(), inputs.batches(examples, batch_size)) for m in (model, original))
+    return compare_embeddings(found, wanted)
+
+
+def learning_arguments(args, stage, learning_rate):
+    """What the two stages share, as fields of `TrainingArguments`."""
+    return {
+        "output_dir": str(Path(args.output_dir) / stage),
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": args.batch_size,
+        "per_device_eval_batch_size": args.batch_size,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 0.05,
+        "save_strategy": "steps",
+        "save_steps": 0.25,
+        "save_total_limit": 1,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "seed": args.seed,
+    }
+
+
+def last_checkpoint(args, stage):
+    folder = Path(args.output_dir) / stage
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def transfer(args, model, original, inputs, output_dir):
+    """The first stage, or what an interrupted run left of it: the model and its `TransferReport` as a `dict`."""
+    done = output_dir / "transferred"
+    if (done / "transfer.json").exists():
+        print(f"going on from {done}")
+        return type(model).from_pretrained(done).eval(), read_json(done / "transfer.json")
+    report = transfer_attention(
+        model,
+        original,
+        inputs.of(args.train_split, 0, args.num_transfer),
+        validation_inputs=inputs.of(args.validation_split, 0, min(64, args.num_validation)),
+        data_collator=inputs.collator,
+        resume_from_checkpoint=last_checkpoint(args, "transfer"),
+        **learning_arguments(args, "transfer", args.transfer_learning_rate),
+    )
+    if args.keep_layers is not None:
+        keep_swapped(model, report.easiest(args.keep_layers))
+    model.save_pretrained(done)
+    report = {**dataclasses.asdict(report), "kept": model.config.attention_swap["layers"]}
+    write_json(done / "transfer.json", report)
+    return model, report
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    stopwatch, output_dir = time.perf_counter(), Path(args.output_dir)
+    if (output_dir / "results.json").exists():
+        print(f"{output_dir} holds a model that is converted; name another folder, or remove it")
+        return
+    original = load_original(args.model)
+    processor = load_processor(original, args.model)
+    inputs = Inputs(
+        args.text or args.images, original, processor, args.max_length, args.seed, text_column=args.text_column
+    )
+    validation = inputs.of(args.validation_split, 0, args.num_validation)
+    swap = {name: getattr(args, name) for name in SWAP_OPTIONS}
+    model = swap_attention(load_original(args.model), **swap)
+    measured = {}
+
+    def measure(stage, of=None):
+        measured[stage] = quality(model if of is None else of, original, inputs, validation, args.batch_size)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in measured[stage].items() if name != "tokens")
+        print(f"{stage}: {shown}", flush=True)
+
+    if inputs.is_causal:
+        measure("original", of=original)
+    measure("swapped")
+    report = None
+    if args.num_transfer:
+        model, report = transfer(args, model, original, inputs, output_dir)
+        for layer, before, after in zip(report["layers"], report["before"], report["after"], strict=True):
+            print(f"  layer {layer:>2}: error {before:.4f} before, {after:.4f} after")
+        measure("transferred")
+    if args.num_distillation:
+        arguments_of_trainer = learning_arguments(args, "distillation", args.learning_rate)
+        trainer = DistillationTrainer(
+            model,
+            TrainingArguments(**arguments_of_trainer, warmup_steps=0.05),
+            train_dataset=inputs.of(args.train_split, args.num_transfer, args.num_distillation),
+            data_collator=inputs.collator,
+            teacher=original,
+            synapses_learning_rate=args.synapses_learning_rate,
+        )
+        trainer.train(resume_from_checkpoint=last_checkpoint(args, "distillation"))
+        measure("distilled")
+    if args.window_size or args.sink_tokens:
+        with silenced_synapses(model):
+            measure("synapses silenced")
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    results = {
+        "model": args.model,
+        "data": args.text or args.images,
+        "attention_swap": model.config.attention_swap,
+        "transfer": report,
+        "quality": measured,
+        "parameters": model.num_parameters(),
+        "original_parameters": original.num_parameters(),
+        "options": vars(args),
+        "seconds": round(time.perf_counter() - stopwatch, 1),
+        "command": command(__file__, arguments),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    write_card(output_dir / "README.md", results, inputs.is_causal)
+    write_json(output_dir / "results.json", results)
+    for stage in ("transfer", "transferred", "distillation"):
+        shutil.rmtree(output_dir / stage, ignore_errors=True)
+    print(f"The model, results.json and README.md are in {output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""`scripts/convert.py`, from a model of the library to one with swapped attention."""
+
+import json
+import math
+
+import convert
+import datasets
+import pytest
+import torch
+from conversion.library_models import SUPPORTED
+from conversion.quality import compare_embeddings, perplexity, silenced_synapses
+from PIL import Image
+from reviews import write_reviews
+from training.tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTImageProcessorPil
+
+from astroformer_hf import swap_attention
+
+
+BY_NAME = {model.name: model for model in SUPPORTED}
+WORDS = ["awful lovely " + " ".join(f"w{i}" for i in range(30))] * 3
+
+
+def save_original(name, folder):
+    """A model of the library with random weights and its processor."""
+    model = BY_NAME[name].make("sdpa")
+    if name == "ViTModel":
+        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    else:
+        make = train_bpe_tokenizer if name == "LlamaForCausalLM" else train_wordpiece_tokenizer
+        tokenizer = make(WORDS, 300)
+        tokenizer.save_pretrained(folder)
+        model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def options(folder, *more):
+    numbers = ("--num_transfer", "48", "--num_distillation", "48", "--num_validation", "16")
+    return [
+        "--output_dir",
+        str(folder),
+        *numbers,
+        "--max_length",
+        "12",
+        "--window_size",
+        "2",
+        "--batch_size",
+        "8",
+        *more,
+    ]
+
+
+def test_an_encoder_is_converted(tmp_path, scripts):
+    original = save_original("BertModel", tmp_path / "original")
+    data, output_dir = write_reviews(tmp_path / "reviews"), tmp_path / "converted"
+    scripts.run("scripts/convert.py", "--model", original, "--text", str(data), *options(output_dir))
+    results = json.loads((output_dir / "results.json").read_text())
+    stages = ("swapped", "transferred", "distilled", "synapses silenced")
+    assert tuple(results["quality"]) == stages
+    assert all(-1 <= results["quality"][stage]["cosine"] <= 1 for stage in stages)
+    assert all(a < b for a, b in zip(results["transfer"]["after"], results["transfer"]["before"], strict=True))
+    assert sorted(path.name for path in output_dir.iterdir() if path.is_dir()) == []
+    card = (output_dir / "README.md").read_text()
+    assert "in 2 of its layers" in card and "the 2 nearest tokens on each side" in card and "{{" not in card
+    assert f"| distilled | {results['quality']['distilled']['cosine']:.4f} |" in card
+    model, tokenizer = AutoModel.from_pretrained(output_dir), AutoTokenizer.from_pretrained(output_dir)
+    assert model.config.model_type == "astromorphic" and model.config.attention_swap["window_size"] == 2
+    assert model(**tokenizer("a lovely w1", return_tensors="pt")).last_hidden_state.isfinite().all()
+    again = scripts.run("scripts/convert.py", "--model", original, "--text", str(data), *options(output_dir))
+    assert "holds a model that is converted" in again.stdout
+
+
+def test_a_decoder_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
+    original = save_original("LlamaForCausalLM", tmp_path / "original")
+    data, output_dir = write_reviews(tmp_path / "reviews"), tmp_path / "converted"
+    more = ["--keep_layers", "1", "--sink_tokens", "2"]
+    arguments = ["--model", original, "--text", str(data), *options(output_dir, *more)]
+
+    class Killed(convert.DistillationTrainer):
+        def train(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "DistillationTrainer", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert.main(arguments)
+    assert not (output_dir / "results.json").exists()
+    capsys.readouterr()
+    convert.main(arguments)
+    assert f"going on from {output_dir}/transferred" in capsys.readouterr().out
+    results = json.loads((output_dir / "results.json").read_text())
+    assert set(results["quality"]) == {"original", "swapped", "transferred", "distilled", "synapses silenced"}
+    assert results["quality"]["distilled"]["tokens"] == results["quality"]["original"]["tokens"] > 0
+    model = AutoModelForCausalLM.from_pretrained(output_dir)
+    assert len(model.config.attention_swap["layers"]) == 1 == len(results["transfer"]["kept"])
+    assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, pad_token_id=0).shape[1] <= 7
+
+
+def test_an_image_model_is_converted(tmp_path):
+    original = save_original("ViTModel", tmp_path / "original")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        paths = [tmp_path / f"{split}{i}.png" for i in range(24)]
+        for i, path in enumerate(paths):
+            Image.effect_noise((16, 16), 60 + i).convert("RGB").save(path)
+        data = datasets.Dataset.from_dict({"image": [str(path) for path in paths]})
+        data.cast_column("image", datasets.Image()).to_parquet(folder / f"{split}.parquet")
+    numbers = ("--num_transfer", "12", "--num_distillation", "12", "--window_size", "0")
+    convert.main(["--model", original, "--images", str(folder), *options(tmp_path / "converted", *numbers)])
+    results = json.loads((tmp_path / "converted/results.json").read_text())
+    assert results["quality"]["distilled"]["cosine"] <= 1 + 1e-6
+    assert AutoModel.from_pretrained(tmp_path / "converted").config.attention_swap["sink_tokens"] == 1
+
+
+def test_silenced_synapses_leave_what_is_exact():
+    model, inputs = swap_attention(BY_NAME["BertModel"].make("sdpa"), window_size=2), BY_NAME["BertModel"].inputs()
+    before = model(**inputs)[0]
+    with silenced_synapses(model):
+        silent = model(**inputs, output_attentions=True)
+    distance = (torch.arange(9)[:, None] - torch.arange(9)).abs()
+    assert (silent.attentions[0][..., distance > 2] == 0).all() and (silent.attentions[0][..., distance <= 2] > 0).all()
+    assert torch.equal(model(**inputs)[0], before) and not torch.allclose(silent[0], before)
+
+
+def test_what_quality_says():
+    wanted = torch.nn.functional.normalize(torch.randn(40, 8), dim=-1)
+    same = compare_embeddings(wanted, wanted)
+    assert same == pytest.approx({"cosine": 1, "cosine_fifth_percentile": 1, "spearman": 1}, abs=1e-6)
+    turned = torch.nn.functional.normalize(wanted + 0.3 * torch.randn(40, 8), dim=-1)
+    worse = compare_embeddings(turned, wanted)
+    assert worse["cosine_fifth_percentile"] < worse["cosine"] < 1 and 0 < worse["spearman"] < 1
+    model, ids = BY_NAME["LlamaForCausalLM"].make("sdpa"), torch.randint(3, 60, (2, 9))
+    found = perplexity(model, [{"input_ids": ids}])
+    assert found["tokens"] == 16
+    assert found["perplexity"] == pytest.approx(math.exp(model(ids, labels=ids).loss.item()), rel=1e-4)
+
+
+def test_bad_arguments_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        convert.main(["--model", "x", "--text", "y", "--output_dir", "z", "--num_validation", "0"])
+    assert "--num_validation must be at least 1, got 0" in capsys.readouterr().err
+    original = save_original("BertModel", tmp_path / "original")
+    data = write_reviews(tmp_path / "reviews")
+    with pytest.raises(ValueError, match="has no column 'review'"):
+        convert.main(["--model", original, "--text", str(data), "--text_column", "review", *options(tmp_path / "o")])
+    with pytest.raises(ValueError, match="split 'train' has 160 examples: none is left after the first 200"):
+        convert.main(
+            ["--model", original, "--text", str(data), *options(tmp_path / "o"), "--num_transfer", "200"],
+        )
