@@ -222,6 +222,7 @@ def test_in_half_precision(name, dtype, tolerance):
 
 
 @pytest.mark.inductor
+@pytest.mark.parametrize("name", some_each_time(FORMS, ["neuron_astrocyte"]))
 def test_compiled(name):
     model, inputs = LLAMA.make(name), LLAMA.inputs()
     expected = model(**inputs, use_cache=False).logits

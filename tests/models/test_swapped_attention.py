@@ -3,9 +3,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -215,7 +212,7 @@ print("equal")
 """
 
 
-def test_a_stranger_loads_it_with_the_code_that_came_along(tmp_path):
+def test_a_stranger_loads_it_with_the_code_that_came_along(tmp_path, strangers):
     folders = {}
     for name in ("BertModel", "LlamaForCausalLM"):
         model, inputs = swapped(name, window_size=3, sink_tokens=1), BY_NAME[name].inputs()
@@ -226,13 +223,9 @@ def test_a_stranger_loads_it_with_the_code_that_came_along(tmp_path):
             expected["text"] = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)
         save_file(expected, folder + "/expected.safetensors")
         folders[folder] = BY_NAME[name].generates
-    done = subprocess.run(
-        [sys.executable, "-c", HIDE_PACKAGE + STRANGER, json.dumps(folders)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
-    )
-    assert done.returncode == 0 and done.stdout.endswith("equal\n"), done.stderr[-2000:]
+    program = tmp_path / "stranger.py"
+    program.write_text(HIDE_PACKAGE + STRANGER)
+    assert strangers.run(program, json.dumps(folders)).stdout.endswith("equal\n")
 
 
 @pytest.mark.parametrize(
