@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from conversion.card import write_card
+from conversion.card import license_of, write_card
 from conversion.inputs import Inputs, load_processor
 from conversion.quality import compare_embeddings, embeddings, perplexity, silenced_synapses
 from training.files import read_json, write_json
@@ -45,6 +45,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--text_column", default="text", help="column of the texts")
     parser.add_argument("--train_split", default="train", help="split to learn from")
     parser.add_argument("--validation_split", default="validation", help="split to measure on")
+    parser.add_argument("--license", help="of the original, where its card does not tell it")
     parser.add_argument("--output_dir", required=True, help="folder of the new model")
     swap = parser.add_argument_group("the attention")
     swap.add_argument("--feature_map", default="hedgehog", help="hedgehog, or a fixed map")
@@ -185,6 +186,7 @@ def main(arguments=None):
     processor.save_pretrained(output_dir)
     results = {
         "model": args.model,
+        "license": args.license or license_of(args.model),
         "data": args.text or args.images,
         "attention_swap": model.config.attention_swap,
         "transfer": report,
@@ -197,7 +199,7 @@ def main(arguments=None):
         "versions": versions(),
         "hardware": hardware(),
     }
-    write_card(output_dir / "README.md", results, inputs.is_causal)
+    write_card(output_dir / "README.md", results, original)
     write_json(output_dir / "results.json", results)
     for stage in ("transfer", "transferred", "distillation"):
         shutil.rmtree(output_dir / stage, ignore_errors=True)

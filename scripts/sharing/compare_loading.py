@@ -33,8 +33,15 @@ def auto_class_of(config):
     """The Auto class of the head that was saved, as the checkpoint's own map of its code names it."""
     (architecture,) = config.architectures
     for auto_name, reference in config.auto_map.items():
-        if reference.rpartition("--")[2].split(".")[1] == architecture:
-            return getattr(transformers, auto_name)
+        auto_class = getattr(transformers, auto_name)
+        names = {reference.rpartition("--")[2].split(".")[1]}
+        if hasattr(config, "original_model_type") and auto_name != "AutoConfig":
+            # swapped attention: a class made of the one that the library has for the original
+            original = auto_class._model_mapping[transformers.CONFIG_MAPPING[config.original_model_type]]
+            classes = original if isinstance(original, (tuple, list)) else (original,)
+            names = {f"Astromorphic{original.__name__}" for original in classes}
+        if architecture in names:
+            return auto_class
     raise ValueError(f"auto_map must name a class for {architecture!r}, got {config.auto_map}")
 
 
@@ -52,7 +59,7 @@ def outputs_of(model_name, trust_remote_code):
         example = processor(images=picture.numpy(), return_tensors="pt")
     else:
         processor = transformers.AutoTokenizer.from_pretrained(model_name)
-        longest = min(64, config.longest_input or 64)
+        longest = min(64, getattr(config, "longest_input", None) or 64)
         length = min(12, longest)
         mask = torch.ones(3, length, dtype=torch.long)
         mask[1, : length // 3] = 0

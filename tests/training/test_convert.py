@@ -6,6 +6,7 @@ import math
 
 import convert
 import datasets
+import publish
 import pytest
 import torch
 from conversion.library_models import SUPPORTED
@@ -55,6 +56,7 @@ def options(folder, *more):
 def test_an_encoder_is_converted(tmp_path, scripts):
     original = save_original("BertModel", tmp_path / "original")
     data, output_dir = write_reviews(tmp_path / "reviews"), tmp_path / "converted"
+    (tmp_path / "original/README.md").write_text("---\nlicense: mit\n---\n# original\n")
     scripts.run("scripts/convert.py", "--model", original, "--text", str(data), *options(output_dir))
     results = json.loads((output_dir / "results.json").read_text())
     stages = ("swapped", "transferred", "distilled", "synapses silenced")
@@ -65,6 +67,11 @@ def test_an_encoder_is_converted(tmp_path, scripts):
     card = (output_dir / "README.md").read_text()
     assert "in 2 of its layers" in card and "the 2 nearest tokens on each side" in card and "{{" not in card
     assert f"| distilled | {results['quality']['distilled']['cosine']:.4f} |" in card
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    publish.stage(output_dir, staged, "user/name")  # complete, and its card is
+    publish.check_answers(staged)
+    assert '"user/name"' in (staged / "README.md").read_text() and "license: mit" in card
     model, tokenizer = AutoModel.from_pretrained(output_dir), AutoTokenizer.from_pretrained(output_dir)
     assert model.config.model_type == "astromorphic" and model.config.attention_swap["window_size"] == 2
     assert model(**tokenizer("a lovely w1", return_tensors="pt")).last_hidden_state.isfinite().all()
