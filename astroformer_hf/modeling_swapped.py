@@ -139,7 +139,13 @@ def class_for(auto_name: str, config: Any) -> Any:
     if isinstance(original, (tuple, list)):
         named = {name.removeprefix("Astromorphic") for name in config.architectures or ()}
         original = next((c for c in original if c.__name__ in named), original[0])
-    return swapped_model_class(original)
+    return known_to(auto_name, swapped_model_class(original))
+
+
+def known_to(auto_name: str, swapped_class: Any) -> Any:
+    """The same class, which its Auto class, and with it pipelines, know by name from now on."""
+    getattr(transformers, auto_name).register(swapped_class.config_class, swapped_class, exist_ok=True)
+    return swapped_class
 
 
 def as_swapped(model: PreTrainedModel) -> None:
@@ -150,6 +156,10 @@ def as_swapped(model: PreTrainedModel) -> None:
     swapped_class: Any = swapped_model_class(model_class)
     with torch.device("meta"):
         swapped_class(model.config)  # the library learns from a class's first model what it can record
+    for auto_name in auto_classes_of(config_class):
+        known = getattr(transformers, auto_name)._model_mapping[config_class]
+        if model_class in (known if isinstance(known, (tuple, list)) else (known,)):
+            known_to(auto_name, swapped_class)
     model.__class__ = swapped_class
 
 

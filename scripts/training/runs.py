@@ -151,7 +151,7 @@ def train(trainer, resume_from, results, record, *, command, test=None, max_curv
             "hardware": hardware(),
             "config": config.to_diff_dict(),
         }
-        if not hasattr(config, "attention_type"):  # a model of the library, whose checkpoint does not say it
+        if not (hasattr(config, "attention_type") or hasattr(config, "attention_swap")):  # whose checkpoint says it
             results["attn_implementation"] = config._attn_implementation
         output_dir = Path(args.output_dir)
         record(results, output_dir)

@@ -3,9 +3,11 @@
 
 import json
 import math
+from unittest import mock
 
 import convert
 import datasets
+import peft
 import publish
 import pytest
 import torch
@@ -14,7 +16,7 @@ from conversion.quality import compare_embeddings, perplexity, silenced_synapses
 from PIL import Image
 from reviews import write_reviews
 from training.tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTImageProcessorPil
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTImageProcessorPil, pipeline
 
 from astroformer_hf import swap_attention
 
@@ -103,6 +105,17 @@ def test_a_decoder_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     model = AutoModelForCausalLM.from_pretrained(output_dir)
     assert len(model.config.attention_swap["layers"]) == 1 == len(results["transfer"]["kept"])
     assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, pad_token_id=0).shape[1] <= 7
+    # as a library model: fine-tuned by an adapter that is merged, and asked through a pipeline
+    ids = torch.randint(3, 60, (2, 9))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    expected = adapted(ids).logits
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits, merged(ids).logits)
+    with mock.patch("transformers.pipelines.base.logger.error") as complained:
+        write = pipeline("text-generation", model=str(output_dir))
+    assert "awful" in write("awful", max_new_tokens=3)[0]["generated_text"] and not complained.called
 
 
 def test_an_image_model_is_converted(tmp_path):
