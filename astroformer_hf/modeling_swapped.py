@@ -68,7 +68,7 @@ def swap_attention(model: PreTrainedModel, *, layers: Any = "all", **options: An
 class SwappedModelMixin:
     """What swapped models add to those of the library."""
 
-    _supports_default_dynamic_cache = classmethod(lambda cls: False)
+    _is_stateful = True  # sums cannot take back a token, as assisted generation asks of a cache
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         library: Any = super()

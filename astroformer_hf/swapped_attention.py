@@ -215,6 +215,7 @@ def swapped_attention(
     others softmax. Arguments, results and errors as of `library_attention.library_attention`."""
     layer = kwargs.pop(OWN_CACHE, None)
     mask = checked_mask(module, query, key, attention_mask, kwargs)
+    mask = mask._replace(real=None if mask.real is None else mask.real.to(key.device))
     wants_map = wants_attention_map(kwargs)
     synapses: SwappedSynapses | None = getattr(module, "synapses", None)
     value = released(value, dropout if synapses is not None else 0.0)

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import transformers
-from conversion.library_models import SUPPORTED, TEXT, LibraryModel
+from conversion.library_models import IMAGE, SUPPORTED, TEXT, LibraryModel
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -109,6 +109,36 @@ def test_prefill_in_pieces(swap):
         cache.crop(-2)
     with pytest.raises(ValueError, match="attention maps .* with a cache"):
         model(ids[:, :1], past_key_values=cache, output_attentions=True)
+
+
+def test_the_ways_of_generating():
+    model, ids = swapped("LlamaForCausalLM", window_size=4, sink_tokens=2), torch.randint(3, 60, (2, 23))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+    expected = model.generate(ids, **options, do_sample=False)
+    assert torch.equal(model.generate(ids, **options, do_sample=False, prefill_chunk_size=5), expected)
+    sampled = []
+    for use_cache in (False, True):
+        torch.manual_seed(0)
+        sampled.append(model.generate(ids, **options, do_sample=True, use_cache=use_cache))
+    assert torch.equal(*sampled)
+    with pytest.raises(ValueError, match="cache_implementation='static' is not supported by a swapped model"):
+        model.generate(ids, **options, cache_implementation="static")
+    with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+        model.generate(ids[:1], max_new_tokens=4, pad_token_id=0, prompt_lookup_num_tokens=3)
+
+
+def test_a_model_of_text_and_images(tmp_path):
+    fields = {"text_config": {**TEXT, "eos_token_id": 2}, "vision_config": IMAGE}
+    model = transformers.CLIPModel(transformers.CLIPConfig(**fields)).eval()
+    inputs = {**BY_NAME["BertModel"].inputs(), **BY_NAME["ViTModel"].inputs()}
+    expected = model(**inputs).logits_per_text
+    swap_attention(model, window_size=40)
+    torch.testing.assert_close(model(**inputs).logits_per_text, expected, rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**inputs).logits_per_text, model(**inputs).logits_per_text)
 
 
 def test_a_cache_that_is_not_handed_on_is_refused():
