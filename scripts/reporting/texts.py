@@ -6,7 +6,16 @@ import json
 from comparison.presets import PRESETS
 from training.files import ROOT
 
-from reporting import benchmarks, comparisons, initialisation, library_models, model_cards, quantization, supported
+from reporting import (
+    benchmarks,
+    comparisons,
+    findings,
+    initialisation,
+    library_models,
+    model_cards,
+    quantization,
+    supported,
+)
 
 
 RESULTS = ROOT / "results"
@@ -89,5 +98,8 @@ def texts():
         RESULTS / "README.md": "\n".join(results).rstrip() + "\n",
     }
     for comparison in known:
+        if comparison.preset == "switches":
+            page = ROOT / "docs/findings.md"
+            found[page] = between_markers(page, findings.findings_lines(comparison))
         found.update(model_cards.cards(comparison, ROOT / "model_cards"))
     return found

@@ -1,0 +1,104 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The tables of docs/findings.md: what each switch is worth, from the records of the preset "switches"."""
+
+import statistics
+
+from comparison.summaries import significance
+from comparison.tasks import TASKS
+
+from reporting.comparisons import difference
+from reporting.tables import table
+
+
+# What the best form is compared with, in words.
+RIVALS = {
+    "softmax": "softmax attention",
+    "softmax_decay": "softmax attention with learned decay",
+    "softmax_convolution": "softmax attention with a convolution of 4",
+    "linear": "linear attention",
+    "paper": "the paper's form",
+}
+SWITCHES = {
+    "best_without_decay": "leaky synapses (`synaptic_decay`)",
+    "best_without_synapse_target": "α at the synapse (`presynaptic_target`)",
+    "best_without_calcium_sources": "calcium of all sources (`calcium_sources`)",
+    "best_without_astrocyte": "the astrocyte's Hebbian plasticity (`use_astrocyte_hebbian`)",
+    "best_without_feedback": "the astrocyte's feedback (`use_calcium_feedback`)",
+}
+
+
+def findings_lines(known):
+    """Three tables, arms by tasks, as Markdown lines.
+
+    Args:
+        known (`reporting.comparisons.Comparison`): of the preset "switches".
+    """
+    tasks = [task for task, arms in known.tasks.items() if "best" in arms]
+    header = [TASKS[task].title.split(",")[0] for task in tasks]
+    return [
+        "How much better the best form is than others (accuracy in percentage points, or loss in nats per token; "
+        "positive is better), with the standard error and the p of Welch's t-test over the seeds:",
+        "",
+        *table(["best form against", *header], rows_against(known, tasks, RIVALS)),
+        "How much better it is with a switch than without, that is, what the switch contributes:",
+        "",
+        *table(["switch", *header], rows_against(known, tasks, SWITCHES)),
+        "Steps to 95% of the way that softmax attention makes, over those of softmax attention (below 1 is faster); "
+        '"-" where softmax attention learns nothing:',
+        "",
+        *table(["attention", *header], speed_rows(known, tasks)),
+    ]
+
+
+def rows_against(known, tasks, arms):
+    rows = []
+    for arm, title in arms.items():
+        cells = []
+        for task in tasks:
+            found = known.tasks[task]
+            if arm in found:
+                better = difference(TASKS[task], found["best"], found[arm])
+                cells.append(f"{better}, {significance(found['best'], found[arm])}")
+            else:
+                cells.append("")
+        rows.append([title, *cells])
+    return rows
+
+
+def speed_rows(known, tasks):
+    rows = []
+    for arm, title in {"best": "the best form", **RIVALS, **without_titles()}.items():
+        if arm == "softmax":
+            continue
+        rows.append([title, *(relative_steps(known, task, arm) for task in tasks)])
+    return rows
+
+
+def without_titles():
+    return {arm: f"the best form without {title}" for arm, title in SWITCHES.items()}
+
+
+def relative_steps(known, task, arm):
+    """The mean steps of an arm to the second of `comparisons.GOALS`, over those of the softmax arm, for a table."""
+    found = known.tasks[task]
+    if arm not in found or "softmax" not in found:
+        return ""
+    if not learns(found["softmax"]):
+        return "-"
+    goal = known.goals(task)[1]
+    own, softmax = ([step for step in found[name].steps_to(goal) if step is not None] for name in (arm, "softmax"))
+    if not own or not softmax:
+        return "not reached"
+    missing = len(found[arm].values) - len(own)
+    note = f" ({len(own)} of {len(found[arm].values)} seeds)" if missing else ""
+    return f"{statistics.fmean(own) / statistics.fmean(softmax):.2f}{note}"
+
+
+def learns(summary):
+    """Whether an arm does clearly better than a guess: its mean is above chance by more than a quarter of the way to
+    the best that there is."""
+    record = summary.records[0]
+    if summary.task.metric != "accuracy":
+        return True
+    chance = record.get("chance", 1 / max(2, len(record["config"].get("id2label", ()))))
+    return summary.mean > chance + 0.25 * (1 - chance)
