@@ -3,7 +3,7 @@
 
 import statistics
 
-from comparison.summaries import significance
+from comparison.summaries import chance, significance
 from comparison.tasks import TASKS
 
 from reporting.comparisons import difference
@@ -97,8 +97,7 @@ def relative_steps(known, task, arm):
 def learns(summary):
     """Whether an arm does clearly better than a guess: its mean is above chance by more than a quarter of the way to
     the best that there is."""
-    record = summary.records[0]
     if summary.task.metric != "accuracy":
         return True
-    chance = record.get("chance", 1 / max(2, len(record["config"].get("id2label", ()))))
-    return summary.mean > chance + 0.25 * (1 - chance)
+    guess = chance(summary.task, summary.records[0])
+    return summary.mean > guess + 0.25 * (1 - guess)

@@ -1,0 +1,61 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The tables of docs/findings.md, from records that are made up."""
+
+import types
+
+from comparison.summaries import Summary
+from comparison.tasks import TASKS
+from reporting import findings
+from reporting.comparisons import Comparison
+
+
+def record(arm, loss, seed, fast=False):
+    """A run of 100 steps whose loss falls in a line from chance, or twice as fast."""
+    start = 4.0
+    half = loss if fast else (start + loss) / 2
+    curve = [{"step": step, "eval_loss": x} for step, x in ((1, start), (50, half), (100, loss))]
+    return {
+        "arm": arm,
+        "dataset": "d",
+        "split": "validation",
+        "steps": 100,
+        "seed": seed,
+        "seconds": 1.0,
+        "metrics": {"loss": loss},
+        "learning_curve": {"evaluation": curve},
+        "config": {"vocab_size": 55},
+    }
+
+
+def known(**arms):
+    """A comparison of three seeds of each arm, by its loss and whether it learns fast."""
+    summaries = {
+        arm: Summary(TASKS["shakespeare"], [record(arm, loss + 0.01 * seed, seed, fast) for seed in range(3)])
+        for arm, (loss, fast) in arms.items()
+    }
+    comparison = types.SimpleNamespace(tasks={"shakespeare": summaries})
+    comparison.goals = lambda task: Comparison.goals(comparison, task)
+    return comparison
+
+
+def test_tables_say_who_is_better_and_faster():
+    lines = findings.findings_lines(
+        known(softmax=(2.0, False), best=(1.5, True), linear=(2.2, False), best_without_decay=(1.5, False))
+    )
+    text = "\n".join(lines)
+    assert "| softmax attention | +0.500 ± 0.008, p < 0.001 |" in text
+    assert "| linear attention | +0.700 ± 0.008, p < 0.001 |" in text
+    nothing = next(line for line in lines if line.startswith("| leaky synapses"))
+    assert "0.000 ± 0.008, p = 1" in nothing
+    assert "| the paper's form |  |" in text  # not trained
+    faster = next(line for line in lines if line.startswith("| the best form |"))
+    assert 0.3 < float(faster.split("|")[2]) < 0.6
+    never = next(line for line in lines if line.startswith("| linear attention |") and "not reached" in line)
+    assert never
+
+
+def test_where_softmax_attention_learns_nothing_speed_is_not_compared():
+    summary = types.SimpleNamespace(task=TASKS["imdb"], records=[{"chance": 0.125}])
+    for mean, expected in ((0.14, False), (0.30, False), (0.40, True), (0.99, True)):
+        summary.mean = mean
+        assert findings.learns(summary) == expected
