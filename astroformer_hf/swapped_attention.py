@@ -7,7 +7,9 @@ what is read exactly (`hybrid_attention.py`). The maps are then learned from the
 `transfer.py`.
 
 The feature map "hedgehog" (Zhang et al., "The Hedgehog and the Porcupine", ICLR 2024) is the softmax of W x and -W x
-over the features, with a matrix W per head that starts as the identity.
+over the features, with a matrix W per head that starts as the identity. The softmax loses how long a key is, which for
+softmax attention says how much of it is heard: so the features of a key k are times exp(a k), with a vector a per head
+that starts at zero.
 """
 
 import dataclasses
@@ -37,6 +39,7 @@ from .token_layout import sequence_layout
 
 HEDGEHOG = "hedgehog"
 CODES = ("activity",)
+MOST_GAIN = 20.0  # of the exponent, so that sums over a text stay numbers of float32
 # While it is a list, swapped layers compute softmax attention and add the error of their synapses, see `transfer.py`.
 ATTENTION_ERRORS: ContextVar[list[torch.Tensor] | None] = ContextVar("attention_errors", default=None)
 OWN_CACHE = "hybrid_cache"  # the keyword by which a layer's attention function is handed the cache
@@ -107,10 +110,12 @@ class SwappedSynapses(nn.Module):
         self.log_loudness = nn.Parameter(torch.zeros(num_heads))
         self.query_map: nn.Parameter | None = None
         self.key_map: nn.Parameter | None = None
+        self.key_loudness: nn.Parameter | None = None
         if swap.feature_map == HEDGEHOG:
             rows = (swap.num_features or 2 * head_size) // 2
             self.query_map = nn.Parameter(torch.empty(num_heads, head_size, rows))
             self.key_map = nn.Parameter(torch.empty(num_key_heads, head_size, rows))
+            self.key_loudness = nn.Parameter(torch.empty(num_key_heads, head_size, 1))  # a
         self.code_weight: nn.Parameter | None = None
         self.code_bias: nn.Parameter | None = None
         if swap.astrocyte_code is not None:
@@ -127,6 +132,8 @@ class SwappedSynapses(nn.Module):
                 start = torch.eye(rows).repeat(1, -(-columns // rows))[:, :columns]
                 weight.copy_(start * rows**-0.25)
         self.log_loudness.zero_()
+        if self.key_loudness is not None:
+            self.key_loudness.zero_()
         if self.code_weight is not None and self.code_bias is not None:
             self.code_weight.copy_(torch.eye(self.code_weight.shape[-1]))
             self.code_bias.zero_()
@@ -156,8 +163,8 @@ class SwappedSynapses(nn.Module):
         """
         groups = query.shape[1] // key.shape[1]
         synapses = Synapses(
-            query_features=self._features(self.query_map, 1),
-            key_features=self._features(self.key_map, groups),
+            query_features=self._features(self.query_map, None, 1),
+            key_features=self._features(self.key_map, self.key_loudness, groups),
             loudness=self.log_loudness.float().exp()[:, None, None],
             code=None if self.code_weight is None else self._code(groups),
         )
@@ -173,14 +180,18 @@ class SwappedSynapses(nn.Module):
         )
         return output, None, state
 
-    def _features(self, weight: nn.Parameter | None, groups: int) -> Any:
-        """phi, over `(batch, heads, length, size)`; `groups` heads share a row of `weight`."""
+    def _features(self, weight: nn.Parameter | None, loudness: nn.Parameter | None, groups: int) -> Any:
+        """phi, over `(batch, heads, length, size)`; `groups` heads share a row of `weight` and `loudness`."""
         if weight is None:
             return lambda x: FEATURE_MAPS[self.swap.feature_map](x * x.shape[-1] ** -0.25, None)
 
         def hedgehog(x: torch.Tensor) -> torch.Tensor:
             mapped = x @ weight.to(x.dtype).repeat_interleave(groups, dim=0)
-            return torch.cat((mapped, -mapped), dim=-1).softmax(-1)
+            features = torch.cat((mapped, -mapped), dim=-1).softmax(-1)
+            if loudness is None:
+                return features
+            gain = x @ loudness.to(x.dtype).repeat_interleave(groups, dim=0)
+            return features * gain.clamp(-MOST_GAIN, MOST_GAIN).exp()
 
         return hedgehog
 
