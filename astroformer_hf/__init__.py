@@ -8,6 +8,8 @@ from .version import __version__  # first: it checks the releases of what the ot
 
 
 # isort: split
+from typing import TYPE_CHECKING, Any
+
 import transformers
 
 from . import library_attention
@@ -39,7 +41,21 @@ from .modeling_astroformer_vision import (
     AstroformerVisionPreTrainedModel,
 )
 from .modeling_swapped import swap_attention
-from .transfer import DistillationTrainer, TransferReport, keep_swapped, transfer_attention
+
+
+if TYPE_CHECKING:
+    from .transfer import DistillationTrainer, TransferReport, keep_swapped, transfer_attention
+
+# What trains imports `Trainer`, and with it much that using a model does not need: not before it is asked for.
+_WHAT_TRAINS = ("DistillationTrainer", "TransferReport", "keep_swapped", "transfer_attention")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHAT_TRAINS:
+        from . import transfer
+
+        return getattr(transfer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _register() -> None:

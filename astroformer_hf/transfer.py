@@ -125,7 +125,7 @@ def transfer_attention(
     inputs: Dataset,
     *,
     validation_inputs: Dataset | None = None,
-    data_collator: Any = default_data_collator,
+    data_collator: Any = None,
     resume_from_checkpoint: str | bool | None = None,
     **training_arguments: Any,
 ) -> TransferReport:
@@ -142,7 +142,8 @@ def transfer_attention(
             `attention_mask`, or `pixel_values`.
         validation_inputs (`Dataset`, *optional*): on which the errors are measured; the first 64 of `inputs` by
             default.
-        data_collator (function): makes a batch of examples; the library's default takes those of one length.
+        data_collator (function, *optional*): makes a batch of examples; by default the library's, which takes those of
+            one length.
         resume_from_checkpoint (`str` or `bool`, *optional*): as of `Trainer.train`, where checkpoints are saved.
         training_arguments: fields of `TrainingArguments` other than those of `TRANSFER_ARGUMENTS`.
 
@@ -159,6 +160,7 @@ def transfer_attention(
         _check_original(swapped, teacher)
     if validation_inputs is None:
         validation_inputs = torch.utils.data.Subset(inputs, range(min(64, len(inputs))))  # type: ignore[arg-type]
+    data_collator = data_collator or default_data_collator
     arguments = TrainingArguments(**{**TRANSFER_ARGUMENTS, **training_arguments})
     trainable = {name: parameter.requires_grad for name, parameter in swapped.named_parameters()}
     batch_size = arguments.per_device_eval_batch_size

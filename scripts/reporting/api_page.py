@@ -31,6 +31,10 @@ GROUPS = {
         "neuron_astrocyte_network",
         "attention_backend",
     ),
+    "Pretrained models": (
+        *("swap_attention", "transfer_attention", "TransferReport", "keep_swapped", "DistillationTrainer"),
+        "AstromorphicConfig",
+    ),
     "State and inspection": ("AstroformerCache", "look_inside", "SynapseRecord"),
 }
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")
