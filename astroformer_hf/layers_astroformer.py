@@ -13,6 +13,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode, Layout, of_heads, upcast
 from .attention_contract import CodeRecipe
@@ -48,6 +49,7 @@ class AstroformerAttention(nn.Module):
     def __init__(self, config: AstroformerBaseConfig, layer_idx: int = 0) -> None:
         super().__init__()
         assert config.num_hidden_neurons is not None, "the configuration fills it in"
+        self.config = config  # where the library says which implementation of softmax attention is wanted
         self.layer_idx = layer_idx
         self.attention_type = config.attention_type
         self.num_heads = config.num_attention_heads
@@ -296,11 +298,19 @@ class AstroformerAttention(nn.Module):
         elif "log_proximity" in leak:
             bias = leak["log_proximity"][None]
         past_length = key.shape[2] - length
+        implementation = self.config._attn_implementation or "sdpa"
+        if "flash" in implementation and not output_attentions:
+            if bias is not None or layout.document_ids is not None or key.shape[-1] != value.shape[-1]:
+                raise ValueError(
+                    f"attn_implementation {implementation!r} takes no synaptic_decay, no packed rows, and no "
+                    "num_hidden_neurons other than the head size: use 'sdpa'"
+                )
+            return self._by_the_library(implementation, query, key, value, layout.full_mask, layout.causal), None
         mask = None  # where a query may look, `(1 or batch, 1, length or 1, past_length + length)`
         if layout.full_mask is not None:
             mask = layout.full_mask[:, None, None, :]
         if layout.document_ids is not None:
-            if shared.document_sizes is not None and not output_attentions:
+            if shared.document_sizes is not None and implementation != "eager" and not output_attentions:
                 return self._softmax_attention_by_documents(query, key, value, shared), None
             same = layout.document_ids[:, None, :, None] == layout.document_ids[:, None, None, :]
             mask = same if mask is None else same & mask
@@ -311,15 +321,11 @@ class AstroformerAttention(nn.Module):
             # a padded token looks at itself, so that its row, which nothing reads, has a softmax
             mask = other <= own if mask is None else (other <= own) & mask | (other == own)
             only_causal = False
-        dropout_prob = self.dropout_prob if self.training else 0.0
-        if not output_attentions:
+        if implementation != "eager" and not output_attentions:
             if bias is not None:
                 bias = bias.to(query.dtype)
                 mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
-            output = nn.functional.scaled_dot_product_attention(
-                query, key, value, mask, dropout_prob, is_causal=bool(only_causal and length > 1)
-            )
-            return output, None
+            return self._by_the_library(implementation, query, key, value, mask, only_causal), None
         scores = query @ key.transpose(-1, -2) * self.num_hidden_neurons**-0.5
         if bias is not None:
             scores = scores + bias.to(scores.dtype)
@@ -330,12 +336,35 @@ class AstroformerAttention(nn.Module):
         attention_map = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
         if mask is not None:
             attention_map = attention_map.masked_fill(~mask, 0)  # a sequence of nothing but padding attends to nothing
-        return nn.functional.dropout(attention_map, dropout_prob) @ value, attention_map
+        dropout_prob = self.dropout_prob if self.training else 0.0
+        return nn.functional.dropout(attention_map, dropout_prob) @ value, attention_map if output_attentions else None
+
+    def _by_the_library(
+        self,
+        implementation: str,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        is_causal: bool,
+    ) -> torch.Tensor:
+        """Softmax attention by the function that the library has under a name, such as "sdpa"; arguments and result
+        `(batch, heads, length, size)`, the mask as that function wants it."""
+        output, _ = ALL_ATTENTION_FUNCTIONS[implementation](
+            self,
+            query,
+            key,
+            value,
+            mask,
+            dropout=self.dropout_prob if self.training else 0.0,
+            scaling=self.num_hidden_neurons**-0.5,
+            is_causal=is_causal,
+        )
+        return output.transpose(1, 2)
 
     def _softmax_attention_by_documents(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shared: "SharedAcrossLayers"
     ) -> torch.Tensor:
-        dropout_prob = self.dropout_prob if self.training else 0.0
         layout, sizes = shared.layout, shared.document_sizes
         assert sizes is not None, "without them a mask keeps documents apart"
         # split, not sliced one by one: the gradient of each slice would be of the size of the whole
@@ -348,12 +377,9 @@ class AstroformerAttention(nn.Module):
             size = own[0].shape[1]
             if layout.causal and mask is not None:  # a padded token looks at itself
                 mask = mask.tril() | torch.eye(size, dtype=torch.bool, device=mask.device)
-            is_causal = layout.causal and mask is None and size > 1
             own_query, own_key, own_value = (x[None] for x in own)
             outputs.append(
-                nn.functional.scaled_dot_product_attention(
-                    own_query, own_key, own_value, mask, dropout_prob, is_causal=is_causal
-                )
+                self._by_the_library("sdpa", own_query, own_key, own_value, mask, layout.causal and mask is None)
             )
         return torch.cat(outputs, dim=2).unflatten(2, (len(query), -1)).squeeze(0).transpose(0, 1)
 

@@ -30,6 +30,9 @@ PRIVATE_NAMES = {
     "torch._assert_async": "a public assertion on the device; without it, a mask there is not checked",
     "transformers.GenerationMixin._prepare_cache_for_generation": "a hook that names a model's kind of cache; without "
     "it, `generate` creates a DynamicCache, which the forward rejects by name",
+    "transformers.PreTrainedConfig._attn_implementation": "a public name of the implementation that was chosen",
+    "transformers.PreTrainedModel._supports_flash_attn": "nothing: the library asks before it lets FlashAttention in",
+    "transformers.PreTrainedModel._supports_sdpa": "nothing: likewise",
     "transformers.PreTrainedModel._init_weights": "the hook that every model outside transformers has",
     "transformers.PreTrainedModel._is_stateful": "`is_croppable` of the cache, once assisted generation checks it",
     "transformers.PreTrainedModel._no_split_modules": "nothing: it tells device maps and FSDP the units",

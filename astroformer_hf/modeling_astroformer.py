@@ -118,6 +118,26 @@ class AstroformerPreTrainedModel(SafelyLoadedModel):
     _skip_keys_device_placement = list(CACHE_NAMES)
     _can_record_outputs = {"hidden_states": AstroformerLayer, "attentions": AstroformerAttention}
 
+    def get_correct_attn_implementation(self, requested_attention: str | None, *args: Any, **kwargs: Any) -> str:
+        """The library's function that computes the softmax arm: "sdpa" by default, "eager", "flash_attention_2".
+
+        Raises:
+            ValueError: for another one, or for another `attention_type`, which has functions of its own.
+        """
+        has_softmax = self.config.attention_type == "softmax"
+        if requested_attention is not None:
+            known = requested_attention in ("eager", "sdpa") or "flash" in requested_attention
+            if not known or not has_softmax and requested_attention != "eager":
+                raise ValueError(
+                    f"attn_implementation {requested_attention!r} is not for attention_type "
+                    f"{self.config.attention_type!r}: "
+                    + ("choose 'sdpa', 'eager' or 'flash_attention_2'" if has_softmax else "it has its own functions")
+                )
+        elif not has_softmax or self.config.output_attentions:  # the library wants that together with "eager"
+            requested_attention = "eager"
+        self._supports_sdpa = self._supports_flash_attn = has_softmax  # where the library looks
+        return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -62,6 +62,11 @@ def parse_arguments(arguments=None):
     steps.add_argument("--num_distillation", type=int, default=8000, help="examples of the distillation; 0: none")
     steps.add_argument("--learning_rate", type=float, default=1e-4, help="of the distillation")
     steps.add_argument("--synapses_learning_rate", type=float, default=2e-3, help="of the synapses in it")
+    steps.add_argument(
+        "--bf16",
+        action="store_true",
+        help="learn in bfloat16 where that is faster (autocast); weights and measurements stay in float32",
+    )
     steps.add_argument("--num_validation", type=int, default=500, help="examples that quality is measured on")
     steps.add_argument("--seed", type=int, default=42, help="draws the examples")
     args = parser.parse_args(arguments)
@@ -105,6 +110,8 @@ def learning_arguments(args, stage, learning_rate):
         "save_total_limit": 1,
         "remove_unused_columns": False,
         "report_to": "none",
+        "bf16": args.bf16,
+        "use_cpu": args.bf16 and not torch.accelerator.is_available(),  # the library wants to be told, with bf16
         "seed": args.seed,
     }
 

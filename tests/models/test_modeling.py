@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from variants import HEADS, SWITCHES_OFF, VARIANTS, make_model, some_each_time, tiny_config
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
@@ -258,6 +260,8 @@ def test_attention_maps_are_those_applied(variant):
     applied = (attentions[0] @ value).transpose(1, 2).reshape(2, 27, 32)
     torch.testing.assert_close(applied, seen["output"])
     assert model(ids, attention_mask=mask).attentions is None
+    if model.config.attention_type == "softmax":
+        model.set_attn_implementation("eager")  # the library's condition for the next line
     model.config.output_attentions = True
     torch.testing.assert_close(model(ids, attention_mask=mask).attentions, attentions)
 
@@ -450,3 +454,73 @@ def test_pooling():
     assert pool(hidden_states, padding, "last").tolist() == [[9, 10, 11]]
     after_a_prefix = torch.tensor([[1, 1, 0, 1, 1, 0]])
     assert pool(hidden_states, after_a_prefix, "last").tolist() == [[6, 7, 8]]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Softmax attention by the library's functions
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leak", ["none", "gated"])
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_softmax_is_the_same_by_each_of_the_library_functions(is_decoder, leak):
+    model = make_classifier(attention_type="softmax", is_decoder=is_decoder, synaptic_decay=leak).eval()
+    assert model.config._attn_implementation == "sdpa"
+    ids = tokens(3, 13)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[1, 9:] = 0
+    found = {}
+    for name in ("sdpa", "eager"):
+        model.set_attn_implementation(name)
+        model.zero_grad()
+        logits = model(ids, attention_mask=mask).logits
+        logits.square().sum().backward()
+        found[name] = [logits, *(p.grad for p in model.parameters() if p.grad is not None)]
+    torch.testing.assert_close(found["sdpa"], found["eager"], rtol=1e-4, atol=1e-5)
+
+
+def test_softmax_may_be_computed_by_flash_attention(monkeypatch):
+    """Which cannot run here: a stand-in under its name computes what the function is documented to."""
+    seen = []
+
+    def stand_in(module, query, key, value, attention_mask, dropout, scaling, is_causal):
+        seen.append((attention_mask, is_causal))
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+        mask = (mask if is_causal else torch.ones_like(mask))[None, None]
+        if attention_mask is not None:
+            mask = mask & attention_mask[:, None, None]
+        scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~mask, -1e9)
+        return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", stand_in)
+    model = make_classifier(attention_type="softmax", is_decoder=True).eval()
+    ids = tokens(2, 9)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    expected = [model(ids, attention_mask=mask).logits, model(ids).logits]
+    model.config._attn_implementation = "flash_attention_2"
+    torch.testing.assert_close([model(ids, attention_mask=mask).logits, model(ids).logits], expected)
+    assert all(is_causal for _, is_causal in seen)
+    assert seen[0][0].dim() == 2 and seen[-1][0] is None
+    for options in ({"synaptic_decay": "learned"}, {"num_hidden_neurons": 4}):
+        model = make_classifier(attention_type="softmax", **options).eval()
+        model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(ValueError, match="'flash_attention_2' takes no synaptic_decay, no packed rows"):
+            model(ids)
+
+
+@pytest.mark.parametrize(
+    ("arm", "name", "match"),
+    [
+        ("neuron_astrocyte", "sdpa", "not for attention_type 'neuron_astrocyte': it has its own"),
+        ("linear", "flash_attention_2", "not for attention_type 'linear': it has its own"),
+        ("softmax", "neuron_astrocyte", "choose 'sdpa', 'eager' or"),
+        ("softmax", "flex_attention", "choose 'sdpa', 'eager' or"),
+    ],
+)
+def test_other_implementations_are_refused_by_name(arm, name, match):
+    model = make_classifier(attention_type=arm)
+    with pytest.raises(ValueError, match=f"'{name}'.*{match}"):
+        model.set_attn_implementation(name)
+    with pytest.raises(ValueError, match=f"'{name}'.*{match}"):
+        AutoModel.from_config(model.config, attn_implementation=name)
