@@ -3,8 +3,8 @@
 """Writes tables, figures and model cards from the JSON files under results/.
 
     python scripts/report.py            rewrites README.md, results/README.md, docs/speed.md, docs/training.md,
-                                        docs/initialisation.md, docs/findings.md, docs/pretrained.md, docs/export.md,
-                                        docs/supported.md, figures and cards
+                                        docs/initialisation.md, docs/findings.md, docs/pretrained.md,
+                                        docs/conversions.md, docs/export.md, docs/supported.md, figures and cards
     python scripts/report.py --check    fails if a text disagrees with the JSON files
     python scripts/report.py --record lowest --junit FILE
                                         writes results/supported/lowest.json, for scripts/test_supported.sh

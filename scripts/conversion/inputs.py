@@ -83,7 +83,7 @@ class Blocks(torch.utils.data.Dataset):
         return len(self.ids)
 
     def __getitem__(self, index):
-        return {"input_ids": self.ids[index], "attention_mask": torch.ones_like(self.ids[index])}
+        return {"input_ids": self.ids[index]}
 
 
 def load_processor(model, source):

@@ -6,6 +6,7 @@ import math
 
 import torch
 from scipy.stats import spearmanr
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 
@@ -31,6 +32,36 @@ def compare_embeddings(found, wanted):
         "cosine_fifth_percentile": cosine.quantile(0.05).item(),
         "spearman": float(correlation),
     }
+
+
+def probe_accuracies(model, processor, splits, seeds, num_train=4000, num_test=2000, batch_size=16, max_length=128):
+    """Accuracy of logistic regression from a model's embeddings to the labels of texts.
+
+    Args:
+        model (`PreTrainedModel`), processor: the model and its tokenizer.
+        splits (`DatasetDict`): "train" and "validation" with the columns `text` and `label`.
+        seeds (list of `int`): each draws other examples.
+        num_train, num_test (`int`): how many of each split.
+        batch_size, max_length (`int`): of the texts that the model reads.
+
+    Returns:
+        The accuracies, one of each seed.
+    """
+    accuracies = []
+    for seed in seeds:
+        found = []
+        for split, number in (("train", num_train), ("validation", num_test)):
+            rows = splits[split].shuffle(seed=seed)
+            rows = rows.select(range(min(number, len(rows))))
+            texts = (rows[i : i + batch_size]["text"] for i in range(0, len(rows), batch_size))
+            batches = (
+                processor(x, truncation=True, max_length=max_length, padding=True, return_tensors="pt").to(model.device)
+                for x in texts
+            )
+            found += [embeddings(model, batches).cpu().numpy(), rows["label"]]
+        features, labels, test_features, test_labels = found
+        accuracies.append(LogisticRegression(max_iter=1000).fit(features, labels).score(test_features, test_labels))
+    return accuracies
 
 
 @torch.no_grad()

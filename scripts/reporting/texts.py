@@ -9,6 +9,7 @@ from training.files import ROOT
 from reporting import (
     benchmarks,
     comparisons,
+    conversions,
     findings,
     initialisation,
     library_models,
@@ -89,6 +90,9 @@ def texts():
         ROOT / "docs/export.md": between_markers(ROOT / "docs/export.md", quantization.quantization_lines(quantized)),
         ROOT / "docs/pretrained.md": between_markers(
             ROOT / "docs/pretrained.md", library_models.library_models_lines()
+        ),
+        ROOT / "docs/conversions.md": between_markers(
+            ROOT / "docs/conversions.md", conversions.conversions_lines(RESULTS / "pretrained")
         ),
         ROOT / "docs/speed.md": between_markers(
             ROOT / "docs/speed.md", [*speed_lines(measured), *benchmarks.compiled_text(compiled)]

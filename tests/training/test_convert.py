@@ -5,14 +5,17 @@ import json
 import math
 from unittest import mock
 
+import compare_conversions
 import convert
 import datasets
 import peft
 import publish
 import pytest
 import torch
+import transformers
+from conversion.arms import Conversion
 from conversion.library_models import SUPPORTED
-from conversion.quality import compare_embeddings, perplexity, silenced_synapses
+from conversion.quality import compare_embeddings, perplexity, probe_accuracies, silenced_synapses
 from PIL import Image
 from reviews import write_reviews
 from training.tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
@@ -170,3 +173,68 @@ def test_bad_arguments_are_named(tmp_path, capsys):
         convert.main(
             ["--model", original, "--text", str(data), *options(tmp_path / "o"), "--num_transfer", "200"],
         )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arms
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_arms_are_compared_and_not_repeated(tmp_path, monkeypatch, capsys):
+    original = save_original("BertModel", tmp_path / "original")
+    shared = {"num_transfer": 16, "num_distillation": 8, "num_validation": 8, "max_length": 12, "batch_size": 8}
+    arms = {
+        "window": {"window_size": 2, "sink_tokens": 0},
+        "linear": {"window_size": 0, "sink_tokens": 0, "bf16": True},
+    }
+    monkeypatch.setitem(compare_conversions.CONVERSIONS, "minilm", Conversion(shared, arms, has_probe=True))
+    folders = ("--results_dir", str(tmp_path / "results"), "--output_dir", str(tmp_path / "models"))
+    arguments = ["--models", f"minilm={original}", "--data", str(write_reviews(tmp_path / "reviews")), *folders]
+    compare_conversions.main([*arguments, "--arms", "window"])
+    record = json.loads((tmp_path / "results/minilm/window.json").read_text())
+    assert record["arm"] == "window" and record["attention_swap"]["window_size"] == 2
+    assert all(len(record["probe"][model]) == 3 for model in ("original", "converted"))
+    assert all(0 <= accuracy <= 1 for accuracies in record["probe"].values() for accuracy in accuracies)
+    capsys.readouterr()
+    compare_conversions.main([*arguments, "--list"])
+    assert capsys.readouterr().out == "minilm, window: done\nminilm, linear: missing\n"
+    compare_conversions.main(arguments)
+    assert "minilm, window: done" in capsys.readouterr().out
+    record = json.loads((tmp_path / "results/minilm/linear.json").read_text())
+    assert "synapses silenced" not in record["quality"] and "--bf16" in record["command"].split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "bert=x"], "expected NAME=SOURCE with one of minilm, smollm2, got 'bert=x'"),
+        (["--models", "minilm"], "expected NAME=SOURCE"),
+        (["--models", "minilm=x", "--arms", "softmax"], "minilm has no arm 'softmax'; it has window_and_sinks"),
+    ],
+)
+def test_unknown_arms_are_errors(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        compare_conversions.main([*arguments, "--data", "x"])
+    assert message in capsys.readouterr().err
+
+
+def test_a_probe_reads_what_embeddings_hold():
+    """Of one-hot embeddings of the label, all; of embeddings of nothing, the more frequent class at best."""
+    rows = {"text": [f"w{i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(rows), validation=datasets.Dataset.from_dict(rows))
+
+    def processor(texts, **options):
+        return transformers.BatchEncoding({"numbers": torch.tensor([int(text[1:]) for text in texts])})
+
+    class Model:
+        device = "cpu"
+
+        def __init__(self, knows):
+            self.knows = knows
+
+        def __call__(self, numbers, output_hidden_states):
+            place = numbers % 2 if self.knows else torch.zeros_like(numbers)
+            return mock.Mock(hidden_states=[torch.nn.functional.one_hot(place, 2)[:, None].float()])
+
+    assert probe_accuracies(Model(True), processor, splits, [1, 2]) == [1, 1]
+    assert probe_accuracies(Model(False), processor, splits, [1]) == [0.5]

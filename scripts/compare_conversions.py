@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Converts pretrained models with each part of the new attention on and off, at equal steps, and keeps the records.
+
+    python scripts/compare_conversions.py --models minilm=sentence-transformers/all-MiniLM-L6-v2 --data my_reviews
+    python scripts/compare_conversions.py --models smollm2=HuggingFaceTB/SmolLM2-135M-Instruct --data my_texts \\
+        --arms linear window_and_sinks --results_dir outputs/mine
+
+Each arm is a run of scripts/convert.py, of which an interrupted one is resumed and a finished one is not repeated; its
+record goes to RESULTS_DIR/MODEL/ARM.json. Where the data have labels, a linear probe of the embeddings is compared with
+the same probe of the original's. `python scripts/report.py` makes tables of the records.
+"""
+
+import argparse
+from pathlib import Path
+
+import convert
+from conversion.arms import CONVERSIONS
+from conversion.inputs import load_processor
+from conversion.quality import probe_accuracies
+from training.data import load_splits
+from training.files import read_json, write_json
+from transformers import AutoModel
+
+
+PROBE_SEEDS = (42, 43, 44)
+
+
+def parse_arguments(arguments=None):
+    usage, details = __doc__.split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=usage, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="NAME=SOURCE",
+        help=f"which of {', '.join(CONVERSIONS)}, and its folder or name on the Hub",
+    )
+    parser.add_argument("--data", required=True, help="texts: folder of files named by split, or a name on the Hub")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="(default: all of the model)")
+    parser.add_argument(
+        "--results_dir", type=Path, default=Path("results/pretrained"), help="of the records (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("outputs/pretrained"), help="of the models (default: %(default)s)"
+    )
+    parser.add_argument("--list", action="store_true", help="convert nothing; list what is done and what is missing")
+    args = parser.parse_args(arguments)
+    named = {}
+    for item in args.models:
+        name, _, source = item.partition("=")
+        if name not in CONVERSIONS or not source:
+            parser.error(f"--models: expected NAME=SOURCE with one of {', '.join(CONVERSIONS)}, got {item!r}")
+        named[name] = source
+        unknown = set(args.arms or ()) - set(CONVERSIONS[name].arms)
+        if unknown:
+            known = ", ".join(CONVERSIONS[name].arms)
+            parser.error(f"--arms: {name} has no arm {sorted(unknown)[0]!r}; it has {known}")
+    args.models = named
+    return args
+
+
+def command_line(source, data, output_dir, options):
+    """The words of the `convert.py` command of an arm; an option that is True is given without a value."""
+    words = ["--model", source, "--text", data, "--output_dir", str(output_dir)]
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
+def probe(source, folder, data):
+    """Accuracy of a linear probe on embeddings of the original and of the converted model, for each seed; None where
+    the data have no labels."""
+    splits = load_splits(**({"dataset_dir": data} if Path(data).is_dir() else {"dataset_name": data}))
+    if "label" not in splits["train"].column_names:
+        return None
+    processor = load_processor(convert.load_original(source), source)
+    models = {"original": convert.load_original(source), "converted": AutoModel.from_pretrained(folder).eval()}
+    return {name: probe_accuracies(model, processor, splits, PROBE_SEEDS) for name, model in models.items()}
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    for name, source in args.models.items():
+        conversion = CONVERSIONS[name]
+        for arm in args.arms or conversion.arms:
+            path, folder = args.results_dir / name / f"{arm}.json", args.output_dir / name / arm
+            if args.list or path.exists():
+                print(f"{name}, {arm}: {'done' if path.exists() else 'missing'}")
+                continue
+            print(f"{name}, {arm}: converting to {folder}", flush=True)
+            convert.main(command_line(source, args.data, folder, {**conversion.options, **conversion.arms[arm]}))
+            record = {"arm": arm, **read_json(folder / "results.json")}
+            if conversion.has_probe:
+                record["probe"] = probe(source, folder, args.data)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, record)
+
+
+if __name__ == "__main__":
+    main()

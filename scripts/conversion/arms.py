@@ -1,0 +1,67 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""The arms of scripts/compare_conversions.py: a pretrained model, and each part of its new attention on and off."""
+
+from dataclasses import dataclass
+
+
+LINEAR = {"window_size": 0, "sink_tokens": 0}
+ASTROCYTE = {"astrocyte_code": "activity"}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a model is converted.
+
+    Args:
+        options (`dict`): of scripts/convert.py, shared by the arms.
+        arms (`dict`): by name, the options in which each arm differs.
+        has_probe (`bool`): whether a linear probe of its embeddings is of interest.
+    """
+
+    options: dict
+    arms: dict
+    has_probe: bool = False
+
+
+CONVERSIONS = {
+    "minilm": Conversion(
+        options={
+            "window_size": 8,
+            "sink_tokens": 1,
+            "num_transfer": 1600,
+            "num_distillation": 6400,
+            "bf16": True,
+        },
+        arms={
+            "window_and_sinks": {},
+            "linear": LINEAR,
+            "linear_astrocyte": {**LINEAR, **ASTROCYTE},
+            "window": {"sink_tokens": 0},
+            "sinks": {"window_size": 0},
+            "window_and_sinks_astrocyte": ASTROCYTE,
+            "fixed_map": {"feature_map": "exp"},
+        },
+        has_probe=True,
+    ),
+    "smollm2": Conversion(
+        options={
+            "window_size": 16,
+            "sink_tokens": 4,
+            "max_length": 512,
+            "batch_size": 4,
+            "num_transfer": 256,
+            "num_distillation": 768,
+            "num_validation": 100,
+            "bf16": True,
+        },
+        arms={
+            "window_and_sinks": {},
+            "window_and_sinks_half": {"keep_layers": 15},
+            "linear": LINEAR,
+            "linear_astrocyte": {**LINEAR, **ASTROCYTE},
+            "window": {"sink_tokens": 0},
+            "sinks": {"window_size": 0},
+            "window_and_sinks_astrocyte": ASTROCYTE,
+        },
+    ),
+}

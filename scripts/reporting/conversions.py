@@ -1,0 +1,122 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""What each part of the new attention is worth in a converted model: the records of scripts/compare_conversions.py."""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+from conversion.card import FINAL_STAGES
+
+from reporting.tables import origin, table
+
+
+NAMES = {
+    "window_and_sinks": "window and sinks",
+    "window_and_sinks_half": "window and sinks, the easier half of the layers",
+    "window_and_sinks_astrocyte": "window, sinks and astrocyte code",
+    "linear": "neither: synapses alone",
+    "linear_astrocyte": "synapses alone, with the astrocyte code",
+    "window": "window, no sinks",
+    "sinks": "sinks, no window",
+    "fixed_map": "window and sinks, a fixed feature map",
+}
+
+
+def load_conversions(folder):
+    """The records by the name of the model, in the order of `NAMES`."""
+    found = {}
+    for path in Path(folder).glob("*/*.json"):
+        found.setdefault(path.parent.name, []).append(json.loads(path.read_text(encoding="utf-8")))
+    order = list(NAMES)
+    return {name: sorted(found[name], key=lambda record: order.index(record["arm"])) for name in sorted(found)}
+
+
+def final(record):
+    """The quality of the model that came out."""
+    return next(record["quality"][stage] for stage in FINAL_STAGES if stage in record["quality"])
+
+
+def conversions_lines(folder):
+    """Tables of the arms, as Markdown lines, one of each model; none where there are no records."""
+    lines = []
+    for records in load_conversions(folder).values():
+        model, options = Path(records[0]["model"]).name, records[0]["options"]
+        is_causal = "perplexity" in final(records[0])
+        lines += [
+            f"`{model}`, {options['num_transfer']} examples of at most {options['max_length']} tokens for the transfer "
+            f"and {options['num_distillation']} for the distillation, measured on {options['num_validation']} held-out "
+            f"ones of `{Path(records[0]['data']).name}`:",
+            "",
+            *(perplexities(records) if is_causal else nearness(records)),
+            f"{origin(records[0])}. One seed. To repeat: `{records[0]['command']}`",
+            "",
+        ]
+    return lines
+
+
+def perplexities(records):
+    """The table of a causal model: perplexities, and what they are of the original's."""
+    rows = []
+    for record in records:
+        quality = record["quality"]
+        original = quality["original"]["perplexity"]
+        silenced = quality.get("synapses silenced", {}).get("perplexity")
+        rows.append(
+            [
+                NAMES[record["arm"]],
+                str(len(record["attention_swap"]["layers"])),
+                *(
+                    f"{quality[stage]['perplexity']:.1f}" if stage in quality else ""
+                    for stage in ("swapped", "transferred", "distilled")
+                ),
+                f"{final(record)['perplexity'] / original:.3f}",
+                "" if silenced is None else f"{silenced / original:.3f}",
+                f"{record['seconds'] / 60:.0f}",
+            ]
+        )
+    tokens, original = records[0]["quality"]["original"]["tokens"], records[0]["quality"]["original"]["perplexity"]
+    header = [
+        "arm",
+        "layers",
+        "swapped",
+        "transferred",
+        "distilled",
+        "over the original's",
+        "silenced, over it",
+        "minutes",
+    ]
+    return [*table(header, rows), f"Perplexity on {tokens:,} tokens; the original's is {original:.1f}."]
+
+
+def nearness(records):
+    """The table of another model: how near its embeddings are to the original's."""
+    rows = []
+    for record in records:
+        quality, accuracy = record["quality"], record.get("probe")
+        silenced = quality.get("synapses silenced", {}).get("cosine")
+        rows.append(
+            [
+                NAMES[record["arm"]],
+                *(f"{quality[s]['cosine']:.3f}" if s in quality else "" for s in ("swapped", "transferred")),
+                *(f"{final(record)[name]:.4f}" for name in ("cosine", "cosine_fifth_percentile", "spearman")),
+                "" if silenced is None else f"{silenced:.3f}",
+                "" if accuracy is None else difference_of_accuracies(accuracy),
+                f"{record['seconds'] / 60:.0f}",
+            ]
+        )
+    header = ["arm", "cosine, swapped", "transferred", "distilled", "its fifth percentile", "Spearman", "silenced"]
+    lines = table([*header, "probe", "minutes"], rows)
+    known = [record["probe"]["original"] for record in records if record.get("probe")]
+    if known:
+        lines.append(
+            "Probe: what a linear probe of the embeddings loses in accuracy, in points, over "
+            f"{len(known[0])} draws of examples; that of the original reaches {100 * mean(known[0]):.1f} %."
+        )
+    return lines
+
+
+def difference_of_accuracies(accuracy):
+    """How many points the converted model is better, with the standard deviation over the draws."""
+    pairs = zip(accuracy["converted"], accuracy["original"], strict=True)
+    better = [100 * (own - original) for own, original in pairs]
+    return f"{mean(better):+.1f} ± {stdev(better):.1f}"
