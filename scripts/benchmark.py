@@ -12,7 +12,8 @@ linear attention can do without ("products"). "training": a step of a whole mode
 "inference": its forward pass. "memory": the peak of operation and training step. "decoding": time per token, and bytes
 of the cache, after a long context. "packing": rows of several documents against the same tokens in one document. Models
 are 6 layers, 512 wide; the arms share everything but the attention. On request only, "compiled": whole models by
-`torch.compile`. Peers that are installed take part: BERT and Mamba-2 of transformers, astrohebbian, and
+`torch.compile`; and "converted": a Llama of the shape of SmolLM2-135M, with softmax and with swapped attention, reading
+a prompt and decoding after it. Peers that are installed take part: BERT and Mamba-2 of transformers, astrohebbian, and
 flash-linear-attention on a GPU.
 
 Contestants take turns, and the median of several rounds counts: what disturbs the machine disturbs all of them. What
@@ -22,6 +23,7 @@ cuda.json), case by case; a run that was killed goes on with the cases that are 
 
 import argparse
 import contextlib
+import copy
 import ctypes
 import gc
 import json
@@ -38,6 +40,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from training.files import write_json
 from training.provenance import command, hardware, versions
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from astroformer_hf import (
     AstroformerConfig,
@@ -46,15 +49,23 @@ from astroformer_hf import (
     AstroformerForTokenClassification,
     attention_backend,
     neuron_astrocyte_attention,
+    swap_attention,
 )
 from astroformer_hf.configuration_astroformer import BEFORE_IT_EXISTED
 from astroformer_hf.library_compatibility import CACHE_NAME
+from astroformer_hf.swapped_attention import HybridCache
 
 
 SECTIONS = ("operation", "training", "inference", "memory", "decoding", "packing")
-ON_REQUEST = ("compiled",)
+ON_REQUEST = ("compiled", "converted")
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 CONTEXTS = (1024, 16384, 65536)
+PROMPTS, CONVERTED_CONTEXTS = (1024, 4096, 16384), (1024, 2048, 4096, 16384, 65536)  # of the section "converted"
+CONVERTED = {"window_size": 16, "sink_tokens": 4}
+CONVERTED_SHAPE = {
+    **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152},
+    **{"num_attention_heads": 9, "num_key_value_heads": 3},
+}
 ROW = 4096  # tokens of a packed row
 DOCUMENTS = (20, 100, 400)  # tokens of its documents, in the mean
 HEADS, HEAD_DIM = 8, 64
@@ -82,18 +93,19 @@ def seconds_of(function, device):
     return time.perf_counter() - start
 
 
-def take_turns(contestants, device, rounds, budget):
+def take_turns(contestants, device, rounds, budget, fewest=5):
     """Median seconds of each contestant over rounds in which each has its turn.
 
     Args:
         contestants (dict): names to functions without arguments.
-        rounds (int): at most so many; at least 5.
+        rounds (int): at most so many.
         budget (float): seconds to spend in all, about.
+        fewest (int): rounds at least.
     """
     for function in contestants.values():  # compilers, caches, memory
         function()
     first = {name: seconds_of(function, device) for name, function in contestants.items()}
-    rounds = int(max(5, min(rounds, budget / max(sum(first.values()), 1e-9))))
+    rounds = int(max(fewest, min(rounds, budget / max(sum(first.values()), 1e-9))))
     times = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, function in contestants.items():
@@ -544,6 +556,53 @@ def measure_decoding(record, arguments):
         print(f"decoding after {context} tokens: {'; '.join(parts)}", flush=True)
 
 
+@torch.no_grad()
+def measure_converted(record, arguments):
+    """Seconds to read a prompt, then per token after a context, of a model with softmax and with swapped attention."""
+    device, dtype = arguments.device, DTYPES[arguments.dtype]
+    config = LlamaConfig(**CONVERTED_SHAPE, max_position_embeddings=2**17)
+    softmax = LlamaForCausalLM(config).to(device, dtype).eval()
+    made = {"softmax": softmax, "swapped": swap_attention(copy.deepcopy(softmax), **CONVERTED).eval()}
+
+    def read(name, length, cache=None):
+        input_ids = torch.randint(config.vocab_size, (1, length), device=device)
+        return made[name](input_ids, use_cache=True, logits_to_keep=1, **{CACHE_NAME: cache})[CACHE_NAME]
+
+    for length in PROMPTS:
+        case = {"section": "prefill, converted", "causal": True, "backward": False, "length": length, "batch": 1}
+        if record.has(case):
+            continue
+        contestants = {name: lambda name=name, length=length: read(name, length) for name in made}
+        times, rounds = take_turns(contestants, device, arguments.rounds, arguments.budget, fewest=3)
+        for name, seconds in times.items():
+            record.add(case, contestant=name, seconds=seconds, rounds=rounds)
+        record.save()
+        print(f"reading {length} tokens: {', '.join(f'{name} {x:.2f} s' for name, x in times.items())}", flush=True)
+    for context in CONVERTED_CONTEXTS:
+        case = {"section": "decoding, converted", "causal": True, "backward": False, "length": context, "batch": 1}
+        if record.has(case):
+            continue
+        caches = {"softmax": read("softmax", 1), "swapped": HybridCache(made["swapped"].config)}
+        for layer in range(config.num_hidden_layers):  # what the keys are, its time does not depend on
+            shape = (2, 1, config.num_key_value_heads, context - 1, config.head_dim)
+            keys_and_values = torch.randn(shape, device=device, dtype=dtype)
+            caches["softmax"].update(*keys_and_values, layer)
+        for start in range(0, context, 4096):
+            read("swapped", min(4096, context - start), caches["swapped"])
+        contestants = {
+            name: lambda name=name, caches=caches: [read(name, 1, caches[name]) for _ in range(TOKENS_PER_TURN)]
+            for name in made
+        }
+        sizes = {name: cache_bytes(cache) for name, cache in caches.items()}
+        times, rounds = take_turns(contestants, device, 10, float("inf"))
+        for name, seconds in times.items():
+            measured = {"seconds": seconds / TOKENS_PER_TURN, "cache_bytes": sizes[name]}
+            record.add(case, contestant=name, **measured, rounds=rounds)
+        record.save()
+        parts = [f"{name} {times[name] / TOKENS_PER_TURN * 1e3:.1f} ms, {sizes[name] / 2**20:.1f} MiB" for name in made]
+        print(f"decoding after {context} tokens: {'; '.join(parts)}", flush=True)
+
+
 def measure_packing(record, arguments):
     """A row of several documents, and the same tokens as one document."""
     row = min(ROW, max(arguments.model_lengths))
@@ -683,6 +742,8 @@ def main(arguments=None):
             measure_decoding(record, arguments)
         elif section == "compiled":
             measure_compiled(record, arguments)
+        elif section == "converted":
+            measure_converted(record, arguments)
         else:
             measure_packing(record, arguments)
     print(f"wrote {record.path}; python scripts/report.py makes tables and figures of it")

@@ -47,11 +47,11 @@ CONVERSIONS = {
         options={
             "window_size": 16,
             "sink_tokens": 4,
-            "max_length": 512,
-            "batch_size": 4,
-            "num_transfer": 256,
+            "max_length": 256,
+            "batch_size": 8,
+            "num_transfer": 512,
             "num_distillation": 768,
-            "num_validation": 100,
+            "num_validation": 200,
             "bf16": True,
         },
         arms={

@@ -245,6 +245,42 @@ def compiled_text(records):
     return lines
 
 
+def converted_text(records):
+    """The tables of a converted model's speed, one for each device, as Markdown lines."""
+    lines = []
+    for record in records:
+        cases = Cases(record["rows"])
+
+        def ratio(section, length, cases=cases):
+            softmax, swapped = (cases.value("seconds", name, section, length, True) for name in ("softmax", "swapped"))
+            return times(softmax / swapped if softmax and swapped else None)
+
+        prompts = [[f"{n:,}", ratio("prefill, converted", n)] for n in cases.lengths("prefill, converted")]
+        contexts = []
+        for n in cases.lengths("decoding, converted"):
+            measured = [
+                cases.value(field, name, "decoding, converted", n, True)
+                for field in ("seconds", "cache_bytes")
+                for name in ("softmax", "swapped")
+            ]
+            milliseconds, mebibytes = (
+                [f"{1e3 * x:.1f}" for x in measured[:2]],
+                [f"{x / 2**20:.1f}" for x in measured[2:]],
+            )
+            contexts.append([f"{n:,}", ratio("decoding, converted", n), *milliseconds, *mebibytes])
+        lines += [
+            "Reading a prompt, relative to softmax attention by SDPA, 2 meaning twice as fast:",
+            "",
+            *table(["tokens", "speed"], prompts),
+            "Decoding a token after a context:",
+            "",
+            *table(["context", "speed", "softmax, ms", "swapped, ms", "its cache, MiB", "swapped, MiB"], contexts),
+            f"{origin(record)}. `{record['command']}`",
+            "",
+        ]
+    return lines
+
+
 def by_arm_and_size(name):
     arm, documents = name.split(", ")
     return ("neuron_astrocyte", "linear", "softmax").index(arm), int(documents.split()[-1])

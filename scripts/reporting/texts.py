@@ -62,6 +62,13 @@ def speed_lines(measured):
     return lines
 
 
+def speed_of_converted_lines():
+    """How fast a converted model is, under a heading of its own."""
+    text = benchmarks.converted_text(benchmarks.load_benchmarks(RESULTS / "converted"))
+    heading = "A Llama of the shape of SmolLM2-135M, with a window of 16 tokens and 4 sinks in every layer:"
+    return ["## Speed", "", heading, "", *text] if text else []
+
+
 def between_markers(path, lines):
     """The text of a file with `lines` between its markers."""
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
@@ -92,7 +99,8 @@ def texts():
             ROOT / "docs/pretrained.md", library_models.library_models_lines()
         ),
         ROOT / "docs/conversions.md": between_markers(
-            ROOT / "docs/conversions.md", conversions.conversions_lines(RESULTS / "pretrained")
+            ROOT / "docs/conversions.md",
+            [*conversions.conversions_lines(RESULTS / "pretrained"), *speed_of_converted_lines()],
         ),
         ROOT / "docs/speed.md": between_markers(
             ROOT / "docs/speed.md", [*speed_lines(measured), *benchmarks.compiled_text(compiled)]

@@ -10,13 +10,12 @@ import pytest
 import release_models
 import torch
 import transformers
-from comparison.tasks import TASKS
 from huggingface_hub import ModelCard
 from release_models import CARDS, RELEASES, SAMPLES
 from reporting import model_cards
 from reporting.comparisons import Comparison
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import AutoConfig, pipeline
 from variants import ROOT
 
 from astroformer_hf import attention_backend, neuron_astrocyte_cpu
@@ -79,15 +78,13 @@ def test_all_folders_are_released_models_and_small():
     assert sum(sizes) < 10e6
 
 
-@pytest.mark.parametrize("task", sorted({released.task for released in RELEASES.values()}))
-def test_released_arms_are_the_best_astromorphic_one_and_the_full_one(task, known):
-    means = {
-        arm: TASKS[task].sign * summary.mean
-        for arm, summary in known.tasks[task].items()
-        if summary.records[0]["attention_type"] == "neuron_astrocyte"
-    }
-    assert RELEASES[f"astroformer-{task}"].arm == max(means, key=means.get)
-    assert RELEASES[f"astroformer-{task}-full"].arm == "full"
+def test_released_models_have_the_default_attention(name):
+    config = AutoConfig.from_pretrained(CARDS / name)
+    default = type(config)()
+    for field in ("attention_type", "use_astrocyte_hebbian", "astrocyte_code", "hebbian_rule", "synaptic_decay"):
+        assert getattr(config, field) == getattr(default, field)
+    for field in ("presynaptic_alpha", "presynaptic_target", "calcium_sources", "use_calcium_feedback"):
+        assert getattr(config, field) == getattr(default, field)
 
 
 def test_figures_are_those_of_the_training_and_of_the_comparison(name, known):
@@ -246,7 +243,7 @@ def test_code_is_not_added_to_a_folder_that_has_a_part_of_it(tmp_path):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["astroformer-imdb", "astroformer-cifar10-full"])
+@pytest.mark.parametrize("name", ["astroformer-imdb", "astroformer-cifar10"])
 def test_a_model_is_released_from_what_training_left(name, tmp_path):
     trained, folder, record = tmp_path / "trained", tmp_path / "released", record_of(name)
     shutil.copytree(CARDS / name, trained)

@@ -6,6 +6,7 @@ import json
 import benchmark
 import pytest
 import torch
+from reporting.benchmarks import converted_text
 
 
 SMALL = ["--lengths", "16", "32", "--contexts", "40", "--tokens", "32", "--budget", "0.01", "--rounds", "3"]
@@ -52,6 +53,27 @@ def test_all_sections(tmp_path, small_models, capsys):
     again = json.loads((tmp_path / "cpu.json").read_text())["rows"]
     assert again[: len(kept)] == kept and len(again) == len(rows)
     assert {row["section"] for row in again[len(kept) :]} == {"inference"}
+
+
+def test_a_converted_model(tmp_path, monkeypatch):
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 60}
+    monkeypatch.setattr(benchmark, "CONVERTED_SHAPE", {**small, "num_attention_heads": 4, "num_key_value_heads": 2})
+    monkeypatch.setattr(benchmark, "PROMPTS", (24,))
+    monkeypatch.setattr(benchmark, "CONVERTED_CONTEXTS", (30, 90))
+    benchmark.main([*SMALL, "--device", "cpu", "--output_dir", str(tmp_path), "--sections", "converted"])
+    record = json.loads((tmp_path / "cpu.json").read_text())
+    rows = {(row["section"], row["length"], row["contestant"]): row for row in record["rows"]}
+    lengths = [("prefill, converted", 24), ("decoding, converted", 30), ("decoding, converted", 90)]
+    assert set(rows) == {(*length, name) for length in lengths for name in ("softmax", "swapped")}
+    cache = {
+        name: [rows["decoding, converted", n, name]["cache_bytes"] for n in (30, 90)] for name in ("softmax", "swapped")
+    }
+    assert cache["softmax"] == [2 * 2 * 2 * 8 * 4 * n for n in (30, 90)]  # layers, keys and values, heads, size, bytes
+    assert len(set(cache["swapped"])) == 1
+    for row in record["rows"]:
+        row["seconds"] = {"softmax": 3.0, "swapped": 2.0}[row["contestant"]]
+    text = "\n".join(converted_text([record]))
+    assert "| 24 | 1.50 |" in text and "| 90 | 1.50 | 3000.0 | 2000.0 | 0.0 | 0.0 |" in text
 
 
 def test_what_takes_too_long_is_left_out():
