@@ -18,12 +18,13 @@ import convert
 from conversion.arms import CONVERSIONS
 from conversion.inputs import load_processor
 from conversion.quality import probe_accuracies
+from datasets import concatenate_datasets
 from training.data import load_splits
 from training.files import read_json, write_json
 from transformers import AutoModel
 
 
-PROBE_SEEDS = (42, 43, 44)
+PROBE_SEEDS, PROBE_TRAIN, PROBE_TEST = (42, 43, 44), 4000, 2000
 
 
 def parse_arguments(arguments=None):
@@ -76,9 +77,18 @@ def probe(source, folder, data):
     splits = load_splits(**({"dataset_dir": data} if Path(data).is_dir() else {"dataset_name": data}))
     if "label" not in splits["train"].column_names:
         return None
-    processor = load_processor(convert.load_original(source), source)
-    models = {"original": convert.load_original(source), "converted": AutoModel.from_pretrained(folder).eval()}
-    return {name: probe_accuracies(model, processor, splits, PROBE_SEEDS) for name, model in models.items()}
+    chosen = [
+        splits[split].shuffle(seed=PROBE_SEEDS[0]).select(range(min(number, len(splits[split]))))
+        for split, number in (("train", PROBE_TRAIN), ("validation", PROBE_TEST))
+    ]
+    examples = concatenate_datasets(chosen)
+    original = convert.load_original(source)
+    processor, num_train = load_processor(original, source), len(chosen[0])
+    models = {"original": original, "converted": AutoModel.from_pretrained(folder).eval()}
+    return {
+        name: probe_accuracies(model, processor, examples["text"][:], examples["label"][:], PROBE_SEEDS, num_train)
+        for name, model in models.items()
+    }
 
 
 def main(arguments=None):

@@ -4,6 +4,7 @@
 import contextlib
 import math
 
+import numpy as np
 import torch
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
@@ -34,33 +35,33 @@ def compare_embeddings(found, wanted):
     }
 
 
-def probe_accuracies(model, processor, splits, seeds, num_train=4000, num_test=2000, batch_size=16, max_length=128):
+def probe_accuracies(model, processor, texts, labels, seeds, num_train, batch_size=16, max_length=128):
     """Accuracy of logistic regression from a model's embeddings to the labels of texts.
 
     Args:
         model (`PreTrainedModel`), processor: the model and its tokenizer.
-        splits (`DatasetDict`): "train" and "validation" with the columns `text` and `label`.
-        seeds (list of `int`): each draws other examples.
-        num_train, num_test (`int`): how many of each split.
+        texts (list of `str`), labels (list): of the examples.
+        seeds (list of `int`): each draws other examples to learn from; the rest is measured.
+        num_train (`int`): how many are drawn.
         batch_size, max_length (`int`): of the texts that the model reads.
 
     Returns:
         The accuracies, one of each seed.
     """
+    batches = (
+        processor(
+            texts[i : i + batch_size], truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+        ).to(model.device)
+        for i in range(0, len(texts), batch_size)
+    )
+    features, labels = embeddings(model, batches).cpu().numpy(), np.asarray(labels)
     accuracies = []
     for seed in seeds:
-        found = []
-        for split, number in (("train", num_train), ("validation", num_test)):
-            rows = splits[split].shuffle(seed=seed)
-            rows = rows.select(range(min(number, len(rows))))
-            texts = (rows[i : i + batch_size]["text"] for i in range(0, len(rows), batch_size))
-            batches = (
-                processor(x, truncation=True, max_length=max_length, padding=True, return_tensors="pt").to(model.device)
-                for x in texts
-            )
-            found += [embeddings(model, batches).cpu().numpy(), rows["label"]]
-        features, labels, test_features, test_labels = found
-        accuracies.append(LogisticRegression(max_iter=1000).fit(features, labels).score(test_features, test_labels))
+        train, test = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tensor_split(
+            [num_train]
+        )
+        probe = LogisticRegression(max_iter=1000).fit(features[train], labels[train])
+        accuracies.append(probe.score(features[test], labels[test]))
     return accuracies
 
 
