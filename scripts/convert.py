@@ -31,6 +31,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from astroformer_hf import DistillationTrainer, keep_swapped, swap_attention, transfer_attention
 
 
+STAGES = ("transfer", "transferred", "distillation")  # folders that are there while a conversion is under way
 SWAP_OPTIONS = ("feature_map", "num_features", "window_size", "sink_tokens", "astrocyte_code")
 
 
@@ -150,6 +151,7 @@ def main(arguments=None):
     if (output_dir / "results.json").exists():
         print(f"{output_dir} holds a model that is converted; name another folder, or remove it")
         return
+    resumed = any((output_dir / stage).is_dir() for stage in STAGES)
     original = load_original(args.model)
     processor = load_processor(original, args.model)
     inputs = Inputs(
@@ -202,13 +204,14 @@ def main(arguments=None):
         "original_parameters": original.num_parameters(),
         "options": vars(args),
         "seconds": round(time.perf_counter() - stopwatch, 1),
+        "resumed": resumed,  # then the seconds are those since
         "command": command(__file__, arguments),
         "versions": versions(),
         "hardware": hardware(),
     }
     write_card(output_dir / "README.md", results, original)
     write_json(output_dir / "results.json", results)
-    for stage in ("transfer", "transferred", "distillation"):
+    for stage in STAGES:
         shutil.rmtree(output_dir / stage, ignore_errors=True)
     print(f"The model, results.json and README.md are in {output_dir}")
 

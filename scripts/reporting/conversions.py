@@ -71,7 +71,7 @@ def perplexities(records):
                 ),
                 f"{final(record)['perplexity'] / original:.3f}",
                 "" if silenced is None else f"{silenced / original:.3f}",
-                f"{record['seconds'] / 60:.0f}",
+                minutes(record),
             ]
         )
     tokens, original = records[0]["quality"]["original"]["tokens"], records[0]["quality"]["original"]["perplexity"]
@@ -101,7 +101,7 @@ def nearness(records):
                 *(f"{final(record)[name]:.4f}" for name in ("cosine", "cosine_fifth_percentile", "spearman")),
                 "" if silenced is None else f"{silenced:.3f}",
                 "" if accuracy is None else difference_of_accuracies(accuracy),
-                f"{record['seconds'] / 60:.0f}",
+                minutes(record),
             ]
         )
     header = ["arm", "cosine, swapped", "transferred", "distilled", "its fifth percentile", "Spearman", "silenced"]
@@ -113,6 +113,11 @@ def nearness(records):
             f"{len(known[0])} draws of examples; that of the original reaches {100 * mean(known[0]):.1f} %."
         )
     return lines
+
+
+def minutes(record):
+    """How long the conversion took, with its measurements; of an interrupted one that is not known."""
+    return "" if record["resumed"] else f"{record['seconds'] / 60:.0f}"
 
 
 def difference_of_accuracies(accuracy):

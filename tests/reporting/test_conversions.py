@@ -20,6 +20,7 @@ def record(arm, quality, **more):
         "quality": quality,
         "attention_swap": {"layers": [0, 1]},
         "seconds": 120,
+        "resumed": arm == "linear",
         "command": "python scripts/convert.py",
         "hardware": MACHINE,
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
@@ -44,7 +45,7 @@ def test_perplexities_are_told_beside_the_original(tmp_path):
     write(tmp_path, "decoder", [record("linear", linear), record("window_and_sinks", quality)])
     lines = conversions_lines(tmp_path)
     assert "| window and sinks | 2 | 90.0 | 24.0 | 21.0 | 1.050 | 1.250 | 2 |" in lines
-    assert "| neither: synapses alone | 2 | 90.0 | 24.0 |  | 1.200 |  | 2 |" in lines
+    assert "| neither: synapses alone | 2 | 90.0 | 24.0 |  | 1.200 |  |  |" in lines
     assert lines.index("| window and sinks | 2 | 90.0 | 24.0 | 21.0 | 1.050 | 1.250 | 2 |") == 4
     assert "Perplexity on 1,234 tokens; the original's is 20.0." in lines
 

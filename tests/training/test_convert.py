@@ -65,7 +65,7 @@ def test_an_encoder_is_converted(tmp_path, scripts):
     scripts.run("scripts/convert.py", "--model", original, "--text", str(data), *options(output_dir))
     results = json.loads((output_dir / "results.json").read_text())
     stages = ("swapped", "transferred", "distilled", "synapses silenced")
-    assert tuple(results["quality"]) == stages
+    assert tuple(results["quality"]) == stages and not results["resumed"]
     assert all(-1 <= results["quality"][stage]["cosine"] <= 1 for stage in stages)
     assert all(a < b for a, b in zip(results["transfer"]["after"], results["transfer"]["before"], strict=True))
     assert sorted(path.name for path in output_dir.iterdir() if path.is_dir()) == []
@@ -104,6 +104,7 @@ def test_a_decoder_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     assert f"going on from {output_dir}/transferred" in capsys.readouterr().out
     results = json.loads((output_dir / "results.json").read_text())
     assert set(results["quality"]) == {"original", "swapped", "transferred", "distilled", "synapses silenced"}
+    assert results["resumed"]
     assert results["quality"]["distilled"]["tokens"] == results["quality"]["original"]["tokens"] > 0
     model = AutoModelForCausalLM.from_pretrained(output_dir)
     assert len(model.config.attention_swap["layers"]) == 1 == len(results["transfer"]["kept"])
