@@ -174,29 +174,79 @@ def hybrid_attention(
             order, rank = order_of_tokens(padding_mask)
             query, key, value = (reorder(x, order) for x in (query, key, value))
             count = padding_mask.sum(-1, keepdim=True)
-        given = {"query": query, "key": key, "value": value, "synapses": synapses, "exact": exact}
-        given.update(count=count, scaling=scaling)
-        if isinstance(synapses.key_features, HedgehogMap) and isinstance(synapses.query_features, HedgehogMap):
-            has_pass = synapses.code is None and query.shape[-1] == value.shape[-1]
-        else:
-            has_pass = False
+        given = (query, key, value, synapses, exact, count, scaling)
         if causal:
-            output, state = (_causal_pass if has_pass else _causal)(**given, state=state)
+            output, state = _causal_pass(*given, state) if _has_pass(*given) else _causal(*given, state)
         else:
-            output, state = (_both_ways_pass if has_pass else _both_ways)(**given), None
+            output, state = _both_ways_pass(*given) if _has_pass(*given) else _both_ways(*given), None
         if rank is not None:
             output = reorder(output, rank)
         return output.to(dtype), state
 
 
-def _as_inputs(
+# --------------------------------------------------------------------------------------------------------------------
+# As one pass, of which there are kernels
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _has_pass(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, synapses: Synapses, *_: Any) -> bool:
+    maps = (synapses.query_features, synapses.key_features)
+    is_hedgehog = all(isinstance(features, HedgehogMap) for features in maps)
+    return is_hedgehog and synapses.code is None and query.shape[-1] == value.shape[-1]
+
+
+def _causal_pass(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    count: torch.Tensor,
+    scaling: float,
+    state: HybridState | None,
+) -> tuple[torch.Tensor, HybridState]:
+    """As `_causal`."""
+    inputs = _inputs(query, key, value, synapses, count, scaling)
+    if state is None:
+        (batch_size, key_heads, _, size), features = key.shape, 2 * inputs["key_map"].shape[2]
+        hebbian, calcium, window, sinks = (
+            key.new_zeros(batch_size, key_heads, *shape)
+            for shape in ((features, size), (features,), *((number, 2 * size) for number in exact))
+        )
+        state = HybridState(NeuronAstrocyteState(hebbian, calcium), None, window, sinks, torch.zeros_like(count))
+    assert state.synapses is not None
+    inputs.update(grouped_hebbian=state.synapses.hebbian, grouped_calcium=state.synapses.calcium)
+    inputs.update(window=state.window, sinks=state.sinks, counted=state.counted)
+    output, hebbian, calcium, window, sinks = _run(hybrid_causal, inputs)
+    return output, HybridState(NeuronAstrocyteState(hebbian, calcium), None, window, sinks, state.counted + count)
+
+
+def _both_ways_pass(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    count: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """As `_both_ways`."""
+    inputs = _inputs(query, key, value, synapses, count, scaling)
+    (output,) = _run(hybrid_both_ways, {**inputs, **exact._asdict()})
+    return output
+
+
+def _inputs(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, synapses: Synapses, count: torch.Tensor, scaling: float
 ) -> dict[str, Any]:
     """What both passes take, by name."""
-    loudness = synapses.key_features.loudness
-    weights = {"query_map": synapses.query_features.weight, "key_map": synapses.key_features.weight}
-    weights["key_loudness"] = key.new_zeros(*key.shape[1::2], 1) if loudness is None else loudness
-    weights["loudness"] = synapses.loudness
+    key_loudness = synapses.key_features.loudness
+    weights = {
+        "query_map": synapses.query_features.weight,
+        "key_map": synapses.key_features.weight,
+        "key_loudness": key.new_zeros(*key.shape[1::2], 1) if key_loudness is None else key_loudness,
+        "loudness": synapses.loudness,
+    }
     return {
         "query": query,
         "grouped_key": key,
@@ -211,29 +261,6 @@ def _as_inputs(
 def _run(pass_: Pass, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     backend = choose_backend([pass_], inputs, [inputs[name] for name in pass_.tensors])
     return tuple(run_pass(pass_, backend, inputs).values())
-
-
-def _causal_pass(*, exact: ExactPart, state: HybridState | None, **given: Any) -> tuple[torch.Tensor, HybridState]:
-    inputs = _as_inputs(**given)
-    query, key, count = inputs["query"], inputs["grouped_key"], inputs["tokens"]
-    if state is None:
-        (batch_size, key_heads, _, size), features = key.shape, 2 * inputs["key_map"].shape[2]
-        hebbian, calcium, *others = (
-            key.new_zeros(batch_size, key_heads, *shape)
-            for shape in ((features, size), (features,), *((number, 2 * size) for number in exact))
-        )
-        state = HybridState(NeuronAstrocyteState(hebbian, calcium), None, *others, torch.zeros_like(count))
-    assert state.synapses is not None
-    inputs.update(zip(("grouped_hebbian", "grouped_calcium"), state.synapses, strict=True))
-    inputs.update(window=state.window, sinks=state.sinks, counted=state.counted)
-    inputs.update({name: inputs[name].to(query.dtype) for name in ("grouped_hebbian", "grouped_calcium")})
-    output, hebbian, calcium, window, sinks = _run(hybrid_causal, inputs)
-    return output, HybridState(NeuronAstrocyteState(hebbian, calcium), None, window, sinks, state.counted + count)
-
-
-def _both_ways_pass(*, exact: ExactPart, **given: Any) -> torch.Tensor:
-    inputs = {**_as_inputs(**given), "window_size": exact.window_size, "sink_tokens": exact.sink_tokens}
-    return _run(hybrid_both_ways, inputs)[0]
 
 
 @declares_pass(
@@ -294,6 +321,11 @@ def hybrid_both_ways(
 
 for _pass in (hybrid_causal, hybrid_both_ways):
     register_operators(_pass)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The plain form
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def _causal(
@@ -441,6 +473,8 @@ def _read_synapses(
     key, value = written.split(query.shape[-1], dim=-1)
     if code is None and synapses.code is not None:
         code, code_state = synapses.code(key, real, causal, code_state)
+    if code is not None:
+        code = for_each_query(query, synapses.key_features(code))
     features, written = synapses.query_features(query), synapses.key_features(key)
     if state is not None:  # the counts are in the sums, too
         hebbian = torch.cat((state.hebbian, state.calcium[..., None]), dim=-1)
@@ -450,9 +484,7 @@ def _read_synapses(
         query=features,
         key=for_each_query(query, written),
         value=for_each_query(query, value),
-        astrocyte_code=None
-        if code is None
-        else MaterializedCode(for_each_query(query, synapses.key_features(code)), None),
+        astrocyte_code=None if code is None else MaterializedCode(code, None),
         padding_mask=real,
         alpha=1.0,
         calcium_sources="all",
@@ -463,11 +495,11 @@ def _read_synapses(
         initial_state=state,
         output_scale=float(features.shape[-1]),
     )
-    if attended.state is None:
+    if not isinstance(attended.state, NeuronAstrocyteState):  # bidirectionally, nothing is left
         return attended.output, None, code_state
-    groups = query.shape[1] // key.shape[1]
-    hebbian, calcium = (x[:, ::groups] for x in (attended.state.hebbian[..., :-1], attended.state.calcium))
-    return attended.output, NeuronAstrocyteState(hebbian.contiguous(), calcium.contiguous()), code_state
+    groups = query.shape[1] // key.shape[1]  # heads that have written the same
+    hebbian, calcium = (x[:, ::groups].contiguous() for x in attended.state)
+    return attended.output, NeuronAstrocyteState(hebbian[..., :-1], calcium), code_state
 
 
 def _in_one_normaliser(parts: list[Any], reads: list[torch.Tensor], loudness: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ from .native_library import build_library, functions_or_obstacle
 
 LIBRARY_NAME = "hybrid_attention"
 FUNCTIONS = ("hybrid_forward", "hybrid_backward")
+SHORTEST_CHUNK = 128  # tokens; what a chunk writes is computed twice
 
 
 class _Counts(ctypes.Structure):
@@ -41,7 +42,7 @@ class _Counts(ctypes.Structure):
 
 _SIZES = (
     *("threads", "batch", "key_heads", "groups", "length", "head_dim", "map_columns"),
-    *("window_size", "sink_tokens", "causal", "is_double"),
+    *("window_size", "sink_tokens", "causal", "is_double", "chunks"),
 )
 _VIEWS = ("query", "key", "value", "output", "d_output", "d_query", "d_key", "d_value")
 _MAPS = ("query_map", "key_map", "key_loudness", "loudness")
@@ -88,6 +89,7 @@ def _library_or_obstacle() -> tuple[ctypes.CDLL | None, str | None]:
 def causal_forward(**inputs: Any) -> tuple[torch.Tensor, ...]:
     """What `hybrid_attention.hybrid_causal` returns."""
     call = _Call(inputs, causal=True)
+    call.split()
     output, ends = call.output(), {f"end_{name}": torch.empty_like(call.held[name]) for name in _STATES}
     call.run("hybrid_forward", ends)
     return output.to(inputs["output_dtype"]), *ends.values()
@@ -146,6 +148,7 @@ class _Call:
             sink_tokens=self.held["sinks"].shape[2] if causal else inputs["sink_tokens"],
             causal=causal,
             is_double=self.dtype == torch.float64,
+            chunks=1,
             scaling=inputs["scaling"],
         )
         self.counts = {"count": inputs["tokens"], "counted": inputs.get("counted")}
@@ -154,6 +157,13 @@ class _Call:
                 self.counts[name] = x = x.contiguous()
                 setattr(self.arguments, name, _Counts(x.data_ptr()))
         self.set_views(self.views)
+
+    def split(self) -> None:
+        """Cuts the sequences, so that every thread has something to do."""
+        arguments = self.arguments
+        tasks, threads = arguments.batch * arguments.key_heads, arguments.threads
+        if tasks and tasks % threads:
+            arguments.chunks = max(1, min(-(-4 * threads // tasks), arguments.length // SHORTEST_CHUNK))
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """`x` contiguous, in the dtype of the call."""

@@ -87,14 +87,13 @@ inline int64_t whole_vectors(int64_t n) { return n / LANES * LANES; }  // rounde
 
 enum { MOST_QUERIES = 48 };  // of a block
 
-// A block of T queries, the first of them token s, has `columns` tokens before it of which some query reads some
-// exactly and another from the synapses, or all of them exactly. Column 0 is token s - reach. Query i of the block reads
-// columns i + 1 to i + exact exactly, but for tokens that are sinks and are read beside them; those up to column i and,
-// bidirectionally, those beyond from the synapses, in the block itself. What lies on either side of the columns is in
-// the state that the block reads.
+// A block of T queries, the first of them token s, takes the tokens of `columns` one by one; column 0 is token
+// s - reach. Query i of the block reads columns i + 1 to i + exact exactly, but for sinks, which are read beside them;
+// the columns up to i, and bidirectionally those beyond, as the synapses would. What lies on either side of the columns
+// is in the state that the block reads.
 struct Sizes {
     const Arguments& args;
-    const int64_t N, d, R, dp, Rp, Fp, T, reach, exact, columns, Cp, S, slots, Sp, blocks, state_size, rows_held;
+    const int64_t N, d, R, dp, Rp, Fp, T, reach, exact, columns, Cp, S, slots, Sp, blocks, state_size, chunk, rows_held;
     const bool causal;
 
     explicit Sizes(const Arguments& args)
@@ -105,7 +104,11 @@ struct Sizes {
           columns(T + exact + (args.causal ? 0 : 1)),
           Cp(padded(columns) + LANES),
           S(args.sink_tokens), slots(args.causal ? S : 2 * S), Sp(padded(slots)),
-          blocks((N + T - 1) / T), state_size(Fp * (dp + 1)), rows_held(N + Cp), causal(args.causal) {}
+          blocks((N + T - 1) / T),
+          state_size(Fp * (dp + 1)),
+          chunk((blocks + args.chunks - 1) / args.chunks * T),
+          rows_held(min(chunk, N) + Cp),
+          causal(args.causal) {}
 
     // the columns that are written to the synapses of a causal block itself, and to those of a bidirectional one
     int64_t mapped_columns() const { return causal ? T : columns; }
@@ -114,11 +117,13 @@ struct Sizes {
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// One key head of one sequence, and the heads of queries that read from it.
+// One key head of one sequence, or causally a chunk of it, and the heads of queries that read from it.
 struct Forward : Sizes {
-    int64_t b = 0, k = 0, count = 0, before = 0;
-    // of the key head; row j of keys and values is token j - reach, and 0 where it is no ordinary token
-    Real *keys, *values, *is_ordinary;
+    int64_t b = 0, k = 0, count = 0, before = 0, start = 0;  // start: the first token of the chunk
+    // of the key head; row j of keys and values is token j - reach, and 0 where it is no ordinary token. Held are those
+    // from the row `start` on
+    Real *held_keys, *held_values, *held_ordinary;
+    Real *keys = nullptr, *values = nullptr, *is_ordinary = nullptr;
     Real *sink_keys, *sink_keys_t, *sink_values, *seen_from;  // seen_from: the first query that sees a sink
     Real *key_map, *key_loudness, *query_maps;
     Real *state, *later, *whole_state;
@@ -129,7 +134,9 @@ struct Forward : Sizes {
 
     Forward(const Arguments& args, Scratch& scratch)
         : Sizes(args),
-          keys(scratch.take(rows_held * dp)), values(scratch.take(rows_held * dp)), is_ordinary(scratch.take(rows_held)),
+          held_keys(scratch.take(rows_held * dp)),
+          held_values(scratch.take(rows_held * dp)),
+          held_ordinary(scratch.take(rows_held)),
           sink_keys(scratch.take(Sp * dp)), sink_keys_t(scratch.take(dp * Sp)), sink_values(scratch.take(Sp * dp)),
           seen_from(scratch.take(Sp)),
           key_map(scratch.take(dp * Rp)), key_loudness(scratch.take(dp)),
@@ -161,10 +168,11 @@ struct Forward : Sizes {
         return p >= S ? p : MISSING;
     }
 
-    void begin(int64_t task) {
-        b = task / args.key_heads, k = task % args.key_heads;
+    void begin(int64_t task, int64_t number_of_chunk = 0) {
+        b = task / args.key_heads, k = task % args.key_heads, start = number_of_chunk * chunk;
         count = args.count.data[b], before = causal ? args.counted.data[b] : 0;
-        for (int64_t row = 0; row < rows_held; row++) {
+        keys = held_keys - start * dp, values = held_values - start * dp, is_ordinary = held_ordinary - start;
+        for (int64_t row = start; row < start + rows_held; row++) {
             const int64_t p = row - reach;
             const bool ordinary = causal ? before + p >= S && p < count : p >= S && p < count - S;
             is_ordinary[row] = ordinary;
@@ -296,7 +304,8 @@ struct Forward : Sizes {
         most = broadcast(maximum(most));
         for (int64_t j = 0; j < R; j += LANES) {
             const Vector x = load(u + j);
-            const Vector plus = mask_tail(exponential(x - most), R - j), minus = mask_tail(exponential(-x - most), R - j);
+            const Vector plus = mask_tail(exponential(x - most), R - j);
+            const Vector minus = mask_tail(exponential(-x - most), R - j);
             store(u + j, plus), store(u + Rp + j, minus);
             total += plus + minus;
         }
@@ -373,10 +382,26 @@ struct Forward : Sizes {
         return whole_state;
     }
 
-    void run(int64_t task) {
-        begin(task);
+    int64_t end_of_chunk() const { return min(start + chunk, N); }
+
+    // What a chunk writes.
+    void sum_chunk(int64_t task, int64_t number, Real* sums) {
+        begin(task, number);
+        set_zero(state, state_size);
+        for (int64_t s = start; s < min(count, end_of_chunk()); s += T) {
+            map_keys(s, 0, T);
+            write(s, 0, rows_at(s), state);
+        }
+        copy(sums, state, state_size);
+    }
+
+    // `sums`: what the chunks of all tasks have written, one chunk after the other.
+    void run(int64_t task, int64_t number, const Real* sums) {
+        begin(task, number);
+        for (int64_t i = 0; i < number; i++)
+            add_row(state, sums + (i * args.batch * args.key_heads + task) * state_size, state_size);
         if (!causal) write_later();
-        for (int64_t s = 0; s < count; s += T) {
+        for (int64_t s = start; s < min(count, end_of_chunk()); s += T) {
             const int64_t rows = rows_at(s);
             const Real* synapses = synapses_at(s);
             prepare(s);
@@ -384,8 +409,9 @@ struct Forward : Sizes {
             write(s, 0, rows, state);
         }
         for (int64_t g = 0; g < args.groups; g++)
-            for (int64_t t = count; t < N; t++) memset(args.output.at(b, head(g), t), 0, sizeof(Real) * d);
-        if (causal) store_end();
+            for (int64_t t = count < start ? start : count; t < end_of_chunk(); t++)
+                memset(args.output.at(b, head(g), t), 0, sizeof(Real) * d);
+        if (causal && number == args.chunks - 1) store_end();
     }
 
     // The keys of a block, and phi of those that are read from the synapses in it.
@@ -427,7 +453,8 @@ struct Backward : Forward {
         : Forward(args, scratch),
           states(scratch.take(blocks * state_size)),
           d_keys(scratch.take(rows_held * dp)), d_values(scratch.take(rows_held * dp)),
-          d_sink_keys(scratch.take(Sp * dp)), d_sink_values(scratch.take(Sp * dp)), sink_values_t(scratch.take(dp * Sp)),
+          d_sink_keys(scratch.take(Sp * dp)), d_sink_values(scratch.take(Sp * dp)),
+          sink_values_t(scratch.take(dp * Sp)),
           key_map_t(scratch.take(Rp * dp)), query_maps_t(scratch.take(args.groups * Rp * dp)),
           d_key_map_t(scratch.take(Rp * dp)), d_key_loudness(scratch.take(dp)),
           d_query_maps(scratch.take(args.groups * dp * Rp)), d_loudness(scratch.take(args.groups)),
@@ -649,9 +676,18 @@ struct Backward : Forward {
     }
 };
 
+// A causal sequence may be cut into chunks, so that every thread has something to do: what each writes is summed first.
 inline int forward(const Arguments& args) {
-    return run_tasks<Forward>(args, args.batch * args.key_heads,
-                              [](Forward& worker, int64_t task) { worker.run(task); });
+    const int64_t heads = args.batch * args.key_heads, size = Sizes(args).state_size;
+    Scratch scratch(sizeof(Real) * heads * (args.chunks - 1) * size + 2 * CACHE_LINE);
+    if (!scratch.memory) return 1;
+    Real* const sums = scratch.take(heads * (args.chunks - 1) * size);
+    const int failed = run_tasks<Forward>(args, heads * (args.chunks - 1), [=](Forward& worker, int64_t task) {
+        worker.sum_chunk(task % heads, task / heads, sums + task * size);
+    });
+    return failed | run_tasks<Forward>(args, heads * args.chunks, [=](Forward& worker, int64_t task) {
+               worker.run(task % heads, task / heads, sums);
+           });
 }
 
 inline int backward(const Arguments& args) {

@@ -276,17 +276,25 @@ def test_one_token_after_the_other(exact):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
 def test_single_precision_and_threads(causal, threads):
+    """Causally, two heads of keys in a batch of two are four tasks, which three threads cut into chunks."""
     case, before = Case(400, (6, 2, 64, 64), torch.float32, scale=0.5), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        output, _ = case.by("cpp", (32, 2), None, causal)
-        upstream = torch.randn_like(output)
-        found = output, *case.gradients(output, upstream)
-    finally:
-        torch.set_num_threads(before)
-    expected = case.by_map((32, 2), None, causal)
-    for x, y in zip(found, (expected, *case.gradients(expected, upstream)), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5 * y.abs().max().item())
+    for padded in ("no", "right"):
+        mask, shown = make_mask(400, padded)
+        shown = shown.float()
+        torch.set_num_threads(threads)
+        try:
+            output, state = case.by("cpp", (32, 2), mask, causal)
+            upstream = torch.randn_like(output) * shown
+            found = output * shown, *case.gradients(output, upstream)
+        finally:
+            torch.set_num_threads(before)
+        expected = case.by_map((32, 2), mask, causal) * shown
+        for x, y in zip(found, (expected, *case.gradients(expected, upstream)), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5 * y.abs().max().item())
+        if causal:
+            _, wanted = case.by("plain", (32, 2), mask, causal)
+            for x, y in zip(state.synapses, wanted.synapses, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
 
 
 @needs_cpp
