@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from astroformer_hf import attention_backend, hybrid_attention_cpu, neuron_astrocyte_network
-from astroformer_hf.feature_maps import HedgehogMap
+from astroformer_hf.feature_maps import MOST_GAIN, HedgehogMap
 from astroformer_hf.hybrid_attention import ExactPart, Synapses, hybrid_attention, hybrid_attention_weights
 from astroformer_hf.token_layout import for_each_query, sequence_layout
 
@@ -306,6 +306,12 @@ def test_extreme_keys_stay_finite(exact, causal):
     torch.testing.assert_close(output, case.by_map(exact, None, causal), rtol=1e-3, atol=1e-3)
     assert output.isfinite().all()
     assert all(x.isfinite().all() for x in case.gradients(output, torch.ones_like(output)))
+    case = Case(130, SHAPES[0], torch.float64, scale=30.0)  # many keys are louder than the most
+    assert ((case.key @ case.maps[2]).abs() > MOST_GAIN).any()
+    output, expected = case.by("cpp", exact, None, causal)[0], case.by_map(exact, None, causal)
+    upstream = torch.randn_like(output)
+    for x, y in zip(case.gradients(output, upstream), case.gradients(expected, upstream), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-8 * y.abs().max().item() + 1e-10)
 
 
 @needs_cpp
