@@ -93,7 +93,7 @@ def choose_backend(passes: list[Pass], inputs: Mapping[str, Any], tensors: list[
     device = tensors[0].device
     candidates = [x for x in BACKENDS.values() if x.device_type == device.type] if name == "auto" else [BACKENDS[name]]
     for backend in candidates:
-        obstacle, missing = _obstacle(backend, device, tensors), _missing(backend, passes, inputs)
+        obstacle, missing = _obstacle(backend, passes, tensors), _missing(backend, passes, inputs)
         if not obstacle and not missing:
             return backend
         if name != "auto":
@@ -117,7 +117,8 @@ def _choose_for_graph(passes: list[Pass], inputs: Mapping[str, Any], tensors: li
             return None
     for backend in BACKENDS.values():
         if backend.device_type == device.type and name in ("auto", backend.name):
-            if not _is_unavailable(backend.name, device.type) and not _missing(backend, passes, inputs):
+            names = tuple(pass_.name for pass_ in passes)
+            if not _is_unavailable(backend.name, names, device.type) and not _missing(backend, passes, inputs):
                 return backend
     _refuse_if_named(name)
     return None
@@ -137,9 +138,9 @@ def _may_be_exporting() -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _is_unavailable(name: str, device_type: str) -> bool:
+def _is_unavailable(name: str, passes: tuple[str, ...], device_type: str) -> bool:
     device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
-    return BACKENDS[name].unavailable(device) is not None
+    return BACKENDS[name].obstacle(device, set(), passes) is not None
 
 
 def _default_name() -> str:
@@ -161,8 +162,9 @@ def _missing(backend: Backend, passes: list[Pass], inputs: Mapping[str, Any]) ->
     return None
 
 
-def _obstacle(backend: Backend, device: torch.device, tensors: list[Tensor]) -> str | None:
-    """Why a backend cannot compute with these tensors, or None if it can."""
+def _obstacle(backend: Backend, passes: list[Pass], tensors: list[Tensor]) -> str | None:
+    """Why a backend cannot compute passes with these tensors, or None if it can."""
+    device = tensors[0].device
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):  # fake or distributed, say
         return f"it takes plain tensors, not {', '.join(sorted({type(x).__name__ for x in tensors}))}"
     if any(x.device != device for x in tensors):
@@ -171,7 +173,7 @@ def _obstacle(backend: Backend, device: torch.device, tensors: list[Tensor]) -> 
         return "torch.func does not transform it"
     if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         return "it has no forward-mode derivative, and a tensor has a tangent"
-    return backend.obstacle(device, {x.dtype for x in tensors})
+    return backend.obstacle(device, {x.dtype for x in tensors}, (pass_.name for pass_ in passes))
 
 
 def _is_transformed() -> bool:
@@ -312,7 +314,7 @@ _SCHEMA_TYPES = {float: "float", bool: "bool", str: "str", int: "int", torch.dty
 _OPERATORS: dict[str, Any] = {}
 
 
-def _register_operators(pass_: Pass) -> None:
+def register_operators(pass_: Pass) -> None:
     """Registers a pass and its gradients, with their shapes and derivatives, as operators of torch.
 
     An operator has one layout of its results whatever computes them: see `Pass.empty_outputs`; a gradient lies in
@@ -407,4 +409,4 @@ def _laid_out(x: Tensor, expected: Tensor) -> Tensor:
 
 for _pass in PASSES.values():
     if any(isinstance(backend.kernels.get(_pass.name), Kernel) for backend in BACKENDS.values()):
-        _register_operators(_pass)
+        register_operators(_pass)

@@ -12,7 +12,7 @@ All of them are called by keyword. A name means the same thing in every pass; `S
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, get_type_hints
 
@@ -41,6 +41,20 @@ SHAPES = {
     "bias": "h1m",
     "total": "bhm",
     "count": "b11",
+    # of `hybrid_attention.py`: k key heads, which several heads share; r columns of a map, of which f = 2 r features
+    # come; w tokens of the window, s sinks, p = 2 d, a key and a value
+    "grouped_key": "bknm",
+    "grouped_value": "bknd",
+    "tokens": "b1",  # how many come first in a row that are real
+    "counted": "b1",  # how many there were before
+    "query_map": "hmr",
+    "key_map": "kmr",
+    "key_loudness": "km1",
+    "loudness": "h11",
+    "grouped_hebbian": "bkfd",
+    "grouped_calcium": "bkf",
+    "window": "bkwp",
+    "sinks": "bksp",
 }
 
 
@@ -146,6 +160,14 @@ def declares_pass(
     return declare
 
 
+class KernelLibrary(NamedTuple):
+    """What kernels are built into: the dtypes that they take, and a function from a device to why they cannot compute
+    there on this machine, or None."""
+
+    dtypes: frozenset[torch.dtype]
+    unavailable: Callable[[torch.device], str | None]
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A faster twin of a pass.
@@ -156,12 +178,14 @@ class Kernel:
             as `d_` and its name; returns a dict from the names of inputs to their gradients.
         takes_no (tuple of `str`): optional inputs that must be None; they are not handed to it.
         takes_only (mapping): from options to the one value that it is made for; likewise.
+        library (`KernelLibrary`, *optional*): what it is in, if not in the one of its backend.
     """
 
     forward: Callable[..., tuple[torch.Tensor, ...]]
     backward: Callable[..., dict[str, torch.Tensor]]
     takes_no: tuple[str, ...] = ()
     takes_only: Mapping[str, Any] = field(default_factory=dict)
+    library: KernelLibrary | None = None
 
     def taken(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a pass's inputs that it is handed."""
@@ -202,12 +226,20 @@ class Backend:
     unavailable: Callable[[torch.device], str | None]
     dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
-    def obstacle(self, device: torch.device, dtypes: set[torch.dtype]) -> str | None:
-        """Why it does not take tensors of these dtypes on this device, or None if it does."""
-        for dtype in dtypes:
-            if dtype.is_floating_point and dtype not in self.dtypes:
-                return f"it does not compute in {str(dtype).removeprefix('torch.')}"
-        return self.unavailable(device)
+    def obstacle(self, device: torch.device, dtypes: set[torch.dtype], names: Iterable[str] = ()) -> str | None:
+        """Why it does not take tensors of these dtypes on this device for the passes `names`, or None if it does."""
+        for library in self.libraries(names):
+            for dtype in dtypes:
+                if dtype.is_floating_point and dtype not in library.dtypes:
+                    return f"it does not compute in {str(dtype).removeprefix('torch.')}"
+            if obstacle := library.unavailable(device):
+                return obstacle
+        return None
+
+    def libraries(self, names: Iterable[str] = ()) -> set[KernelLibrary]:
+        """Those that its kernels for the passes `names` are in; without any, its own."""
+        own = KernelLibrary(self.dtypes, self.unavailable)
+        return {getattr(self.kernels.get(name), "library", None) or own for name in names} or {own}
 
     def lacks(self, name: str, inputs: Mapping[str, Any]) -> str | None:
         """Why it has no kernel for a pass with these inputs, or None if it has."""

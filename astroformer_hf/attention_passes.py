@@ -28,6 +28,8 @@ from .token_layout import activity_code, order_of_tokens
 # its inverse, in the derivative of the feedback, to be a number in float32, the narrowest type that the sums run in.
 # Below it a synapse is silent: it neither adds to the response nor is answered by the feedback.
 CALCIUM_FLOOR = 1e-18
+# The same of the sum of all weights of an answer, of which exact ones are a part.
+WEIGHT_FLOOR = 1e-18
 
 # Tokens per block of the causal form: quadratic attention inside, the state of the synapses between.
 CHUNK_SIZE = 64

@@ -1,25 +1,28 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""Builds the C++ library of neuron-astrocyte attention in advance, for example for a container without a compiler:
+"""Builds the C++ libraries of the package in advance, for example for a container without a compiler:
 
     python -m astroformer_hf.build
 
-Prints the path of the library. If it cannot be built or stored, says why and exits with status 1.
+Prints the path of each. If one cannot be built or stored, says why and exits with status 1.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
+from .hybrid_attention_cpu import build as build_hybrid
 from .neuron_astrocyte_cpu import build
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m astroformer_hf.build", description=__doc__.split(",")[0] + ".")
     parser.add_argument(
-        "--rebuild", action="store_true", help="build it even if it exists, for example with another CXX"
+        "--rebuild", action="store_true", help="build them even if they exist, for example with another CXX"
     )
+    rebuild = parser.parse_args(arguments).rebuild
     try:
-        print(build(parser.parse_args(arguments).rebuild))
+        for build_one in (build, build_hybrid):
+            print(build_one(rebuild))
     except (OSError, RuntimeError) as error:
         print(f"The C++ library could not be built: {error}", file=sys.stderr)
         return 1

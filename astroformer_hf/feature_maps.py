@@ -13,13 +13,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 
 # exp saturates here, so that products of two activities, summed over any length, stay inside float32.
 EXP_CEILING = 30.0
+
+# The same for the exponent of how loud a key is, see `HedgehogMap`.
+MOST_GAIN = 20.0
 
 # Number and seed of the random features that "favor" uses when it is given none.
 DEFAULT_RANDOM_FEATURES = 256
@@ -184,3 +187,27 @@ def default_random_projection(feature_map: str, num_hidden_neurons: int, device:
     if not FEATURE_MAPS[feature_map].has_random_projection:
         return None
     return _drawn_once(num_hidden_neurons).to(device)
+
+
+class HedgehogMap(NamedTuple):
+    """The learned feature map "hedgehog" (Zhang et al., "The Hedgehog and the Porcupine", ICLR 2024), one per head.
+
+    phi(x) is the softmax of x W and -x W over the features. The softmax loses how long a key is, which for softmax
+    attention says how much of it is heard: so the features of a key k may be times exp(a k).
+
+    Attributes:
+        weight: W, `(heads, size, features / 2)`.
+        loudness: a, `(heads, size, 1)`; None: 1 for every x.
+    """
+
+    weight: Tensor
+    loudness: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """phi of `(batch, heads, length, size)`, `(batch, heads, length, features)`, in the dtype of x."""
+        mapped = x @ self.weight.to(x.dtype)
+        features = torch.cat((mapped, -mapped), dim=-1).softmax(-1)
+        if self.loudness is None:
+            return features
+        gain = x @ self.loudness.to(x.dtype)
+        return features * gain.clamp(-MOST_GAIN, MOST_GAIN).exp()

@@ -17,7 +17,11 @@ Causally a token enters the synapses when it leaves the window, so the state bet
 synapses, the keys and values of the window, and the sinks'.
 
 Two forms stand here side by side: `hybrid_attention_weights`, the map that is applied, and `hybrid_attention`, at a
-cost linear in the length. Letters in shape comments: B batch, H heads, N tokens, F features, d head size, w window.
+cost linear in the length. With the learned map "hedgehog" and without an astrocyte code, the latter is one of the
+passes `hybrid_causal` and `hybrid_both_ways`, which `hybrid_attention_cpu.py` computes faster. Heads of queries may
+share a head of keys and values, whose synapses are then theirs, too.
+
+Letters in shape comments: B batch, H heads, K key heads, N tokens, F features, d head size, w window, S sinks.
 """
 
 import math
@@ -27,14 +31,13 @@ import torch
 from torch import nn
 
 from .astrocyte_code import upcast
-from .attention_contract import MaterializedCode
+from .attention_backends import choose_backend, register_operators, run_pass
+from .attention_contract import MaterializedCode, Pass, declares_pass
 from .attention_operation import attend
-from .attention_passes import full_precision
+from .attention_passes import WEIGHT_FLOOR, full_precision
 from .attention_state import NeuronAstrocyteState
-from .token_layout import order_of_tokens, reorder
-
-
-FLOOR = 1e-18  # of the normaliser; its square, which the gradient divides by, is a number of float32
+from .feature_maps import HedgehogMap
+from .token_layout import for_each_query, order_of_tokens, reorder
 
 
 class ExactPart(NamedTuple):
@@ -55,8 +58,8 @@ class Synapses(NamedTuple):
 
     Attributes:
         query_features, key_features: phi of queries and of keys, functions from `(batch, heads, length, size)` to
-            `(batch, heads, length, features)`, positive.
-        loudness: g, `(heads, 1, 1)`.
+            `(batch, heads, length, features)`, positive; such as a `HedgehogMap`.
+        loudness: g, `(heads, 1, 1)`, of the heads of queries.
         code: makes R, in the space of the keys, `code(key, real, causal, state)` -> `(R, state)`; None: H_astro = 0.
             `real` is `(batch, length)` bool; the state, a tuple of tensors or None, is of causal codes.
     """
@@ -80,7 +83,8 @@ def hybrid_attention_weights(
     """The attention map that `hybrid_attention` applies without building it: the equation, entry by entry.
 
     Args:
-        query, key (`torch.Tensor`): `(batch, heads, length, size)`.
+        query (`torch.Tensor`): `(batch, heads, length, size)`.
+        key (`torch.Tensor`): `(batch, key_heads, length, size)`; heads side by side share a head of keys.
         synapses (`Synapses`): of the tokens that are not read exactly.
         exact (`ExactPart`): which are.
         padding_mask (`torch.Tensor`, *optional*): `(batch, length)` bool, True where a token is real.
@@ -106,25 +110,27 @@ def hybrid_attention_weights(
     is_exact = (near | is_sink[:, None, :]) & seen
     with full_precision(query):
         query, key = upcast(query), upcast(key)
-        scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~is_exact[:, None], -math.inf)
+        scores = (query @ for_each_query(query, key).transpose(-1, -2) * scaling).masked_fill(
+            ~is_exact[:, None], -math.inf
+        )
         weights = (scores - _finite_maximum(scores)).exp()
         written = synapses.key_features(key)
         if synapses.code is not None:
             r, _ = synapses.code(key, real & ~is_sink, causal, None)
             written = written + synapses.key_features(r)
-        rest = synapses.query_features(query) @ written.transpose(-1, -2)
+        rest = synapses.query_features(query) @ for_each_query(query, written).transpose(-1, -2)
         weights = weights + synapses.loudness * rest * (seen & ~is_exact)[:, None]
-        return weights / weights.sum(-1, keepdim=True).clamp(min=FLOOR)
+        return weights / weights.sum(-1, keepdim=True).clamp(min=WEIGHT_FLOOR)
 
 
 class HybridState(NamedTuple):
     """What a causal text leaves for the tokens that follow; no size depends on its length.
 
     Attributes:
-        synapses: of the tokens that have left the window.
+        synapses: of the tokens that have left the window, `(batch, key_heads, features, size)` and the sum of features.
         code_state: of the code of those tokens.
-        window: keys and values of the window's tokens, `(batch, heads, window_size, 2 size)`, the latest last.
-        sinks: those of the sinks, `(batch, heads, sink_tokens, 2 size)`.
+        window: keys and values of the window's tokens, `(batch, key_heads, window_size, 2 size)`, the latest last.
+        sinks: those of the sinks, `(batch, key_heads, sink_tokens, 2 size)`.
         counted: `(batch, 1)`, how many real tokens there were.
     """
 
@@ -150,7 +156,8 @@ def hybrid_attention(
     """Attention that reads some tokens exactly and the others from the synapses, at a cost linear in the length.
 
     Args:
-        query, key, value (`torch.Tensor`): `(batch, heads, length, size)`.
+        query (`torch.Tensor`): `(batch, heads, length, size)`.
+        key, value (`torch.Tensor`): `(batch, key_heads, length, size)`.
         synapses, exact, padding_mask, scaling, causal: as of `hybrid_attention_weights`.
         state (`HybridState`, *optional*): causally, what the call before returned.
 
@@ -167,13 +174,158 @@ def hybrid_attention(
             order, rank = order_of_tokens(padding_mask)
             query, key, value = (reorder(x, order) for x in (query, key, value))
             count = padding_mask.sum(-1, keepdim=True)
+        given = (query, key, value, synapses, exact, count, scaling)
         if causal:
-            output, state = _causal(query, key, value, synapses, exact, count, scaling, state)
+            output, state = _causal_pass(*given, state) if _has_pass(*given) else _causal(*given, state)
         else:
-            output, state = _bidirectional(query, key, value, synapses, exact, count, scaling), None
+            output, state = _both_ways_pass(*given) if _has_pass(*given) else _both_ways(*given), None
         if rank is not None:
             output = reorder(output, rank)
         return output.to(dtype), state
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# As one pass, of which there are kernels
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _has_pass(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, synapses: Synapses, *_: Any) -> bool:
+    maps = (synapses.query_features, synapses.key_features)
+    is_hedgehog = all(isinstance(features, HedgehogMap) for features in maps)
+    return is_hedgehog and synapses.code is None and query.shape[-1] == value.shape[-1]
+
+
+def _causal_pass(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    count: torch.Tensor,
+    scaling: float,
+    state: HybridState | None,
+) -> tuple[torch.Tensor, HybridState]:
+    """As `_causal`."""
+    inputs = _inputs(query, key, value, synapses, count, scaling)
+    if state is None:
+        (batch_size, key_heads, _, size), features = key.shape, 2 * inputs["key_map"].shape[2]
+        hebbian, calcium, window, sinks = (
+            key.new_zeros(batch_size, key_heads, *shape)
+            for shape in ((features, size), (features,), *((number, 2 * size) for number in exact))
+        )
+        state = HybridState(NeuronAstrocyteState(hebbian, calcium), None, window, sinks, torch.zeros_like(count))
+    assert state.synapses is not None
+    inputs.update(grouped_hebbian=state.synapses.hebbian, grouped_calcium=state.synapses.calcium)
+    inputs.update(window=state.window, sinks=state.sinks, counted=state.counted)
+    output, hebbian, calcium, window, sinks = _run(hybrid_causal, inputs)
+    return output, HybridState(NeuronAstrocyteState(hebbian, calcium), None, window, sinks, state.counted + count)
+
+
+def _both_ways_pass(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    count: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """As `_both_ways`."""
+    inputs = _inputs(query, key, value, synapses, count, scaling)
+    (output,) = _run(hybrid_both_ways, {**inputs, **exact._asdict()})
+    return output
+
+
+def _inputs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, synapses: Synapses, count: torch.Tensor, scaling: float
+) -> dict[str, Any]:
+    """What both passes take, by name."""
+    key_loudness = synapses.key_features.loudness
+    weights = {
+        "query_map": synapses.query_features.weight,
+        "key_map": synapses.key_features.weight,
+        "key_loudness": key.new_zeros(*key.shape[1::2], 1) if key_loudness is None else key_loudness,
+        "loudness": synapses.loudness,
+    }
+    return {
+        "query": query,
+        "grouped_key": key,
+        "grouped_value": value,
+        "tokens": count,
+        **{name: x.to(query.dtype) for name, x in weights.items()},
+        "scaling": scaling,
+        "output_dtype": query.dtype,
+    }
+
+
+def _run(pass_: Pass, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    backend = choose_backend([pass_], inputs, [inputs[name] for name in pass_.tensors])
+    return tuple(run_pass(pass_, backend, inputs).values())
+
+
+@declares_pass(
+    *("output", "grouped_hebbian", "grouped_calcium", "window", "sinks"),
+    without_gradient=("tokens", "counted"),
+    forward_only=("output_dtype",),
+)
+def hybrid_causal(
+    *,
+    query: torch.Tensor,
+    grouped_key: torch.Tensor,
+    grouped_value: torch.Tensor,
+    tokens: torch.Tensor,
+    counted: torch.Tensor,
+    query_map: torch.Tensor,
+    key_map: torch.Tensor,
+    key_loudness: torch.Tensor,
+    loudness: torch.Tensor,
+    grouped_hebbian: torch.Tensor,
+    grouped_calcium: torch.Tensor,
+    window: torch.Tensor,
+    sinks: torch.Tensor,
+    scaling: float,
+    output_dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """The causal form with hedgehog maps, and the parts of its state that tokens change; see `HybridState`."""
+    synapses = Synapses(HedgehogMap(query_map), HedgehogMap(key_map, key_loudness), loudness)
+    written = NeuronAstrocyteState(grouped_hebbian, grouped_calcium)
+    state: HybridState | None = HybridState(written, None, window, sinks, counted)
+    exact = ExactPart(window.shape[2], sinks.shape[2])
+    output, state = _causal(query, grouped_key, grouped_value, synapses, exact, tokens, scaling, state)
+    assert state.synapses is not None
+    return output.to(output_dtype), *state.synapses, state.window, state.sinks
+
+
+@declares_pass("output", without_gradient=("tokens",), forward_only=("output_dtype",))
+def hybrid_both_ways(
+    *,
+    query: torch.Tensor,
+    grouped_key: torch.Tensor,
+    grouped_value: torch.Tensor,
+    tokens: torch.Tensor,
+    query_map: torch.Tensor,
+    key_map: torch.Tensor,
+    key_loudness: torch.Tensor,
+    loudness: torch.Tensor,
+    window_size: int,
+    sink_tokens: int,
+    scaling: float,
+    output_dtype: torch.dtype,
+) -> torch.Tensor:
+    """The form that reads in both directions, likewise."""
+    synapses = Synapses(HedgehogMap(query_map), HedgehogMap(key_map, key_loudness), loudness)
+    exact = ExactPart(window_size, sink_tokens)
+    output = _both_ways(query, grouped_key, grouped_value, synapses, exact, tokens, scaling)
+    return output.to(output_dtype)
+
+
+for _pass in (hybrid_causal, hybrid_both_ways):
+    register_operators(_pass)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The plain form
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def _causal(
@@ -190,8 +342,7 @@ def _causal(
     (window_size, sink_tokens), length = exact, query.shape[2]
     brought = torch.cat((key, value), dim=-1)
     if state is None:
-        empty = brought.new_zeros(*brought.shape[:2], 1, brought.shape[3])
-        window, sinks = (empty.expand(-1, -1, number, -1) for number in exact)
+        window, sinks = (brought.new_zeros(*brought.shape[:2], number, brought.shape[3]) for number in exact)
         state = HybridState(None, None, window, sinks, torch.zeros_like(count))
     before = state.counted
     # behind the tokens of the window before; `place` is that of a token in the whole text
@@ -217,7 +368,7 @@ def _causal(
     return _in_one_normaliser(parts, [read], synapses.loudness), state
 
 
-def _bidirectional(
+def _both_ways(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -267,8 +418,6 @@ def _filled_sinks(
 ) -> torch.Tensor:
     """The sinks after new tokens, of which the first fill what slots are empty."""
     number, length = sinks.shape[2], brought.shape[2]
-    if not number:
-        return sinks
     source = torch.arange(number, device=sinks.device) - before  # which of the new tokens a slot is for
     is_new = (source >= 0) & (source < count)
     new = reorder(brought, source.clamp(0, length - 1))
@@ -279,7 +428,7 @@ def _parts_of_sinks(
     query: torch.Tensor, sinks: torch.Tensor, is_read: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, Any]:
     """Scores `(batch, heads, length, sinks)`, and what weights of them become."""
-    key, value = sinks.split(query.shape[-1], dim=-1)
+    key, value = for_each_query(query, sinks).split(query.shape[-1], dim=-1)
     scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~is_read[:, None], -math.inf)
     return scores, lambda weights: weights @ value
 
@@ -289,6 +438,7 @@ def _parts_of_window(
 ) -> tuple[torch.Tensor, Any]:
     """The same of a window: query t reads tokens t to t + width - 1 of `brought`, block by block."""
     batch_size, heads, length, size = query.shape
+    brought = for_each_query(query, brought)
     block = max(width, 16)
     num_blocks = -(-length // block)
     fill = num_blocks * block - length
@@ -323,12 +473,18 @@ def _read_synapses(
     key, value = written.split(query.shape[-1], dim=-1)
     if code is None and synapses.code is not None:
         code, code_state = synapses.code(key, real, causal, code_state)
-    features = synapses.query_features(query)
+    if code is not None:
+        code = for_each_query(query, synapses.key_features(code))
+    features, written = synapses.query_features(query), synapses.key_features(key)
+    if state is not None:  # the counts are in the sums, too
+        hebbian = torch.cat((state.hebbian, state.calcium[..., None]), dim=-1)
+        state = NeuronAstrocyteState(*(for_each_query(query, x) for x in (hebbian, state.calcium)))
+    value = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)  # the ones count what is written
     attended = attend(
         query=features,
-        key=synapses.key_features(key),
-        value=torch.cat((value, torch.ones_like(value[..., :1])), dim=-1),  # the ones count what is written
-        astrocyte_code=None if code is None else MaterializedCode(synapses.key_features(code), None),
+        key=for_each_query(query, written),
+        value=for_each_query(query, value),
+        astrocyte_code=None if code is None else MaterializedCode(code, None),
         padding_mask=real,
         alpha=1.0,
         calcium_sources="all",
@@ -339,7 +495,11 @@ def _read_synapses(
         initial_state=state,
         output_scale=float(features.shape[-1]),
     )
-    return attended.output, attended.state, code_state
+    if not isinstance(attended.state, NeuronAstrocyteState):  # bidirectionally, nothing is left
+        return attended.output, None, code_state
+    groups = query.shape[1] // key.shape[1]  # heads that have written the same
+    hebbian, calcium = (x[:, ::groups].contiguous() for x in attended.state)
+    return attended.output, NeuronAstrocyteState(hebbian[..., :-1], calcium), code_state
 
 
 def _in_one_normaliser(parts: list[Any], reads: list[torch.Tensor], loudness: torch.Tensor) -> torch.Tensor:
@@ -352,7 +512,7 @@ def _in_one_normaliser(parts: list[Any], reads: list[torch.Tensor], loudness: to
         weight = weight + weights.sum(-1, keepdim=True)
         for own, (_, read_part) in zip(weights.split([s.shape[-1] for s, _ in parts], dim=-1), parts, strict=True):
             total = total + read_part(own)
-    return total / weight.clamp(min=FLOOR)
+    return total / weight.clamp(min=WEIGHT_FLOOR)
 
 
 def _finite_maximum(scores: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from .attention_passes import full_precision
 from .feature_maps import FEATURE_MAPS
 from .layers_astroformer import materialized
 from .library_compatibility import collects_attention_maps
-from .token_layout import sequence_layout
+from .token_layout import for_each_query, sequence_layout
 
 
 class AttentionForm(NamedTuple):
@@ -160,12 +160,6 @@ def library_attention(form: AttentionForm) -> Callable[..., tuple[torch.Tensor, 
         return output.transpose(1, 2).contiguous(), attention_map
 
     return attention
-
-
-def for_each_query(query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Keys or values `(batch, key_heads, length, size)`, repeated for the heads of the queries that share them."""
-    groups = query.shape[1] // x.shape[1]
-    return x.repeat_interleave(groups, dim=1) if groups > 1 else x
 
 
 def released(value: torch.Tensor, dropout: float) -> torch.Tensor:

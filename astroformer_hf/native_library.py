@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,6 +117,49 @@ def build_library(name: str, source: str, rebuild: bool = False) -> Path:
     path, content = _from_cache(_recipe(name, source), rebuild)
     _loaded(path, content)
     return path
+
+
+def functions_or_obstacle(
+    name: str, source: str, functions: Sequence[str], arguments: type[ctypes.Structure], what: str
+) -> tuple[ctypes.CDLL | None, str | None]:
+    """The library of a C++ source, ready to be called, and None; or None and why it is not to be had, which is logged.
+
+    Args:
+        name, source (`str`): as of `load_library`.
+        functions (sequence of `str`): what is called in it. Each takes a pointer to `arguments` and returns an int.
+        arguments (`type[ctypes.Structure]`): whose size in C++ `size_of_arguments()` of the library tells.
+        what (`str`): what it computes, as the log calls it.
+    """
+    try:
+        library = load_library(name, source)
+        _check_arguments(library, arguments)
+    except (OSError, RuntimeError) as error:
+        # where nobody could do anything about it, it is no warning
+        level = logging.INFO if isinstance(error, UnsupportedPlatform) else logging.WARNING
+        logger.log(
+            level,
+            "%s runs in its plain form on this CPU, which is slower: %s. ASTROFORMER_BACKEND=plain asks for no other.",
+            what,
+            error,
+        )
+        return None, str(error)
+    for function in functions:
+        getattr(library, function).argtypes = [ctypes.POINTER(arguments)]
+        getattr(library, function).restype = ctypes.c_int
+    return library, None
+
+
+def _check_arguments(library: ctypes.CDLL, arguments: type[ctypes.Structure]) -> None:
+    """Raises a RuntimeError if the functions of the library take other arguments than Python passes."""
+    size_of_arguments = library.size_of_arguments
+    size_of_arguments.argtypes = []
+    size_of_arguments.restype = ctypes.c_int64
+    size, expected = size_of_arguments(), ctypes.sizeof(arguments)
+    if size != expected:
+        raise RuntimeError(
+            f"the C++ library takes a structure of {size} bytes as arguments where this version of astroformer_hf "
+            f"passes one of {expected} bytes"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------

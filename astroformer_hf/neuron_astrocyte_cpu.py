@@ -24,7 +24,6 @@ Letters in shape comments: B batch, H heads, N tokens, F features (phi of m hidd
 
 import ctypes
 import functools
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,8 +32,10 @@ import torch
 
 from .attention_contract import Backend, Kernel, PlainForm
 from .attention_passes import CALCIUM_FLOOR
+from .cpu_source import WORK_OF_ONE_THREAD, View, rows_of
 from .feature_maps import EXP_CEILING
-from .native_library import UnsupportedPlatform, build_library, load_library
+from .hybrid_attention_cpu import KERNELS as HYBRID_KERNELS
+from .native_library import build_library, functions_or_obstacle
 from .neuron_astrocyte_cpu_source import generate_source
 
 
@@ -45,8 +46,6 @@ FEATURE_MAPS = ("elu", "relu", "exp", "identity")  # those that the source compu
 # The library, and the arguments of its functions
 # --------------------------------------------------------------------------------------------------------------------
 
-# Multiplications below which a second thread costs more than it brings.
-WORK_OF_ONE_THREAD = 2**19
 FUNCTIONS = (
     *("write_forward", "write_backward", "read_forward", "read_backward"),
     *("causal_forward", "causal_backward", "documents_forward", "documents_backward"),
@@ -54,14 +53,6 @@ FUNCTIONS = (
 )
 
 LIBRARY_NAME = "neuron_astrocyte"
-
-logger = logging.getLogger(__name__)
-
-
-class _View(ctypes.Structure):
-    """`View` of the source: data and strides of a tensor `(B, H, N, .)`."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("head", ctypes.c_int64), ("row", ctypes.c_int64)]
 
 
 class _Mask(ctypes.Structure):
@@ -98,7 +89,7 @@ class _Arguments(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_double) for name in _FACTORS),
-        *((name, _View) for name in _VIEWS),
+        *((name, View) for name in _VIEWS),
         ("mask", _Mask),
         ("documents", _Documents),
         *((name, ctypes.c_void_p) for name in _STATES),
@@ -129,36 +120,7 @@ def build(rebuild: bool = False) -> Path:
 @functools.cache
 def _library_or_obstacle() -> tuple[ctypes.CDLL | None, str | None]:
     """The compiled source and None, or None and why it is not to be had, which the log says once."""
-    try:
-        library = load_library(LIBRARY_NAME, SOURCE)
-        _check_arguments(library)
-    except (OSError, RuntimeError) as error:
-        # where nobody could do anything about it, it is no warning
-        level = logging.INFO if isinstance(error, UnsupportedPlatform) else logging.WARNING
-        logger.log(
-            level,
-            "Neuron-astrocyte attention runs in its plain form on this CPU, which is slower: %s. "
-            "ASTROFORMER_BACKEND=plain asks for no other.",
-            error,
-        )
-        return None, str(error)
-    for name in FUNCTIONS:
-        getattr(library, name).argtypes = [ctypes.POINTER(_Arguments)]
-        getattr(library, name).restype = ctypes.c_int
-    return library, None
-
-
-def _check_arguments(library: ctypes.CDLL) -> None:
-    """Raises a RuntimeError if the functions of the library take other arguments than this module passes."""
-    size_of_arguments = library.size_of_arguments
-    size_of_arguments.argtypes = []
-    size_of_arguments.restype = ctypes.c_int64
-    size, expected = size_of_arguments(), ctypes.sizeof(_Arguments)
-    if size != expected:
-        raise RuntimeError(
-            f"the C++ library takes a structure of {size} bytes as arguments where this version of astroformer_hf "
-            f"passes one of {expected} bytes"
-        )
+    return functions_or_obstacle(LIBRARY_NAME, SOURCE, FUNCTIONS, _Arguments, "Neuron-astrocyte attention")
 
 
 def _library() -> ctypes.CDLL | None:
@@ -521,7 +483,7 @@ class _Call:
         hebbian: torch.Tensor | None = None,
         **tensors: torch.Tensor | None,
     ) -> None:
-        self.tensors = {name: _rows(x) for name, x in tensors.items() if x is not None}
+        self.tensors = {name: rows_of(x) for name, x in tensors.items() if x is not None}
         self.features = self.tensors["key" if "key" in tensors else "query"]
         self.batch_size, self.num_heads, self.length, self.num_features = self.features.shape
         head_dim = self.num_features
@@ -558,8 +520,7 @@ class _Call:
 
     def set_views(self, **tensors: torch.Tensor) -> None:
         for name, x in tensors.items():
-            strides = x.stride()[:-1]
-            setattr(self.arguments, name, _View(x.data_ptr(), *(strides if len(strides) == 3 else (0, *strides))))
+            setattr(self.arguments, name, View.of(x))
 
     def new(self, *shape: int) -> torch.Tensor:
         """Uninitialised memory for a result."""
@@ -617,12 +578,6 @@ class _Call:
             )
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """`x` in float32 and contiguous in its last dimension."""
-    x = x.float()
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _total(parts: torch.Tensor) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
@@ -654,5 +609,6 @@ BACKEND = Backend(
         "write_and_read_documents_with_activity": _DOCUMENTS,
         "write_and_read_both_ways": _BOTH_WAYS,
         "write_and_read_both_ways_with_activity": _BOTH_WAYS,
+        **HYBRID_KERNELS,
     },
 )

@@ -10,8 +10,7 @@ import ctypes
 from collections.abc import Sequence
 from string import Template
 
-
-C_TYPES = {ctypes.c_int64: "int64_t", ctypes.c_double: "double", ctypes.c_void_p: "float*"}
+from .cpu_source import INCLUDES, common_source, struct_fields
 
 
 def generate_source(
@@ -29,10 +28,12 @@ def generate_source(
         exp_ceiling (`float`): where the feature map "exp" saturates.
     """
     return Template(TEMPLATE).substitute(
+        includes=INCLUDES,
+        common=common_source("float"),
         feature_maps=", ".join(name.upper() for name in feature_maps),
         calcium_floor=_float_literal(calcium_floor),
         exp_ceiling=_float_literal(exp_ceiling),
-        fields="\n".join(f"    {_c_type(field[1])} {field[0]};" for field in arguments._fields_),
+        fields=struct_fields(arguments, "float"),
     )
 
 
@@ -40,111 +41,17 @@ def _float_literal(value: float) -> str:
     return f"{float(value)!r}f"
 
 
-def _c_type(field_type: type) -> str:
-    return field_type.__name__.lstrip("_") if issubclass(field_type, ctypes.Structure) else C_TYPES[field_type]
-
-
 TEMPLATE = r"""
 // Letters in comments: B batch, H heads, N tokens, F features (phi of the hidden neurons), d head size. A p after a
 // size in a name or shape, as in Fp, means that it is padded to whole vectors.
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
+$includes
 namespace {
 
-// ---- vectors -------------------------------------------------------------------------------------------------------
+$common
+// ---- what it needs beside them -------------------------------------------------------------------------------------
 
-// LANES floats are one vector register. A register tile of a matrix product has TILE_ROWS rows of TILE_VECTORS vectors,
-// as many as leave registers for its operands.
-#if defined(__AVX512F__)
-enum { LANES = 16, TILE_VECTORS = 4 };
-#elif defined(__AVX__)
-enum { LANES = 8, TILE_VECTORS = 2 };
-#elif defined(__aarch64__)
-enum { LANES = 4, TILE_VECTORS = 4 };
-#else
-enum { LANES = 4, TILE_VECTORS = 2 };
-#endif
-enum { TILE_ROWS = 6 };
 enum { BLOCK = 48 };  // tokens that are taken through a pass together, while they lie in the nearest cache
-enum { CACHE_LINE = 64 };
-
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef float UnalignedVector __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t IntegerVector __attribute__((vector_size(4 * LANES)));
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// n rounded up to whole vectors
-inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
-inline void set_zero(float* x, int64_t n) { memset(x, 0, sizeof(float) * n); }
-inline void copy(float* to, const float* from, int64_t n) { memcpy(to, from, sizeof(float) * n); }
-
-inline Vector load(const float* p) { return *(const UnalignedVector*)p; }
-inline void store(float* p, Vector x) { *(UnalignedVector*)p = x; }
-inline Vector broadcast(float x) { return Vector{} + x; }
-
-// The first n lanes of x, and 0 in the others.
-inline Vector mask_tail(Vector x, int64_t n) {
-    if (n >= LANES) return x;
-    Vector masked = {};
-    memcpy(&masked, &x, sizeof(float) * n);
-    return masked;
-}
-
-// The next values of a row of which n are left, and 0 in the other lanes: nothing is read beyond the row.
-inline Vector load_partial(const float* p, int64_t n) {
-    if (n >= LANES) return load(p);
-    Vector x = {};
-    memcpy(&x, p, sizeof(float) * n);
-    return x;
-}
-
-inline void store_partial(float* p, Vector x, int64_t n) {
-    if (n >= LANES) store(p, x);
-    else memcpy(p, &x, sizeof(float) * n);
-}
-
-// Fetches a row that will be needed soon. Rows that lie side by side need no help: the CPU's own prefetcher sees them.
-inline void prefetch_row(const float* row, int64_t n) {
-    for (int64_t j = 0; j < n; j += CACHE_LINE / sizeof(float)) __builtin_prefetch(row + j, 0, 2);
-}
-
-template <int N>
-struct Lanes {
-    typedef float Type __attribute__((vector_size(4 * N)));
-};
-
-// Halves are added until two lanes are left.
-template <int N>
-inline float sum_of_lanes(typename Lanes<N>::Type x) {
-    if constexpr (N == 2) {
-        return x[0] + x[1];
-    } else {
-        typename Lanes<N / 2>::Type low, high;
-        memcpy(&low, &x, sizeof low);
-        memcpy(&high, (const char*)&x + sizeof low, sizeof high);
-        return sum_of_lanes<N / 2>(low + high);
-    }
-}
-
-inline float sum(Vector x) { return sum_of_lanes<LANES>(x); }
-
-// e^x for x <= 88, within 2 units in the last place; e^-87 below -87. NaN stays NaN.
-inline Vector exponential(Vector x) {
-    x = x < -87.0f ? broadcast(-87.0f) : x;                // false for NaN
-    const Vector shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 leaves round(x / log 2) in the low bits
-    const Vector n = shifted - 12582912.0f;
-    const Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // x - n log 2, with log 2 in two parts
-    Vector y = r * 8.31252057e-3f + 4.18901592e-2f;                // minimax for e^r, relative, on |r| <= log(2) / 2
-    y = y * r + 1.66671142e-1f;
-    y = y * r + 4.99992311e-1f;
-    y = y * (r * r) + r + 1.0f;
-    return (Vector)((IntegerVector)y + ((IntegerVector)shifted << 23));  // times 2^n
-}
 
 // Natural logarithm of a positive normal number.
 inline Vector logarithm(Vector x) {
@@ -164,135 +71,7 @@ inline Vector logarithm(Vector x) {
     return y + n * 0.693147181f;
 }
 
-// ---- rows of whole vectors -----------------------------------------------------------------------------------------
-
-inline void scale_row(float* row, int64_t n, float factor) {
-    for (int64_t j = 0; j < n; j += LANES) store(row + j, load(row + j) * factor);
-}
-
-inline void add_row(float* sum, const float* row, int64_t n, float factor = 1) {
-    for (int64_t j = 0; j < n; j += LANES) store(sum + j, load(sum + j) + load(row + j) * factor);
-}
-
-inline float dot(const float* a, const float* b, int64_t n) {
-    Vector total = {};
-    for (int64_t j = 0; j < n; j += LANES) total += load(a + j) * load(b + j);
-    return sum(total);
-}
-
-// ---- small matrices ------------------------------------------------------------------------------------------------
-
-struct Matrix {  // by rows, each `stride` floats after the one before
-    const float* data;
-    int64_t stride;
-};
-
-struct MutableMatrix {
-    float* data;
-    int64_t stride;
-};
-
-enum Store { OVERWRITE, ACCUMULATE };  // c = x, or c += x
-enum Operand { PLAIN, TRANSPOSED };    // whether a is stored as (m x k) or as (k x m)
-enum Triangle { FULL, LOWER, UPPER };  // where a, whose rows and columns are tokens, is not 0
-
-// One register tile of c: R rows of C vectors.
-template <int R, int C, Store STORE, Operand A>
-__attribute__((always_inline)) inline void tile_matmul(int64_t k, Matrix a, Matrix b, MutableMatrix c) {
-    Vector sums[R][C] = {};
-    for (int64_t i = 0; i < k; i++, b.data += b.stride) {
-        Vector right[C];
-#pragma GCC unroll 8
-        for (int j = 0; j < C; j++) right[j] = load(b.data + j * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            const float left = A == TRANSPOSED ? a.data[i * a.stride + r] : a.data[r * a.stride + i];
-#pragma GCC unroll 8
-            for (int j = 0; j < C; j++) sums[r][j] += left * right[j];
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int j = 0; j < C; j++) {
-            float* p = c.data + r * c.stride + j * LANES;
-            store(p, STORE == ACCUMULATE ? load(p) + sums[r][j] : sums[r][j]);
-        }
-}
-
-// The last tiles of a matrix may have fewer rows. Each number of rows has a kernel of its own, because only sums whose
-// number the compiler knows stay in registers.
-template <int C, Store STORE, Operand A>
-inline void tile_matmul_of(int64_t rows, int64_t k, Matrix a, Matrix b, MutableMatrix c) {
-    switch (rows) {
-        case 1: return tile_matmul<1, C, STORE, A>(k, a, b, c);
-        case 2: return tile_matmul<2, C, STORE, A>(k, a, b, c);
-        case 3: return tile_matmul<3, C, STORE, A>(k, a, b, c);
-        case 4: return tile_matmul<4, C, STORE, A>(k, a, b, c);
-        case 5: return tile_matmul<5, C, STORE, A>(k, a, b, c);
-        default: return tile_matmul<TILE_ROWS, C, STORE, A>(k, a, b, c);
-    }
-}
-
-// c (m x n) from a (m x k) and b (k x n); n is a whole number of vectors. Of a triangular matrix, only tiles that meet
-// the triangle are read, each of them whole.
-template <Store STORE, Operand A = PLAIN, Triangle SHAPE = FULL>
-void matmul(int64_t m, int64_t k, int64_t n, Matrix a, Matrix b, MutableMatrix c) {
-    for (int64_t i = 0; i < m; i += TILE_ROWS) {
-        const int64_t rows = min(m - i, TILE_ROWS);
-        const int64_t first = SHAPE == UPPER ? i : 0, terms = (SHAPE == LOWER ? min(i + rows, k) : k) - first;
-        const Matrix left = {a.data + (A == TRANSPOSED ? first * a.stride + i : i * a.stride + first), a.stride};
-        for (int64_t j = 0; j < n; j += TILE_VECTORS * LANES) {
-            const Matrix right = {b.data + first * b.stride + j, b.stride};
-            const MutableMatrix tile = {c.data + i * c.stride + j, c.stride};
-            switch (min((n - j) / LANES, TILE_VECTORS)) {
-                case 1: tile_matmul_of<1, STORE, A>(rows, terms, left, right, tile); break;
-                case 2: tile_matmul_of<2, STORE, A>(rows, terms, left, right, tile); break;
-                case 3: tile_matmul_of<3, STORE, A>(rows, terms, left, right, tile); break;
-                default: tile_matmul_of<TILE_VECTORS, STORE, A>(rows, terms, left, right, tile);
-            }
-        }
-    }
-}
-
-// Clears what a triangular matmul reads of a square matrix beside the triangle.
-void clear_outside(Triangle shape, int64_t rows, MutableMatrix a) {
-    for (int64_t i = 0; i < rows; i++) {
-        const int64_t tile = i / TILE_ROWS * TILE_ROWS;
-        if (shape == LOWER)
-            for (int64_t j = i + 1; j < min(tile + TILE_ROWS, rows); j++) a.data[i * a.stride + j] = 0;
-        else
-            for (int64_t j = tile; j < i; j++) a.data[i * a.stride + j] = 0;
-    }
-}
-
-// y (n x m) = x (m x n)^T, in squares of a cache line, so that neither side strides through memory.
-void transpose(int64_t m, int64_t n, Matrix x, MutableMatrix y) {
-    enum { SIDE = CACHE_LINE / sizeof(float) };
-    for (int64_t i = 0; i < m; i += SIDE)
-        for (int64_t j = 0; j < n; j += SIDE)
-            for (int64_t c = j; c < min(j + SIDE, n); c++)
-                for (int64_t r = i; r < min(i + SIDE, m); r++) y.data[c * y.stride + r] = x.data[r * x.stride + c];
-}
-
-// A contiguous (rows x columns) of a tensor to its padded form, and back.
-void load_matrix(const float* x, int64_t rows, int64_t columns, MutableMatrix y) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j += LANES)
-            store(y.data + i * y.stride + j, load_partial(x + i * columns + j, columns - j));
-}
-
-void store_matrix(Matrix y, int64_t rows, int64_t columns, float* x) {
-    for (int64_t i = 0; i < rows; i++) copy(x + i * columns, y.data + i * y.stride, columns);
-}
-
 // ---- what Python passes --------------------------------------------------------------------------------------------
-
-struct View {  // a tensor (B, H, N, .), contiguous in its last dimension; no data if there is no tensor
-    float* data;
-    int64_t batch, head, row;  // strides in elements
-    float* at(int64_t b, int64_t h, int64_t t) const { return data + b * batch + h * head + t * row; }
-};
 
 struct Mask {  // (B, N), not 0 where a token is real; no data if all are
     const uint8_t* data;
@@ -499,47 +278,7 @@ struct TokenBlock : Sizes {
     }
 };
 
-// ---- threads and their memory --------------------------------------------------------------------------------------
-
-// Memory of one thread, handed out as buffers of zeros. Without memory it hands out null and only counts bytes.
-struct Scratch {
-    char* memory;
-    size_t bytes = 0;  // handed out so far
-
-    Scratch() : memory(nullptr) {}
-    explicit Scratch(size_t size) : memory((char*)aligned_alloc(CACHE_LINE, size)) {}
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    ~Scratch() { free(memory); }
-
-    template <typename T = float>
-    T* take(int64_t count) {
-        char* buffer = memory ? memory + bytes : nullptr;
-        bytes += (sizeof(T) * count + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-        if (buffer) memset(buffer, 0, sizeof(T) * count);
-        return (T*)buffer;
-    }
-};
-
-// Calls run(worker, task) for every task from 0 to `tasks`, each thread with a worker of its own: a struct that is made
-// from the arguments, scratch memory to take buffers from, and whatever `more` holds.
-// Returns 0, or 1 if there was too little memory for the buffers of some thread; results are then incomplete.
-template <typename Worker, typename Run, typename... More>
-int run_tasks(const Arguments& args, int64_t tasks, Run run, More... more) {
-    Scratch counter;  // without memory: it learns how much the buffers of a worker need
-    Worker(args, counter, more...);
-    int failed = 0;
-#pragma omp parallel num_threads(args.threads) reduction(| : failed)
-    {
-        Scratch scratch(counter.bytes + CACHE_LINE);  // never 0 bytes, for which null is no error
-        Worker worker(args, scratch, more...);
-        failed = !scratch.memory;
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < tasks; task++)
-            if (!failed) run(worker, task);
-    }
-    return failed;
-}
+// ---- tasks ---------------------------------------------------------------------------------------------------------
 
 // A pass over sequences that are cut into `splits` parts of about equal numbers of whole blocks has a task for each
 // head of each part.

@@ -1716,6 +1716,8 @@ BACKEND = Backend(
         "write_mode_with_activity": CodeFirst("write_mode"),
         "read_mode": Kernel(read_forward, read_backward),
         "write_and_read_at_distances": PlainForm(),
+        "hybrid_causal": PlainForm(),
+        "hybrid_both_ways": PlainForm(),
         "write_and_read_both_ways": Kernel(both_ways_forward, both_ways_backward, takes_no=("document_ids",)),
         "write_and_read_both_ways_with_activity": CodeFirst("write_and_read_both_ways"),
         "write_and_read_causally": Kernel(causal_forward, causal_backward, takes_no=("document_ids",)),

@@ -6,10 +6,8 @@ projections, which are kept: a feature map for queries and one for keys per head
 what is read exactly (`hybrid_attention.py`). The maps are then learned from the softmax attention of the original, by
 `transfer.py`.
 
-The feature map "hedgehog" (Zhang et al., "The Hedgehog and the Porcupine", ICLR 2024) is the softmax of W x and -W x
-over the features, with a matrix W per head that starts as the identity. The softmax loses how long a key is, which for
-softmax attention says how much of it is heard: so the features of a key k are times exp(a k), with a vector a per head
-that starts at zero.
+The feature map "hedgehog" is `feature_maps.HedgehogMap`, with a matrix W per head that starts as the identity, and for
+keys with a vector a per head that starts at zero.
 """
 
 import dataclasses
@@ -22,24 +20,22 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from .configuration_swapped import IMPLEMENTATION
-from .feature_maps import FEATURE_MAPS
+from .feature_maps import FEATURE_MAPS, HedgehogMap
 from .hybrid_attention import ExactPart, HybridState, Synapses, hybrid_attention, hybrid_attention_weights
 from .library_attention import (
     TokenMask,
     check_key_length,
     checked_mask,
-    for_each_query,
     refusal,
     released,
     token_mask,
     wants_attention_map,
 )
-from .token_layout import sequence_layout
+from .token_layout import for_each_query, sequence_layout
 
 
 HEDGEHOG = "hedgehog"
 CODES = ("activity",)
-MOST_GAIN = 20.0  # of the exponent, so that sums over a text stay numbers of float32
 # While it is a list, swapped layers compute softmax attention and add the error of their synapses, see `transfer.py`.
 ATTENTION_ERRORS: ContextVar[list[torch.Tensor] | None] = ContextVar("attention_errors", default=None)
 OWN_CACHE = "hybrid_cache"  # the keyword by which a layer's attention function is handed the cache
@@ -161,50 +157,35 @@ class SwappedSynapses(nn.Module):
         Returns:
             `(batch, heads, length, size)`, the map or None, and causally the state after the last token.
         """
-        groups = query.shape[1] // key.shape[1]
         synapses = Synapses(
-            query_features=self._features(self.query_map, None, 1),
-            key_features=self._features(self.key_map, self.key_loudness, groups),
+            query_features=self._features(self.query_map, None),
+            key_features=self._features(self.key_map, self.key_loudness),
             loudness=self.log_loudness.float().exp()[:, None, None],
-            code=None if self.code_weight is None else self._code(groups),
+            code=None if self.code_weight is None else self._code,
         )
-        key, value = for_each_query(query, key), for_each_query(query, value)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         options: dict[str, Any] = {"scaling": scaling, "causal": mask.causal}
         if wants_map:
             weights = hybrid_attention_weights(query, key, synapses, self.swap.exact, mask.real, **options)
             weights = weights.to(value.dtype)
-            return weights @ value, weights, None
+            return weights @ for_each_query(query, value), weights, None
         output, state = hybrid_attention(
             query, key, value, synapses, self.swap.exact, mask.real, **options, state=state
         )
         return output, None, state
 
-    def _features(self, weight: nn.Parameter | None, loudness: nn.Parameter | None, groups: int) -> Any:
-        """phi, over `(batch, heads, length, size)`; `groups` heads share a row of `weight` and `loudness`."""
-        if weight is None:
-            return lambda x: FEATURE_MAPS[self.swap.feature_map](x * x.shape[-1] ** -0.25, None)
+    def _features(self, weight: nn.Parameter | None, loudness: nn.Parameter | None) -> Any:
+        """phi, over `(batch, heads, length, size)`."""
+        if weight is not None:
+            return HedgehogMap(weight, loudness)
+        return lambda x: FEATURE_MAPS[self.swap.feature_map](x * x.shape[-1] ** -0.25, None)
 
-        def hedgehog(x: torch.Tensor) -> torch.Tensor:
-            mapped = x @ weight.to(x.dtype).repeat_interleave(groups, dim=0)
-            features = torch.cat((mapped, -mapped), dim=-1).softmax(-1)
-            if loudness is None:
-                return features
-            gain = x @ loudness.to(x.dtype).repeat_interleave(groups, dim=0)
-            return features * gain.clamp(-MOST_GAIN, MOST_GAIN).exp()
-
-        return hedgehog
-
-    def _code(self, groups: int) -> Any:
+    def _code(self, key: torch.Tensor, real: torch.Tensor, causal: bool, state: Any) -> tuple[torch.Tensor, Any]:
         assert self.code_weight is not None and self.code_bias is not None
-        weight, bias = (x.repeat_interleave(groups, dim=0) for x in (self.code_weight, self.code_bias))
-
-        def code(key: torch.Tensor, real: torch.Tensor, causal: bool, state: Any) -> tuple[torch.Tensor, Any]:
-            layout = sequence_layout(key.shape[2], key.device, real, causal=causal)
-            recipe = layout.activity(key, self.swap.astrocyte_scale, weight.to(key.dtype), bias.to(key.dtype), state)
-            return recipe.materialize(key, layout.padding_mask, layout.causal, None)
-
-        return code
+        layout = sequence_layout(key.shape[2], key.device, real, causal=causal)
+        weight, bias = self.code_weight.to(key.dtype), self.code_bias.to(key.dtype)
+        recipe = layout.activity(key, self.swap.astrocyte_scale, weight, bias, state)
+        return recipe.materialize(key, layout.padding_mask, layout.causal, None)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -550,6 +550,12 @@ def reorder(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return x.gather(2, index[:, None, :, None].expand(*x.shape[:2], -1, x.shape[3]))
 
 
+def for_each_query(query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Keys or values `(batch, key_heads, length, size)`, repeated for the heads of the queries that share them."""
+    groups = query.shape[1] // x.shape[1]
+    return x.repeat_interleave(groups, dim=1) if groups > 1 else x
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Images: a grid
 # --------------------------------------------------------------------------------------------------------------------

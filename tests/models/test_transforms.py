@@ -287,6 +287,8 @@ def test_an_operator_is_what_it_promises(name):
     """Shapes, strides and derivatives of the operators of torch, as torch itself checks them."""
     batch, heads, length, m, d = 2, 3, 21, 4, 5
     sizes = {"b": batch, "h": heads, "n": length, "m": m, "f": m, "d": d, "1": 1}
+    if name.startswith("hybrid"):
+        sizes.update(k=1, d=m, r=m // 2, w=5, s=2, p=2 * m)
     pass_, inputs = PASSES[name], {}
     for tensor in pass_.tensors:
         shape = [sizes[letter] for letter in SHAPES[tensor]]
@@ -297,8 +299,13 @@ def test_an_operator_is_what_it_promises(name):
         inputs["document_ids"] = torch.arange(length).div(9, rounding_mode="floor").expand(batch, -1).contiguous()
     if "log_decay" in inputs:
         inputs["log_decay"] = (-torch.rand(batch, heads, length)).requires_grad_()
+    if "tokens" in inputs:
+        inputs["tokens"] = torch.full((batch, 1), length)
+    if "counted" in inputs:
+        inputs["counted"] = torch.tensor([[3], [9]])
     options = {"feature_map": "elu", "alpha": 0.5, "feedback": True, "scale": 0.25, "coupling_scale": 0.7}
     options.update(output_dtype=torch.float32, presynaptic_target="synapse", calcium_sources="all")
+    options.update(scaling=0.4, window_size=3, sink_tokens=1)
     values = [inputs[tensor] for tensor in pass_.tensors] + [options[option] for option in pass_.options]
     torch.library.opcheck(
         attention_backends._OPERATORS[name],

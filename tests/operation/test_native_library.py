@@ -20,12 +20,23 @@ import pytest
 import torch
 from variants import COMPILER, some_each_time
 
-from astroformer_hf import attention_backend, build, native_library, neuron_astrocyte_attention, neuron_astrocyte_cpu
+from astroformer_hf import (
+    attention_backend,
+    build,
+    hybrid_attention_cpu,
+    native_library,
+    neuron_astrocyte_attention,
+    neuron_astrocyte_cpu,
+)
 from astroformer_hf.attention_backends import choose_backend
+from astroformer_hf.feature_maps import HedgehogMap
+from astroformer_hf.hybrid_attention import ExactPart, Synapses, hybrid_attention
 from astroformer_hf.neuron_astrocyte_cpu_source import generate_source
 
 
 pytestmark = pytest.mark.compiler
+
+LIBRARIES = (neuron_astrocyte_cpu, hybrid_attention_cpu)
 
 SOURCE = '#include <omp.h>\nextern "C" int answer() { return 41 + omp_get_thread_limit() / omp_get_thread_limit(); }\n'
 
@@ -412,6 +423,24 @@ def test_without_a_compiler_the_plain_form_runs(cache, tmp_path, monkeypatch, ca
         neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
 
 
+def test_without_a_compiler_hybrid_attention_runs_in_its_plain_form(cache, monkeypatch, caplog, tmp_path):
+    x, maps = torch.ones(1, 2, 5, 3), HedgehogMap(torch.ones(2, 3, 4))
+    inputs = {"synapses": Synapses(maps, maps, torch.ones(2, 1, 1)), "exact": ExactPart(2), "scaling": 1.0}
+    with attention_backend("plain"):
+        expected, _ = hybrid_attention(x, x, x, **inputs, causal=True)
+    no_compiler(monkeypatch, tmp_path)
+    for library in LIBRARIES:
+        library._library_or_obstacle.cache_clear()
+    try:
+        torch.testing.assert_close(hybrid_attention(x, x, x, **inputs, causal=True)[0], expected)
+        assert sum("Hybrid attention runs in its plain form" in warning for warning in warnings_of(caplog)) == 1
+        with attention_backend("cpp"), pytest.raises(RuntimeError, match="it could not be built here"):
+            hybrid_attention(x, x, x, **inputs, causal=True)
+    finally:
+        for library in LIBRARIES:
+            library._library_or_obstacle.cache_clear()
+
+
 def test_who_asks_for_the_plain_form_is_not_warned(cache, monkeypatch, caplog, tmp_path):
     no_compiler(monkeypatch, tmp_path)
     monkeypatch.setenv("ASTROFORMER_BACKEND", "plain")
@@ -425,10 +454,11 @@ def test_who_asks_for_the_plain_form_is_not_warned(cache, monkeypatch, caplog, t
 
 
 def test_the_command_builds_ahead(cache, capsys, monkeypatch):
-    monkeypatch.setattr(neuron_astrocyte_cpu, "SOURCE", SOURCE)
+    for library in LIBRARIES:
+        monkeypatch.setattr(library, "SOURCE", SOURCE)
     assert build.main([]) == 0
-    path = Path(capsys.readouterr().out.strip())
-    assert path.parent == cache and path.is_file()
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(set(paths)) == 2 and all(path.parent == cache and path.is_file() for path in paths)
     monkeypatch.setenv("CXX", "false")
     assert build.main([]) == 0
     assert build.main(["--rebuild"]) == 1
@@ -453,11 +483,12 @@ def test_the_command_runs_as_a_module(cache, strangers, tmp_path):
 PRESENT = {os.path.realpath(path): path for path in map(shutil.which, native_library.COMPILERS) if path}
 
 
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.LIBRARY_NAME)
 @pytest.mark.parametrize("compiler", PRESENT.values())
-def test_the_source_compiles_without_a_warning(compiler, tmp_path):
+def test_the_source_compiles_without_a_warning(compiler, library, tmp_path):
     source = tmp_path / "source.cpp"
-    source.write_text(neuron_astrocyte_cpu.SOURCE)
-    flags = native_library._recipe("neuron_astrocyte", neuron_astrocyte_cpu.SOURCE).flags
+    source.write_text(library.SOURCE)
+    flags = native_library._recipe(library.LIBRARY_NAME, library.SOURCE).flags
     command = [compiler, *flags, "-Wall", "-Wextra", "-Werror", "-c", source, "-o", tmp_path / "source.o"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -546,9 +577,15 @@ def test_too_little_memory_is_an_error_in_words(threads, scripts, tmp_path):
         assert "too little memory for neuron-astrocyte attention" in line and function in line, line
 
 
-@pytest.mark.parametrize("function", neuron_astrocyte_cpu.FUNCTIONS)
-def test_every_function_tells_that_memory_is_missing(function):
-    sizes = {"batch": 1, "heads": 1, "splits": 1, "length": 50, "features": 2**24, "head_dim": 2**24}
+@pytest.mark.parametrize(
+    "library, function", [(library, function) for library in LIBRARIES for function in library.FUNCTIONS]
+)
+def test_every_function_tells_that_memory_is_missing(library, function):
+    sizes = {"batch": 1, "length": 50, "head_dim": 2**24}
+    if library is neuron_astrocyte_cpu:
+        sizes.update(heads=1, splits=1, features=2**24)
+    else:
+        sizes.update(key_heads=1, groups=1, chunks=2, map_columns=2**24, causal=1)
     for threads in (1, 2):
-        arguments = neuron_astrocyte_cpu._Arguments(threads=threads, **sizes)
-        assert getattr(neuron_astrocyte_cpu._library(), function)(arguments) == 1
+        arguments = library._Arguments(threads=threads, **sizes)
+        assert getattr(library._library_or_obstacle()[0], function)(arguments) == 1
