@@ -15,6 +15,9 @@ import argparse
 from pathlib import Path
 
 import convert
+import torch
+import train_text_classification
+from comparison.cells import as_arguments
 from conversion.arms import CONVERSIONS
 from conversion.inputs import load_processor
 from conversion.quality import probe_accuracies
@@ -47,6 +50,11 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/pretrained"), help="of the models (default: %(default)s)"
     )
+    parser.add_argument(
+        "--finetune",
+        action="store_true",
+        help="then also train for the labels of the data, converted models and others",
+    )
     parser.add_argument("--list", action="store_true", help="convert nothing; list what is done and what is missing")
     args = parser.parse_args(arguments)
     named = {}
@@ -61,14 +69,6 @@ def parse_arguments(arguments=None):
             parser.error(f"--arms: {name} has no arm {sorted(unknown)[0]!r}; it has {known}")
     args.models = named
     return args
-
-
-def command_line(source, data, output_dir, options):
-    """The words of the `convert.py` command of an arm; an option that is True is given without a value."""
-    words = ["--model", source, "--text", data, "--output_dir", str(output_dir)]
-    for name, value in options.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return words
 
 
 def probe(source, folder, data):
@@ -91,6 +91,35 @@ def probe(source, folder, data):
     }
 
 
+def finetune(name, source, args):
+    """Trains the original, with softmax attention and with each of this package's, and converted models, for the same
+    steps at the task that the labels of the data are; the records go to RESULTS_DIR/MODEL/finetuned/."""
+    conversion = CONVERSIONS[name]
+    contestants = {"softmax": ["--model_name_or_path", source]}
+    contestants |= {
+        form: ["--model_name_or_path", source, "--attn_implementation", form] for form in ("neuron_astrocyte", "linear")
+    }
+    for arm in conversion.finetuned:
+        contestants[f"converted, {arm}"] = ["--model_name_or_path", str(args.output_dir / name / arm)]
+    data = ["--dataset_dir" if Path(args.data).is_dir() else "--dataset_name", args.data]
+    options = conversion.finetuning
+    if options.get("bf16") and not torch.accelerator.is_available():
+        options = {**options, "use_cpu": True}
+    for contestant, model in contestants.items():
+        file = contestant.replace(", ", "_")
+        path, folder = (
+            args.results_dir / name / "finetuned" / f"{file}.json",
+            args.output_dir / name / "finetuned" / file,
+        )
+        if args.list or path.exists():
+            print(f"{name}, fine-tuned, {contestant}: {'done' if path.exists() else 'missing'}")
+            continue
+        print(f"{name}, fine-tuned, {contestant}: training in {folder}", flush=True)
+        train_text_classification.main([*model, *data, "--output_dir", str(folder), *as_arguments(options)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"contestant": contestant, **read_json(folder / "results.json")})
+
+
 def main(arguments=None):
     args = parse_arguments(arguments)
     for name, source in args.models.items():
@@ -101,12 +130,15 @@ def main(arguments=None):
                 print(f"{name}, {arm}: {'done' if path.exists() else 'missing'}")
                 continue
             print(f"{name}, {arm}: converting to {folder}", flush=True)
-            convert.main(command_line(source, args.data, folder, {**conversion.options, **conversion.arms[arm]}))
+            given = {"model": source, "text": args.data, "output_dir": folder}
+            convert.main(as_arguments({**given, **conversion.options, **conversion.arms[arm]}))
             record = {"arm": arm, **read_json(folder / "results.json")}
             if conversion.has_probe:
                 record["probe"] = probe(source, folder, args.data)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, record)
+        if args.finetune:
+            finetune(name, source, args)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from comparison.presets import FLAG
+
 
 LINEAR = {"window_size": 0, "sink_tokens": 0}
 ASTROCYTE = {"astrocyte_code": "activity"}
@@ -16,11 +18,16 @@ class Conversion:
         options (`dict`): of scripts/convert.py, shared by the arms.
         arms (`dict`): by name, the options in which each arm differs.
         has_probe (`bool`): whether a linear probe of its embeddings is of interest.
+        finetuning (`dict`, *optional*): of scripts/train_text_classification.py, with which the original, the original
+            under each `attn_implementation` of this package, and the arms in `finetuned` are compared at a task.
+        finetuned (`tuple`): names of arms.
     """
 
     options: dict
     arms: dict
     has_probe: bool = False
+    finetuning: dict | None = None
+    finetuned: tuple = ()
 
 
 CONVERSIONS = {
@@ -30,7 +37,7 @@ CONVERSIONS = {
             "sink_tokens": 1,
             "num_transfer": 1600,
             "num_distillation": 6400,
-            "bf16": True,
+            "bf16": FLAG,
         },
         arms={
             "window_and_sinks": {},
@@ -42,6 +49,23 @@ CONVERSIONS = {
             "fixed_map": {"feature_map": "exp"},
         },
         has_probe=True,
+        finetuning={
+            "max_steps": 300,
+            "max_length": 128,
+            "learning_rate": 1e-4,
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 32,
+            "eval_strategy": "steps",
+            "eval_steps": 0.5,
+            "save_strategy": "steps",
+            "save_steps": 0.5,
+            "save_total_limit": 1,
+            "load_best_model_at_end": False,
+            "max_eval_samples": 2000,
+            "bf16": True,
+            "disable_tqdm": True,
+        },
+        finetuned=("window_and_sinks", "linear"),
     ),
     "smollm2": Conversion(
         options={
@@ -52,7 +76,7 @@ CONVERSIONS = {
             "num_transfer": 512,
             "num_distillation": 768,
             "num_validation": 200,
-            "bf16": True,
+            "bf16": FLAG,
         },
         arms={
             "window_and_sinks": {},

@@ -61,5 +61,21 @@ def test_embeddings_are_compared_and_probed(tmp_path):
     assert "abacus, 2 threads" in lines[-2]
 
 
+def test_fine_tuned_models_are_compared_with_softmax(tmp_path):
+    near = {"cosine": 0.9, "cosine_fifth_percentile": 0.8, "spearman": 0.7}
+    write(tmp_path, "encoder", [record("linear", {"swapped": near})])
+    (tmp_path / "encoder/finetuned").mkdir()
+    for contestant, accuracy in (("softmax", 0.9), ("neuron_astrocyte", 0.85), ("converted, linear", 0.91)):
+        content = {"contestant": contestant, "metrics": {"accuracy": accuracy}, "steps": 7, "eval_samples": 1800}
+        content |= {"dataset": "outputs/data/texts", "command": "python scripts/train_text_classification.py"}
+        (tmp_path / "encoder/finetuned" / f"{contestant}.json").write_text(json.dumps(content))
+    lines = conversions_lines(tmp_path)
+    assert "| softmax attention, as it is | 90.0 |  |" in lines
+    assert '| `attn_implementation="neuron_astrocyte"` | 85.0 | -5.0 |' in lines
+    assert "| converted: neither: synapses alone | 91.0 | +1.0 |" in lines
+    assert any("7 steps" in line and "1,800 texts" in line for line in lines)
+    assert any("up to 1.0 points" in line for line in lines)
+
+
 def test_no_records_no_tables(tmp_path):
     assert conversions_lines(tmp_path) == []

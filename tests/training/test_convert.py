@@ -13,6 +13,7 @@ import publish
 import pytest
 import torch
 import transformers
+from comparison.presets import FLAG
 from conversion.arms import Conversion
 from conversion.library_models import SUPPORTED
 from conversion.quality import compare_embeddings, perplexity, probe_accuracies, silenced_synapses
@@ -186,9 +187,11 @@ def test_arms_are_compared_and_not_repeated(tmp_path, monkeypatch, capsys):
     shared = {"num_transfer": 16, "num_distillation": 8, "num_validation": 8, "max_length": 12, "batch_size": 8}
     arms = {
         "window": {"window_size": 2, "sink_tokens": 0},
-        "linear": {"window_size": 0, "sink_tokens": 0, "bf16": True},
+        "linear": {"window_size": 0, "sink_tokens": 0, "bf16": FLAG},
     }
-    monkeypatch.setitem(compare_conversions.CONVERSIONS, "minilm", Conversion(shared, arms, has_probe=True))
+    training = {"max_steps": 2, "max_length": 12, "max_eval_samples": 8, "bf16": True, "disable_tqdm": True}
+    conversion = Conversion(shared, arms, has_probe=True, finetuning=training, finetuned=("window",))
+    monkeypatch.setitem(compare_conversions.CONVERSIONS, "minilm", conversion)
     folders = ("--results_dir", str(tmp_path / "results"), "--output_dir", str(tmp_path / "models"))
     arguments = ["--models", f"minilm={original}", "--data", str(write_reviews(tmp_path / "reviews")), *folders]
     compare_conversions.main([*arguments, "--arms", "window"])
@@ -203,6 +206,12 @@ def test_arms_are_compared_and_not_repeated(tmp_path, monkeypatch, capsys):
     assert "minilm, window: done" in capsys.readouterr().out
     record = json.loads((tmp_path / "results/minilm/linear.json").read_text())
     assert "synapses silenced" not in record["quality"] and "--bf16" in record["command"].split()
+    compare_conversions.main([*arguments, "--arms", "window", "--finetune"])
+    finetuned = sorted((tmp_path / "results/minilm/finetuned").iterdir())
+    assert [path.stem for path in finetuned] == ["converted_window", "linear", "neuron_astrocyte", "softmax"]
+    records = [json.loads(path.read_text()) for path in finetuned]
+    assert [record["arm"] for record in records] == ["neuron_astrocyte_swapped", "linear", "neuron_astrocyte", "sdpa"]
+    assert all(record["steps"] == 2 and 0 <= record["metrics"]["accuracy"] <= 1 for record in records)
 
 
 @pytest.mark.parametrize(
