@@ -71,6 +71,7 @@ def finetuned_lines(folder):
     if "softmax" not in found:
         return []
     softmax = found["softmax"]
+    noise = standard_error(softmax["metrics"]["accuracy"], softmax["eval_samples"])
     rows = []
     for contestant in sorted(found, key=lambda name: (name != "softmax", name)):
         accuracies = [100 * record["metrics"]["accuracy"] for record in (found[contestant], softmax)]
@@ -81,66 +82,14 @@ def finetuned_lines(folder):
         f"{softmax['eval_samples']:,} texts, in percent:",
         "",
         *table(["attention", "accuracy", "against softmax, points"], rows),
-        f"One seed; the standard error of a difference is up to {standard_error(softmax['metrics']['accuracy'], softmax['eval_samples']):.1f} points. "
-        f"`{softmax['command']}`",
+        f"One seed; the standard error of a difference is up to {noise:.1f} points. `{softmax['command']}`",
         "",
     ]
 
 
 def standard_error(accuracy, number):
-    """Of the difference of two such accuracies, each on so many texts, in points; it is less if the texts are shared."""
+    """Of the difference of two such accuracies, each on so many texts, in points; less if the texts are shared."""
     return 100 * math.sqrt(2 * accuracy * (1 - accuracy) / number)
-
-
-def final(record):
-    """The quality of the model that came out."""
-    return next(record["quality"][stage] for stage in FINAL_STAGES if stage in record["quality"])
-
-
-def conversions_lines(folder):
-    """Tables of the arms, as Markdown lines, one of each model; none where there are no records."""
-    lines = []
-    for name, records in load_conversions(folder).items():
-        model, options = Path(records[0]["model"]).name, records[0]["options"]
-        is_causal = "perplexity" in final(records[0])
-        lines += [
-            f"`{model}`, {options['num_transfer']} examples of at most {options['max_length']} tokens for the transfer "
-            f"and {options['num_distillation']} for the distillation, measured on {options['num_validation']} held-out "
-            f"ones of `{Path(records[0]['data']).name}`:",
-            "",
-            *(perplexities(records) if is_causal else nearness(records)),
-            f"{origin(records[0])}. One seed. To repeat: `{records[0]['command']}`",
-            "",
-            *finetuned_lines(Path(folder) / name / "finetuned"),
-        ]
-    return lines
-
-
-def finetuned_lines(folder):
-    """The table of what was trained for the labels of the data; none where there are no records."""
-    found = {record["contestant"]: record for record in map(read_json, sorted(folder.glob("*.json")))}
-    if "softmax" not in found:
-        return []
-    softmax = found["softmax"]
-    rows = []
-    for contestant in sorted(found, key=lambda name: (name != "softmax", name)):
-        accuracies = [100 * record["metrics"]["accuracy"] for record in (found[contestant], softmax)]
-        rows.append([CONTESTANTS.get(contestant, contestant), f"{accuracies[0]:.1f}"])
-        rows[-1].append("" if contestant == "softmax" else f"{accuracies[0] - accuracies[1]:+.1f}")
-    return [
-        f"Fine-tuned for {softmax['steps']} steps on `{Path(softmax['dataset']).name}`, accuracy on "
-        f"{softmax['eval_samples']:,} texts, in percent:",
-        "",
-        *table(["attention", "accuracy", "against softmax, points"], rows),
-        f"One seed; the standard error of a difference is up to {standard_error(softmax['metrics']['accuracy'], softmax['eval_samples']):.1f} points. "
-        f"`{softmax['command']}`",
-        "",
-    ]
-
-
-def standard_error(number):
-    """Of the difference of two accuracies around 90 %, each on so many texts, in points; less if the texts are shared."""
-    return 100 * math.sqrt(2 * 0.9 * 0.1 / number)
 
 
 def perplexities(records):
