@@ -19,13 +19,14 @@ import huggingface_hub
 import publish
 import pytest
 import torch
+from conversion.library_models import SUPPORTED
 from loopback_hub import ORGANIZATION, READER_TOKEN, Fault, File, LoopbackHub, Repository
 from publish import Publisher, PublishError
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from script_server import ScriptServer
 from training.tokenization import train_bpe_tokenizer
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 from variants import HIDE_PACKAGE, ROOT, tiny_config
 
 from astroformer_hf import AstroformerForCausalLM
@@ -562,6 +563,27 @@ print(json.dumps(answers))
 """
 
 
+CONVERTED = {"embedder": "BertModel", "converted": "LlamaForCausalLM"}
+
+
+@pytest.fixture(scope="module")
+def converted(trained, scripts):
+    """Beside the trained ones, folders of library models that `convert.py` gave another attention, briefly."""
+    options = ["--num_transfer", "8", "--num_distillation", "8", "--num_validation", "4", "--batch_size", "4"]
+    options += ["--max_length", "16", "--window_size", "3", "--text", trained / "reviews"]
+    for name, of in CONVERTED.items():
+        model = next(model for model in SUPPORTED if model.name == of).make("sdpa")
+        tokenizer = AutoTokenizer.from_pretrained(trained / ("text" if name == "embedder" else "causal"))
+        model.resize_token_embeddings(len(tokenizer))
+        for part in (model, tokenizer):
+            part.save_pretrained(trained / f"{name}_original")
+        scripts.run(
+            ROOT / "scripts/convert.py",
+            *("--model", trained / f"{name}_original", "--output_dir", trained / name),
+            *options,
+        )
+
+
 def by_hand(hub, trained, name, tmp_path):
     """Puts what would be published of a model on the Hub."""
     folder = stage(Path(shutil.copytree(trained / name, tmp_path / name)), f"user/{name}")[0]
@@ -570,7 +592,7 @@ def by_hand(hub, trained, name, tmp_path):
     hub.repositories["model", f"user/{name}"].commit("main", staged, "upload")
 
 
-def test_a_stranger_gets_the_same_answers(trained, tmp_path):
+def test_a_stranger_gets_the_same_answers(trained, converted, tmp_path):
     picture = tmp_path / "digit.png"
     from PIL import Image
 
@@ -579,6 +601,8 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
         "text": ("text-classification", TEXTS, {"top_k": None}),
         "image": ("image-classification", str(picture), {}),
         "causal": ("text-generation", "def", {"max_new_tokens": 8, "do_sample": False}),
+        "embedder": ("feature-extraction", TEXTS[0], {}),
+        "converted": ("text-generation", "a good", {"max_new_tokens": 8, "do_sample": False}),
     }
     with LoopbackHub() as hub:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -587,7 +611,7 @@ def test_a_stranger_gets_the_same_answers(trained, tmp_path):
         model = ["--model", trained / "text", "--repo_id", "user/text"]
         done = server.run(ROOT / "scripts/publish.py", *model, cwd=tmp_path)
         first = re.search("at commit ([0-9a-f]{40})", done.stdout).group(1)
-        for name in ("image", "causal"):
+        for name in ("image", "causal", *CONVERTED):
             by_hand(hub, trained, name, tmp_path)
         for name, program in (("push.py", PUSH), ("stranger.py", HIDE_PACKAGE + STRANGER)):
             (tmp_path / name).write_text(program)
