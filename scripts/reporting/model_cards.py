@@ -105,18 +105,19 @@ def card_data(record):
 def card(template, known, record):
     """A card as text, after a check that it can be read back."""
     definition, arms = TASKS[record["task"]], known.tasks[record["task"]]
-    rows = []
+    rows, others = [], [other for other in ("softmax", "linear") if other in arms]
     for arm, summary in arms.items():
         name = known.arms[arm].title
         rows.append(
             [
                 f"**{name}**" if arm == record["arm"] else name,
                 with_spread(definition, summary.mean, summary.spread),
-                *(comparisons.difference(definition, summary, arms[other]) for other in ("softmax", "linear")),
+                *(comparisons.difference(definition, summary, arms[other]) for other in others),
                 str(len(summary.values)),
             ]
         )
-    header = ["attention", definition.metric, "better than softmax by", "than linear by", "seeds"]
+    better = [f"better than {other} by" for other in others]
+    header = ["attention", definition.metric, *better, "seeds"]
     training = record["training"]
     text = template.render(
         card_data=card_data(record).to_yaml(),
@@ -134,6 +135,7 @@ def card(template, known, record):
             if name in SHOWN
         },
         comparison="\n".join(table(header, rows)).strip(),
+        is_compared=len(rows) > 1,
         measured_on=origin(record),
         trained_on=origin(training),
     )
