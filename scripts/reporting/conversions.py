@@ -155,7 +155,7 @@ def nearness(records):
 
 def minutes(record):
     """How long the conversion took, with its measurements; of an interrupted one that is not known."""
-    return "" if record["resumed"] else f"{record['seconds'] / 60:.0f}"
+    return "" if record.get("resumed") else f"{record['seconds'] / 60:.0f}"
 
 
 def difference_of_accuracies(accuracy):
