@@ -147,8 +147,8 @@ def nearness(records):
     known = [record["probe"]["original"] for record in records if record.get("probe")]
     if known:
         lines.append(
-            "Probe: how much more accurate a linear probe of the embeddings is than one of the original's, in points, over "
-            f"{len(known[0])} draws of examples; that of the original reaches {100 * mean(known[0]):.1f} %."
+            "Probe: how much more accurate a linear probe of the embeddings is than one of the original's, in points, "
+            f"over {len(known[0])} draws of examples; that of the original reaches {100 * mean(known[0]):.1f} %."
         )
     return lines
 
