@@ -4,7 +4,8 @@
 
     python scripts/report.py            rewrites README.md, results/README.md, docs/speed.md, docs/training.md,
                                         docs/initialisation.md, docs/findings.md, docs/pretrained.md,
-                                        docs/conversions.md, docs/export.md, docs/supported.md, figures and cards
+                                        docs/conversions.md, docs/export.md, docs/macro_model.md, docs/supported.md,
+                                        figures and cards
     python scripts/report.py --check    fails if a text disagrees with the JSON files
     python scripts/report.py --record lowest --junit FILE
                                         writes results/supported/lowest.json, for scripts/test_supported.sh
@@ -17,8 +18,9 @@ import sys
 
 import matplotlib
 from reporting import benchmarks, comparisons, supported
-from reporting.texts import RESULTS, known_comparisons, texts
-from training.files import ROOT, write_whole
+from reporting.texts import MACRO_MODEL, RESULTS, known_comparisons, texts
+from simulation.figures import plot_record
+from training.files import ROOT, read_json, write_whole
 
 
 matplotlib.use("Agg")
@@ -54,6 +56,7 @@ def main(arguments=None):
         comparisons.write_figures(known, RESULTS / "figures")
     for record in benchmarks.load_benchmarks(RESULTS / "benchmark"):
         benchmarks.plot_benchmark(record, ROOT / f"docs/benchmark_{benchmarks.device_of(record)}.png")
+    plot_record(read_json(MACRO_MODEL)).savefig(ROOT / "docs/macro_model.png", dpi=75)
     plt.close("all")
     for path, text in wanted.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
 import json
 
 from comparison.presets import PRESETS
-from training.files import ROOT
+from training.files import ROOT, read_json
 
 from reporting import (
     benchmarks,
@@ -13,6 +13,7 @@ from reporting import (
     findings,
     initialisation,
     library_models,
+    macro_model,
     model_cards,
     quantization,
     supported,
@@ -20,6 +21,7 @@ from reporting import (
 
 
 RESULTS = ROOT / "results"
+MACRO_MODEL = RESULTS / "macro_model/simulation.json"
 BEGIN, END = "<!-- written by scripts/report.py -->", "<!-- end -->"
 RESULTS_HEAD = """# Results
 
@@ -95,6 +97,9 @@ def texts():
             ROOT / "docs/initialisation.md", initialisation.initialisation_lines(tried)
         ),
         ROOT / "docs/export.md": between_markers(ROOT / "docs/export.md", quantization.quantization_lines(quantized)),
+        ROOT / "docs/macro_model.md": between_markers(
+            ROOT / "docs/macro_model.md", macro_model.macro_model_lines(read_json(MACRO_MODEL))
+        ),
         ROOT / "docs/pretrained.md": between_markers(
             ROOT / "docs/pretrained.md", library_models.library_models_lines()
         ),
