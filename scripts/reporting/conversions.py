@@ -68,7 +68,7 @@ def conversions_lines(folder):
 def finetuned_lines(folder):
     """The table of what was trained for the labels of the data; none where there are no records."""
     found = {record["contestant"]: record for record in map(read_json, sorted(folder.glob("*.json")))}
-    if "softmax" not in found:
+    if "softmax" not in found or len(found) == 1:
         return []
     softmax = found["softmax"]
     noise = standard_error(softmax["metrics"]["accuracy"], softmax["eval_samples"])
