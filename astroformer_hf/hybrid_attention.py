@@ -189,6 +189,19 @@ def hybrid_attention(
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def _before_any_token(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    exact: ExactPart,
+    count: torch.Tensor,
+    synapses: NeuronAstrocyteState | None = None,
+) -> HybridState:
+    """The state before the first token: an empty window and no sinks, with the given synapses."""
+    size = key.shape[3] + value.shape[3]
+    window, sinks = (key.new_zeros(*key.shape[:2], number, size) for number in exact)
+    return HybridState(synapses, None, window, sinks, torch.zeros_like(count))
+
+
 def _has_pass(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, synapses: Synapses, *_: Any) -> bool:
     maps = (synapses.query_features, synapses.key_features)
     is_hedgehog = all(isinstance(features, HedgehogMap) for features in maps)
@@ -208,12 +221,10 @@ def _causal_pass(
     """As `_causal`."""
     inputs = _inputs(query, key, value, synapses, count, scaling)
     if state is None:
-        (batch_size, key_heads, _, size), features = key.shape, 2 * inputs["key_map"].shape[2]
-        hebbian, calcium, window, sinks = (
-            key.new_zeros(batch_size, key_heads, *shape)
-            for shape in ((features, size), (features,), *((number, 2 * size) for number in exact))
-        )
-        state = HybridState(NeuronAstrocyteState(hebbian, calcium), None, window, sinks, torch.zeros_like(count))
+        features = 2 * inputs["key_map"].shape[2]
+        hebbian = key.new_zeros(*key.shape[:2], features, value.shape[3])
+        silent = NeuronAstrocyteState(hebbian, key.new_zeros(*key.shape[:2], features))
+        state = _before_any_token(key, value, exact, count, silent)
     assert state.synapses is not None
     inputs.update(grouped_hebbian=state.synapses.hebbian, grouped_calcium=state.synapses.calcium)
     inputs.update(window=state.window, sinks=state.sinks, counted=state.counted)
@@ -342,8 +353,7 @@ def _causal(
     (window_size, sink_tokens), length = exact, query.shape[2]
     brought = torch.cat((key, value), dim=-1)
     if state is None:
-        window, sinks = (brought.new_zeros(*brought.shape[:2], number, brought.shape[3]) for number in exact)
-        state = HybridState(None, None, window, sinks, torch.zeros_like(count))
+        state = _before_any_token(key, value, exact, count)
     before = state.counted
     # behind the tokens of the window before; `place` is that of a token in the whole text
     brought = torch.cat((state.window, brought), dim=2)

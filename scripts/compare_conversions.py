@@ -21,8 +21,7 @@ from comparison.cells import as_arguments
 from conversion.arms import CONVERSIONS
 from conversion.inputs import load_processor
 from conversion.quality import probe_accuracies
-from datasets import concatenate_datasets
-from training.data import load_splits
+from training.data import load_splits, pick_split
 from training.files import read_json, write_json
 from transformers import AutoModel
 
@@ -71,23 +70,33 @@ def parse_arguments(arguments=None):
     return args
 
 
-def probe(source, folder, data):
+def probe(source, folder, data, options):
     """Accuracy of a linear probe on embeddings of the original and of the converted model, for each seed; None where
-    the data have no labels."""
+    the data have no labels.
+
+    It learns from texts of the training split that the conversion did not take, and is measured on the validation
+    split: the converted model has learned from none of them.
+    """
     splits = load_splits(**({"dataset_dir": data} if Path(data).is_dir() else {"dataset_name": data}))
-    if "label" not in splits["train"].column_names:
+    train_name, train = pick_split(splits, options["train_split"])
+    _, validation = pick_split(splits, options["validation_split"])
+    if "label" not in train.column_names:
         return None
-    chosen = [
-        splits[split].shuffle(seed=PROBE_SEEDS[0]).select(range(min(number, len(splits[split]))))
-        for split, number in (("train", PROBE_TRAIN), ("validation", PROBE_TEST))
-    ]
-    examples = concatenate_datasets(chosen)
+    train, validation = (rows.shuffle(seed=options["seed"]) for rows in (train, validation))
+    used = options["num_transfer"] + options["num_distillation"]
+    if used >= len(train):
+        raise ValueError(f"the conversion took all {len(train)} examples of split {train_name!r}; a probe needs others")
+    pools = train.select(range(used, len(train))), validation
+    numbers = PROBE_TRAIN, PROBE_TEST
+    # a quarter more than a seed draws
+    train, test = (
+        pool.select(range(min(len(pool), number * 5 // 4))) for pool, number in zip(pools, numbers, strict=True)
+    )
     original = convert.load_original(source)
-    processor, num_train = load_processor(original, source), len(chosen[0])
+    processor = load_processor(original, source)
     models = {"original": original, "converted": AutoModel.from_pretrained(folder).eval()}
     return {
-        name: probe_accuracies(model, processor, examples["text"][:], examples["label"][:], PROBE_SEEDS, num_train)
-        for name, model in models.items()
+        name: probe_accuracies(model, processor, train, test, PROBE_SEEDS, numbers) for name, model in models.items()
     }
 
 
@@ -134,7 +143,7 @@ def main(arguments=None):
             convert.main(as_arguments({**given, **conversion.options, **conversion.arms[arm]}))
             record = {"arm": arm, **read_json(folder / "results.json")}
             if conversion.has_probe:
-                record["probe"] = probe(source, folder, args.data)
+                record["probe"] = probe(source, folder, args.data, record["options"])
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, record)
         if args.finetune:

@@ -35,33 +35,36 @@ def compare_embeddings(found, wanted):
     }
 
 
-def probe_accuracies(model, processor, texts, labels, seeds, num_train, batch_size=16, max_length=128):
+def probe_accuracies(model, processor, train, test, seeds, numbers, batch_size=16, max_length=128):
     """Accuracy of logistic regression from a model's embeddings to the labels of texts.
 
     Args:
         model (`PreTrainedModel`), processor: the model and its tokenizer.
-        texts (list of `str`), labels (list): of the examples.
-        seeds (list of `int`): each draws other examples to learn from; the rest is measured.
-        num_train (`int`): how many are drawn.
+        train, test (`datasets.Dataset`): with the columns `text` and `label`.
+        seeds (list of `int`): each draws other examples of both.
+        numbers (pair of `int`): how many to learn from, and to measure on; all, where there are no more.
         batch_size, max_length (`int`): of the texts that the model reads.
 
     Returns:
         The accuracies, one of each seed.
     """
-    batches = (
-        processor(
-            texts[i : i + batch_size], truncation=True, max_length=max_length, padding=True, return_tensors="pt"
-        ).to(model.device)
-        for i in range(0, len(texts), batch_size)
-    )
-    features, labels = embeddings(model, batches).cpu().numpy(), np.asarray(labels)
-    accuracies = []
+    options = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
+
+    def read(rows):
+        texts = (rows[i : i + batch_size]["text"] for i in range(0, len(rows), batch_size))
+        found = embeddings(model, (processor(some, **options).to(model.device) for some in texts))
+        return found.cpu().numpy(), np.asarray(rows["label"])
+
+    read_once, accuracies = [read(train), read(test)], []
     for seed in seeds:
-        train, test = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tensor_split(
-            [num_train]
+        generator = np.random.default_rng(seed)
+        chosen = [
+            generator.permutation(len(labels))[:number] for (_, labels), number in zip(read_once, numbers, strict=True)
+        ]
+        (x, y), (test_x, test_y) = (
+            (features[rows], labels[rows]) for (features, labels), rows in zip(read_once, chosen, strict=True)
         )
-        probe = LogisticRegression(max_iter=1000).fit(features[train], labels[train])
-        accuracies.append(probe.score(features[test], labels[test]))
+        accuracies.append(LogisticRegression(max_iter=1000).fit(x, y).score(test_x, test_y))
     return accuracies
 
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """What each part of the new attention is worth in a converted model: the records of scripts/compare_conversions.py."""
 
-import json
 import math
 from pathlib import Path
 from statistics import mean, stdev
@@ -36,7 +35,7 @@ def load_conversions(folder):
     """The records by the name of the model, in the order of `NAMES`."""
     found = {}
     for path in Path(folder).glob("*/*.json"):
-        found.setdefault(path.parent.name, []).append(json.loads(path.read_text(encoding="utf-8")))
+        found.setdefault(path.parent.name, []).append(read_json(path))
     order = list(NAMES)
     return {name: sorted(found[name], key=lambda record: order.index(record["arm"])) for name in sorted(found)}
 

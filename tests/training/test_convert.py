@@ -15,10 +15,12 @@ import torch
 import transformers
 from comparison.presets import FLAG
 from conversion.arms import Conversion
+from conversion.inputs import Inputs
 from conversion.library_models import SUPPORTED
 from conversion.quality import compare_embeddings, perplexity, probe_accuracies, silenced_synapses
 from PIL import Image
 from reviews import write_reviews
+from training.data import load_splits
 from training.tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTImageProcessorPil, pipeline
 
@@ -230,7 +232,7 @@ def test_unknown_arms_are_errors(arguments, message, capsys):
 
 def test_a_probe_reads_what_embeddings_hold():
     """Of one-hot embeddings of the label, all; of embeddings of nothing, the more frequent class at best."""
-    texts, labels = [f"w{i}" for i in range(60)], [i % 2 for i in range(60)]
+    rows = datasets.Dataset.from_dict({"text": [f"w{i}" for i in range(60)], "label": [i % 2 for i in range(60)]})
 
     def processor(texts, **options):
         return transformers.BatchEncoding({"numbers": torch.tensor([int(text[1:]) for text in texts])})
@@ -245,5 +247,29 @@ def test_a_probe_reads_what_embeddings_hold():
             place = numbers % 2 if self.knows else torch.zeros_like(numbers)
             return mock.Mock(hidden_states=[torch.nn.functional.one_hot(place, 2)[:, None].float()])
 
-    assert probe_accuracies(Model(True), processor, texts, labels, [1, 2], 40) == [1, 1]
-    assert max(probe_accuracies(Model(False), processor, texts, labels, [1, 2], 40)) <= 0.65
+    assert probe_accuracies(Model(True), processor, rows, rows, [1, 2], (40, 20)) == [1, 1]
+    assert probe_accuracies(Model(False), processor, rows, rows, [1], (60, 60)) == [0.5]
+
+
+def test_a_probe_is_of_texts_that_the_conversion_has_not_seen(tmp_path, monkeypatch):
+    original, data = save_original("BertModel", tmp_path / "original"), write_reviews(tmp_path / "reviews")
+    shared = {"num_transfer": 10, "num_distillation": 8, "num_validation": 8, "max_length": 12, "batch_size": 8}
+    conversion = Conversion(shared, {"linear": {"window_size": 0, "sink_tokens": 0}}, has_probe=True)
+    monkeypatch.setitem(compare_conversions.CONVERSIONS, "minilm", conversion)
+    seen, probed = [], []
+    monkeypatch.setattr(
+        Inputs, "_tokens", lambda self, rows, tokens=Inputs._tokens: seen.extend(rows["text"]) or tokens(self, rows)
+    )
+
+    def probe(model, processor, train, test, seeds, numbers):
+        probed.append((train["text"][:], test["text"][:]))
+        return [0.5] * len(seeds)
+
+    monkeypatch.setattr(compare_conversions, "probe_accuracies", probe)
+    folders = ("--results_dir", str(tmp_path / "results"), "--output_dir", str(tmp_path / "models"))
+    compare_conversions.main(["--models", f"minilm={original}", "--data", str(data), *folders])
+    splits = load_splits(dataset_dir=str(data))
+    learned, (train, test) = set(seen) & set(splits["train"]["text"]), probed[0]
+    assert len(learned) == 18 and len(train) > 0
+    assert set(train) <= set(splits["train"]["text"]) - learned and set(test) <= set(splits["validation"]["text"])
+    assert probed == [probed[0]] * 2  # of both models the same
