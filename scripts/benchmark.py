@@ -568,8 +568,9 @@ def measure_converted(record, arguments):
         input_ids = torch.randint(config.vocab_size, (1, length), device=device)
         return made[name](input_ids, use_cache=True, logits_to_keep=1, **{CACHE_NAME: cache})[CACHE_NAME]
 
+    common = {"causal": True, "backward": False, "batch": 1, **CONVERTED}
     for length in PROMPTS:
-        case = {"section": "prefill, converted", "causal": True, "backward": False, "length": length, "batch": 1}
+        case = {"section": "prefill, converted", "length": length, **common}
         if record.has(case):
             continue
         contestants = {name: lambda name=name, length=length: read(name, length) for name in made}
@@ -579,7 +580,7 @@ def measure_converted(record, arguments):
         record.save()
         print(f"reading {length} tokens: {', '.join(f'{name} {x:.2f} s' for name, x in times.items())}", flush=True)
     for context in CONVERTED_CONTEXTS:
-        case = {"section": "decoding, converted", "causal": True, "backward": False, "length": context, "batch": 1}
+        case = {"section": "decoding, converted", "length": context, **common}
         if record.has(case):
             continue
         caches = {"softmax": read("softmax", 1), "swapped": HybridCache(made["swapped"].config)}

@@ -268,7 +268,11 @@ def converted_text(records):
                 [f"{x / 2**20:.1f}" for x in measured[2:]],
             )
             contexts.append([f"{n:,}", ratio("decoding, converted", n), *milliseconds, *mebibytes])
+        swapped = record["rows"][0]
         lines += [
+            "A Llama of the shape of SmolLM2-135M, each layer swapped: the nearest "
+            f"{swapped['window_size']} tokens and {swapped['sink_tokens']} sinks are exact, the rest is synapses.",
+            "",
             "Reading a prompt, relative to softmax attention by SDPA, 2 meaning twice as fast:",
             "",
             *table(["tokens", "speed"], prompts),

@@ -67,8 +67,7 @@ def speed_lines(measured):
 def speed_of_converted_lines():
     """How fast a converted model is, under a heading of its own."""
     text = benchmarks.converted_text(benchmarks.load_benchmarks(RESULTS / "converted"))
-    heading = "A Llama of the shape of SmolLM2-135M, each layer swapped, as `CONVERTED` in `scripts/benchmark.py` says:"
-    return ["## Speed", "", heading, "", *text] if text else []
+    return ["## Speed", "", *text] if text else []
 
 
 def between_markers(path, lines):
