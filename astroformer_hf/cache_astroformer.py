@@ -26,6 +26,9 @@ class SynapseCacheLayer(CacheLayerMixin):
         length: tokens so far, padding included.
         places: `(batch, 1)`, which of them are real, as a sum of numbers that stand for their places, or None if all
             are; the first layer's is that of the cache.
+        memory: `(batch, num_memory_tokens, hidden_size)`, what the open segment began with, where a model reads in
+            segments; else None. The first layer's is that of the cache. The states above are then those of the open
+            segment, but for the numbers of tokens, which are those of the text.
     """
 
     synapses: NeuronAstrocyteState | None
@@ -34,6 +37,7 @@ class SynapseCacheLayer(CacheLayerMixin):
     counted: torch.Tensor | None
     length: int
     places: torch.Tensor | None
+    memory: torch.Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,9 +71,14 @@ class SynapseCacheLayer(CacheLayerMixin):
         return sum(x.numel() * x.element_size() for state in self._states() for x in state)
 
     def reset(self) -> None:
-        self.synapses = self.code_state = self.covariance = self.counted = self.places = None
+        self.forget_segment()
+        self.counted = self.places = self.memory = None
         self.length = 0
         self.is_initialized = False
+
+    def forget_segment(self) -> None:
+        """Empties the synapses, for another segment of the same text."""
+        self.synapses = self.code_state = self.covariance = None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._apply(lambda x: x.index_select(0, beam_idx.to(x.device)))
@@ -104,7 +113,8 @@ class SynapseCacheLayer(CacheLayerMixin):
             self._apply(lambda x: x.to(self.device, non_blocking=True))
 
     def _states(self) -> list[tuple[torch.Tensor, ...]]:
-        return [state for state in (self.synapses, self.code_state, self.covariance) if state is not None]
+        memory = None if self.memory is None else (self.memory,)
+        return [state for state in (self.synapses, self.code_state, self.covariance, memory) if state is not None]
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for name in ("synapses", "code_state", "covariance"):
@@ -112,7 +122,7 @@ class SynapseCacheLayer(CacheLayerMixin):
             if state is not None:
                 # a named tuple takes its fields one by one
                 setattr(self, name, getattr(type(state), "_make", type(state))(map(function, state)))
-        for name in ("counted", "places"):
+        for name in ("counted", "places", "memory"):
             if getattr(self, name) is not None:
                 setattr(self, name, function(getattr(self, name)))
 
@@ -157,6 +167,27 @@ class AstroformerCache(Cache):
         """Memory that the states take; the same after every token."""
         return sum(layer.num_bytes for layer in self.layers)
 
+    def copy_rows(self, rows: torch.Tensor | None = None) -> "AstroformerCache":
+        """A cache with the states of some sequences, by their indices, or of all. What is written there is not here."""
+        copied = type(self)(len(self.layers))
+        for layer, own in zip(copied.layers, self.layers, strict=True):
+            vars(layer).update(vars(own))
+        if rows is not None:
+            copied.batch_select_indices(rows)
+        return copied
+
+    def put_rows(self, rows: torch.Tensor, other: "AstroformerCache") -> None:
+        """Takes over the states of another cache's sequences, but for the numbers of tokens, as those at `rows`."""
+        for own, layer in zip(self.layers, other.layers, strict=True):
+            for name in ("synapses", "code_state", "covariance"):
+                state, new = getattr(own, name), getattr(layer, name)
+                if state is not None:  # where nothing was written yet, states are 0
+                    new = [0.0] * len(state) if new is None else new
+                    put = [_put(x, rows, y) for x, y in zip(state, new, strict=True)]
+                    setattr(own, name, getattr(type(state), "_make", type(state))(put))
+            if own.memory is not None:
+                own.memory = _put(own.memory, rows, layer.memory)
+
     def follow_mask(self, attention_mask: torch.Tensor | None, batch_size: int, length: int) -> None:
         """Checks a mask against what was written, and takes down which of the tokens that come now are padding.
 
@@ -197,6 +228,11 @@ class AstroformerCache(Cache):
                 )
         now = _sum_of_places(attention_mask[:, past_length:] != 0, past_length)
         first.places = now if before is None else before.to(now.device) + now
+
+
+def _put(x: torch.Tensor, rows: torch.Tensor, y: Any) -> torch.Tensor:
+    y = y if torch.is_tensor(y) else x.new_full((len(rows), *x.shape[1:]), y)
+    return x.index_copy(0, rows, y.to(x.dtype))
 
 
 def _sum_of_places(real: torch.Tensor, past_length: int) -> torch.Tensor:

@@ -36,6 +36,7 @@ CHOICES: dict[str, Collection[str]] = {
     "presynaptic_target": PRESYNAPTIC_TARGETS,
     "calcium_sources": CALCIUM_SOURCES,
     "hebbian_rule": ("correlation", "covariance"),
+    "memory_retention": ("streaming", "ltp", "none"),
     "pooling": ("mean", "cls", "last"),
 }
 # What a field means that a saved configuration does not have, because it is older than the field. Not the default of a
@@ -68,6 +69,7 @@ POSITIVE = (
     "num_hidden_neurons",
     "num_random_features",
     "num_channels",
+    "segment_length",
     "astrocyte_resting_activity",
     "astrocyte_scale",
     "initializer_range",
@@ -85,6 +87,8 @@ MAX_VALUES = {
     "num_hidden_neurons": 10**5,
     "num_random_features": 10**6,
     "num_channels": 10**5,
+    "num_memory_tokens": 10**6,
+    "segment_length": 10**9,
     "num_labels": 10**6,
 }
 PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -195,6 +199,11 @@ class AstroformerBaseConfig(PreTrainedConfig):
     calcium_sources: str = "all"
     hebbian_rule: str = "correlation"
 
+    segment_length: int | None = None
+    num_memory_tokens: int = 8
+    memory_retention: str = "streaming"
+    memory_backprop: str | int = "replay"
+
     astroformer_version: str | None = __version__
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -284,12 +293,41 @@ class AstroformerBaseConfig(PreTrainedConfig):
                     "hebbian_rule must be 'correlation' for decoders of attention_type 'softmax', whose cache has no "
                     "place for the covariance, got 'covariance'"
                 )
+        self._check_segments()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads, got hidden_size {self.hidden_size} and "
                 f"num_attention_heads {self.num_attention_heads}"
+            )
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Tokens of a segment with its memory tokens, where the model reads in segments; else None."""
+        if self.segment_length is None:
+            return None
+        return self.segment_length + self.num_memory_tokens * (2 if self.is_decoder else 1)
+
+    def _check_segments(self) -> None:
+        """Checks the fields of a model that reads in segments."""
+        backprop = self.memory_backprop
+        is_number = isinstance(backprop, int) and not isinstance(backprop, bool) and backprop >= 0
+        if backprop not in ("replay", "full") and not is_number:
+            raise ValueError(
+                "memory_backprop must be 'replay', 'full' or the number of memories that gradients go through, 0 or "
+                f"more, got {backprop!r}"
+            )
+        if not 0 <= self.num_memory_tokens <= MAX_VALUES["num_memory_tokens"]:
+            raise ValueError(
+                f"num_memory_tokens must be from 0 to {MAX_VALUES['num_memory_tokens']:,}, got {self.num_memory_tokens}"
+            )
+        if self.segment_length is None:
+            return
+        if self.is_decoder and self.memory_retention == "ltp":
+            raise ValueError(
+                "memory_retention must be 'streaming' or 'none' for decoders, which do not know how many segments are "
+                "to come, got 'ltp'"
             )
 
     def _check_serialized_fields(self, keywords: dict[str, Any]) -> None:
@@ -406,6 +444,15 @@ class AstroformerConfig(AstroformerBaseConfig):
             form, or "all", the astrocyte's own processes as well.
         hebbian_rule (`str`, defaults to `"correlation"`): plasticity by the product of activities, the paper's form, or
             by their "covariance" as well: a term of its own, with a learned gain per head, in any arm.
+        segment_length (`int`, *optional*): read a text in segments of so many tokens, each behind memory tokens that
+            carry what came before (`segments.py`). Unset, a text is read at once.
+        num_memory_tokens (`int`, defaults to 8): memory tokens; 0 leaves segments without a memory.
+        memory_retention (`str`, defaults to `"streaming"`): how strong the memory is after each segment: by the
+            segment's share of what the astrocyte holds so far ("streaming"), by its share of all segments ("ltp",
+            the paper's form, for encoders and texts in one call), or as strong as ever ("none").
+        memory_backprop (`str` or `int`, defaults to `"replay"`): gradients through the memory: through all segments, of
+            which each is computed again ("replay", AMRB: memory hardly grows with their number) or kept ("full"), or,
+            with replay, through so many memories at most.
         astroformer_version (`str`): the release that saved a checkpoint; a newer one than this gives a warning.
 
     Raises:
@@ -414,7 +461,7 @@ class AstroformerConfig(AstroformerBaseConfig):
     """
 
     model_type = "astroformer"
-    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # one from transformers 5.24 on, the other before it
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "memory"]  # a cache's name changed in transformers 5.24
     auto_map_of_class = auto_map("astroformer", "AstroformerConfig", TEXT_MODELS)
     num_position_dimensions = 1
 
@@ -428,12 +475,14 @@ class AstroformerConfig(AstroformerBaseConfig):
     @property
     def num_table_positions(self) -> int:
         """Rows of the "learned" astrocyte code."""
-        return self._table_rows
+        return self._table_rows if self.longest_sequence is None else self.longest_sequence
 
     @property
     def longest_input(self) -> int | None:
         """Tokens that an input may have at most, generated ones included: the rows of the "learned" astrocyte code.
-        None for all else, which takes any length."""
+        None for all else, which takes any length, and where a text is read in segments."""
+        if self.segment_length is not None:
+            return None
         has_code = self.attention_type == "neuron_astrocyte" and self.use_astrocyte_hebbian
         code = ASTROCYTE_CODES.get(self.astrocyte_code)
         return self.num_table_positions if has_code and code is not None and code.has_table else None

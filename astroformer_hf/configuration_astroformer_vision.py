@@ -29,7 +29,8 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             hidden_act, classifier_dropout, attention_type, feature_map, num_hidden_neurons, num_random_features,
             presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,
             astrocyte_resting_activity, calcium_normalization, synaptic_decay, initial_memory_spans, presynaptic_target,
-            calcium_sources, hebbian_rule: as of `AstroformerConfig`, but `astrocyte_code` defaults to `"sinusoidal"`,
+            calcium_sources, hebbian_rule, segment_length, num_memory_tokens, memory_retention, memory_backprop: as
+            of `AstroformerConfig`, but `astrocyte_code` defaults to `"sinusoidal"`,
             `astrocyte_scale` and `astrocyte_resting_activity` to 1.0, `initial_memory_spans` to `(1.0, 32.0)`, and
             `synaptic_decay`, which cannot be "gated", to `"learned"` in the arm "neuron_astrocyte". The unit of
             distance for `astrocyte_scale` is a patch, and so is that of memory spans, which are counted along rows plus
@@ -43,7 +44,6 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     model_type = "astroformer_vision"
     default_decay = "learned"
     auto_map_of_class = auto_map("astroformer_vision", "AstroformerVisionConfig", IMAGE_MODELS)
-    num_position_dimensions = 2
 
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
@@ -55,6 +55,11 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3
+
+    @property
+    def num_position_dimensions(self) -> int:
+        """Of the places of patches: two on the grid; one where they are read in segments, as a sequence."""
+        return 2 if self.segment_length is None else 1
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -69,6 +74,8 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
     @property
     def num_table_positions(self) -> int:
         """Rows of the "learned" astrocyte code."""
+        if self.longest_sequence is not None:
+            return self.longest_sequence
         rows, columns = self.grid
         return rows * columns + self.has_class_token
 
@@ -92,6 +99,11 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             )
         if self.is_decoder:
             raise ValueError("is_decoder must be False for images, got True")
+        if self.segment_length is not None and self.has_class_token:
+            raise ValueError(
+                "pooling must be 'mean' with segment_length, because a class token would see the first segment alone, "
+                "got 'cls'"
+            )
 
 
 def pair(size: Any) -> tuple[int, int]:

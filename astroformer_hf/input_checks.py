@@ -179,7 +179,11 @@ def check_cache_layer(memory: Any, config: AstroformerConfig, code_has_state: bo
     expected: tuple
     head_size, num_neurons = config.hidden_size // config.num_attention_heads, config.num_hidden_neurons
     assert num_neurons is not None  # the configuration has put the head size in its place
-    if config.attention_type == "softmax":
+    if config.segment_length is not None:  # without memory tokens, an empty segment has no synapses
+        batch_in_cache = 0 if memory.memory is None else memory.memory.shape[0]
+        found = () if memory.memory is None else tuple(memory.memory.shape[1:])
+        expected = (config.num_memory_tokens, config.hidden_size)
+    elif config.attention_type == "softmax":
         batch_in_cache = memory.keys.shape[0]
         channels = num_neurons + (config.synaptic_decay != "none")  # beside each key, how much is left when it comes
         found, expected = (memory.keys.shape[-1], memory.values.shape[-1]), (channels, head_size)
@@ -188,6 +192,8 @@ def check_cache_layer(memory: Any, config: AstroformerConfig, code_has_state: bo
         num_features = FEATURE_MAPS[config.feature_map].num_features(num_neurons, config.num_random_features)
         found = (*memory.synapses.hebbian.shape[-2:], memory.code_state is not None)
         expected = (num_features, head_size, code_has_state)
+    if config.segment_length is None and getattr(memory, "memory", None) is not None:
+        found = (*found, "memory")
     if found != expected:
         raise ValueError(f"{CACHE_NAME} was written by another model, whose attention has other sizes or codes")
     if batch_in_cache != batch_size:

@@ -83,6 +83,10 @@ def look_inside(model: PreTrainedModel, **inputs: Any) -> tuple[ModelOutput, lis
     if not layers or layers[0].attention_type == "softmax":
         found = layers[0].attention_type if layers else type(model).__name__
         raise ValueError(f"model must have neuron-astrocyte or linear attention, got {found!r}")
+    if (segment_length := getattr(model.config, "segment_length", None)) is not None:
+        raise ValueError(
+            f"look_inside takes models that read a text at once, and this one has segment_length={segment_length}"
+        )
     heard = {}
     was_training = model.training
     with ExitStack() as hooks:

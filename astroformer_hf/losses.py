@@ -14,7 +14,12 @@ from .input_checks import check_range
 
 
 def check_pooling(config: AstroformerBaseConfig) -> None:
-    """Raises a ValueError if a causal model is to be pooled to its first token, which has seen nothing else."""
+    """Raises a ValueError if a model is to be pooled to its first token, which has not seen the text."""
+    if config.segment_length is not None and config.pooling == "cls":
+        raise ValueError(
+            f"pooling 'cls' would read the first of the segments (segment_length={config.segment_length}) alone; give "
+            "pooling='last' or 'mean'"
+        )
     if config.is_decoder and config.pooling == "cls":
         raise ValueError(
             "pooling 'cls' would read the first token of a causal model (is_decoder=True), which sees no other; give "

@@ -16,16 +16,6 @@ from torch import nn
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
@@ -62,7 +52,28 @@ from .losses import (
     sequence_classification_loss,
 )
 from .model_classes import TEXT_MODELS
+from .model_outputs import (
+    AstroformerBaseModelOutput,
+    AstroformerBaseModelOutputWithPast,
+    AstroformerCausalLMOutputWithPast,
+    AstroformerMaskedLMOutput,
+    AstroformerMultipleChoiceModelOutput,
+    AstroformerQuestionAnsweringModelOutput,
+    AstroformerSequenceClassifierOutput,
+    AstroformerTokenClassifierOutput,
+)
 from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
+from .segments import (
+    AstroformerMemory,
+    Pick,
+    check_memory,
+    check_segments_of,
+    continue_in_segments,
+    read_in_segments,
+    refuse_recording,
+    texts_of,
+    use_of_segment_cache,
+)
 from .synaptic_decay import SynapticDecay
 from .token_layout import GridLayout, SequenceLayout, sequence_layout, sinusoidal_features
 from .traced_values import hold_shape
@@ -141,7 +152,9 @@ class AstroformerPreTrainedModel(SafelyLoadedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, AstrocyteCode | SynapticDecay):
+        if isinstance(module, AstroformerMemory):
+            init.normal_(module.embeddings, std=self.config.initializer_range)
+        elif isinstance(module, AstrocyteCode | SynapticDecay):
             for parameter, value in module.initial_values(self.config):
                 init.copy_(parameter, value)
         elif isinstance(module, AstroformerAttention):
@@ -157,11 +170,14 @@ class AstroformerEncoder(AstroformerPreTrainedModel):
 
     layers: nn.ModuleList
     norm: nn.LayerNorm
+    memory: AstroformerMemory
 
     def build_layers(self, config: AstroformerBaseConfig) -> None:
-        """Makes the blocks and the normalisation."""
+        """Makes the blocks and the normalisation, and the memory of a model that reads in segments."""
         self.layers = nn.ModuleList([AstroformerLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.segment_length is not None:
+            self.memory = AstroformerMemory(config)
 
     def encode(
         self,
@@ -216,8 +232,9 @@ class AstroformerModel(AstroformerEncoder):
         inputs_embeds: torch.Tensor | None = None,
         cache: Cache | None = None,
         use_cache: bool | None = None,
+        memory: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple | BaseModelOutput | BaseModelOutputWithPast:
+    ) -> tuple | AstroformerBaseModelOutput | AstroformerBaseModelOutputWithPast:
         """Computes the hidden states of a batch of token sequences.
 
         Args:
@@ -234,7 +251,10 @@ class AstroformerModel(AstroformerEncoder):
             cache (`AstroformerCache` or `DynamicCache`, *optional*): decoders only: the state after the tokens before
                 these, as an earlier call returned it (a `DynamicCache` in the softmax arm). It is written to. Before
                 transformers 5.24 its name is `past_key_values`.
-            use_cache (`bool`, *optional*): decoders only: whether to return that state; `config.use_cache` by default.
+            use_cache (`bool`, *optional*): decoders only: whether to return that state; `config.use_cache` by default,
+                but not of a model that reads in segments while gradients are on.
+            memory (`torch.Tensor`, *optional*): of a model that reads in segments: what came before these texts, `(batch,
+                num_memory_tokens, hidden_size)`, as an earlier call returned it. A cache holds its own.
             seq_idx, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k (*optional*): the same of packed rows in
                 the words of other collators, see `packed_rows.py`.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in every library model. The
@@ -243,7 +263,9 @@ class AstroformerModel(AstroformerEncoder):
 
         Returns:
             `BaseModelOutput` with `last_hidden_state` of shape `(batch, length, hidden_size)`; of a decoder
-            `BaseModelOutputWithPast`, with `cache` (before transformers 5.24 `past_key_values`) as well.
+            `BaseModelOutputWithPast`, with `cache` (before transformers 5.24 `past_key_values`) as well. Of a
+            model that reads in segments also with `memory`, after the last token of each text: to go on from it is to
+            begin another segment there. It is None after a single token that continues a cache.
 
         Raises:
             ValueError: for inputs that do not fit; the message names the argument.
@@ -262,6 +284,7 @@ class AstroformerModel(AstroformerEncoder):
         tokens: Any = input_ids if inputs_embeds is None else inputs_embeds
         batch_size, length = tokens.shape[:2]
         check_library_keywords(kwargs, self.config, length, past_length)
+        refuse_recording(kwargs, self.config)
         document_ids = packed_documents((batch_size, length), attention_mask, position_ids, kwargs, past_length)
         if document_ids is not None and (may_wait_for(document_ids) or is_packed_explicitly(kwargs)):
             if cache is not None and cache_is_asked_for:
@@ -270,6 +293,10 @@ class AstroformerModel(AstroformerEncoder):
                 )
             cache = None
         past_counted = self._continue_cache(cache, attention_mask, batch_size, length)
+        check_memory(memory, self.config, batch_size, past_length)
+        if self.config.segment_length is not None:
+            check_segments_of(inputs, self.config, document_ids, past_length, past_counted)
+            return self._read_in_segments(inputs, memory, cache, past_length)
         layout = sequence_layout(
             length,
             tokens.device,
@@ -285,13 +312,34 @@ class AstroformerModel(AstroformerEncoder):
         hidden_states = self.embeddings(input_ids, token_type_ids, layout.position_ids, inputs_embeds)
         hidden_states = self.encode(hidden_states, layout, kwargs.get("output_attentions"), cache)
         if not self.config.is_decoder:
-            return BaseModelOutput(last_hidden_state=hidden_states)
+            return AstroformerBaseModelOutput(last_hidden_state=hidden_states)
         state: Any = {CACHE_NAME: cache}
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **state)
+        return AstroformerBaseModelOutputWithPast(last_hidden_state=hidden_states, **state)
+
+    def _read_in_segments(
+        self, inputs: TextInputs, memory: torch.Tensor | None, cache: Any, past_length: int
+    ) -> AstroformerBaseModelOutput | AstroformerBaseModelOutputWithPast:
+        input_ids, attention_mask, token_type_ids, _, inputs_embeds = inputs
+        tokens: Any = input_ids if inputs_embeds is None else inputs_embeds
+        texts = texts_of(tokens, None if attention_mask is None else attention_mask[:, past_length:])
+
+        def embed(pick: Pick, position_ids: torch.Tensor) -> torch.Tensor:
+            return self.embeddings(pick(input_ids), pick(token_type_ids), position_ids, pick(inputs_embeds))
+
+        if cache is None:
+            hidden_states, memory = read_in_segments(self, embed, texts, memory)
+        else:
+            hidden_states, memory = continue_in_segments(self, embed, texts, memory, cache)
+        outputs: Any = {"last_hidden_state": hidden_states, "memory": memory}
+        if not self.config.is_decoder:
+            return AstroformerBaseModelOutput(**outputs)
+        return AstroformerBaseModelOutputWithPast(**outputs, **{CACHE_NAME: cache})
 
     def _prepare_cache(self, cache: Any, use_cache: bool | None) -> Any:
         """The cache to continue, a new one where one is wanted, or None."""
         config = self.config
+        if config.segment_length is not None:
+            use_cache = use_of_segment_cache(config, use_cache, cache is not None)
         if cache is not None:
             check_cache(cache, config, is_dropped=drops_cache(self.layers[0]))
             if config.attention_type != "softmax":
@@ -369,9 +417,9 @@ class AstroformerTextHead(AstroformerPreTrainedModel):
         self.astroformer = AstroformerModel(config)
 
 
-def recorded(outputs: BaseModelOutput) -> dict[str, Any]:
-    """What every head returns of its model's outputs: the hidden states and attention maps that were asked for."""
-    return {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+def recorded(outputs: AstroformerBaseModelOutput) -> dict[str, Any]:
+    """What every head returns of its model's outputs: hidden states and attention maps if asked for, and the memory."""
+    return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", "memory")}
 
 
 def classifier_dropout(config: AstroformerBaseConfig) -> nn.Dropout:
@@ -400,6 +448,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         if not config.is_decoder:
             config = copy.deepcopy(config)
             config.is_decoder = True
+            config.validate_architecture()
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -413,6 +462,8 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         kind, cache = generation_config.cache_implementation, model_kwargs.get(CACHE_NAME)
+        if self.config.segment_length is not None:
+            use_of_segment_cache(self.config, bool(generation_config.use_cache))
         if generation_config.prefill_chunk_size is not None and isinstance(cache, Cache) and cache.get_seq_length():
             raise ValueError(  # some releases would read the tokens in the cache a second time
                 f"prefill_chunk_size={generation_config.prefill_chunk_size} does not go with a {CACHE_NAME} that holds "
@@ -443,7 +494,10 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
                 "the cache as well"
             )
         library: Any = super()
-        return library.prepare_inputs_for_generation(*args, **kwargs)
+        prepared = library.prepare_inputs_for_generation(*args, **kwargs)
+        if (cache := prepared.get(CACHE_NAME)) is not None and cache.get_seq_length():
+            prepared.pop("memory", None)  # of before the prompt, which the cache has taken over
+        return prepared
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises NotImplementedError: continuous batching keeps keys and values in pages, which this model has not."""
@@ -460,13 +514,15 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         labels: torch.Tensor | None = None,
         *,
         logits_to_keep: int | torch.Tensor = 0,
+        memory: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple | CausalLMOutputWithPast:
+    ) -> tuple | AstroformerCausalLMOutputWithPast:
         """Predicts, at every token, the next one.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, cache, use_cache: see
                 `AstroformerModel.forward`. In training no state is returned unless `use_cache` asks for it.
+            memory (`torch.Tensor`, *optional*): see there. `generate` takes it, too, as what came before the prompt.
             labels (`torch.LongTensor`, *optional*): `(batch, length)`, the `input_ids` themselves (the shift by one
                 is done here); -100 is ignored, and so is the first token of each document of a packed row.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0): compute logits of the last so many tokens only, or
@@ -484,7 +540,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         loss_arguments = pop_loss_arguments(kwargs)
         if use_cache is None and self.training:
             use_cache = False
-        outputs = self.astroformer(*inputs, cache=cache, use_cache=use_cache, return_dict=True, **kwargs)
+        outputs = self.astroformer(*inputs, cache=cache, use_cache=use_cache, memory=memory, return_dict=True, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
@@ -495,7 +551,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
                 labels = without_first_tokens(labels, inputs.attention_mask, inputs.position_ids, kwargs, ignored)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         state = {CACHE_NAME: getattr(outputs, CACHE_NAME)}
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **state, **recorded(outputs))
+        return AstroformerCausalLMOutputWithPast(loss=loss, logits=logits, **state, **recorded(outputs))
 
 
 class AstroformerTransform(nn.Module):
@@ -535,7 +591,7 @@ class AstroformerForMaskedLM(AstroformerTextHead):
         inputs: TextInputs,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple | MaskedLMOutput:
+    ) -> tuple | AstroformerMaskedLMOutput:
         """Predicts the token at every place.
 
         Args:
@@ -556,7 +612,7 @@ class AstroformerForMaskedLM(AstroformerTextHead):
         if labels is not None:
             labels = class_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size", loss_arguments)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
-        return MaskedLMOutput(loss=loss, logits=logits, **recorded(outputs))
+        return AstroformerMaskedLMOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 class AstroformerForSequenceClassification(AstroformerTextHead):
@@ -578,7 +634,7 @@ class AstroformerForSequenceClassification(AstroformerTextHead):
         num_items_in_batch: torch.Tensor | int | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
-    ) -> tuple | SequenceClassifierOutput:
+    ) -> tuple | AstroformerSequenceClassifierOutput:
         """Classifies a batch of sequences.
 
         Args:
@@ -605,7 +661,7 @@ class AstroformerForSequenceClassification(AstroformerTextHead):
         loss = None
         if labels is not None:
             loss = sequence_classification_loss(logits, labels, self.config, num_items_in_batch)
-        return SequenceClassifierOutput(loss=loss, logits=logits, **recorded(outputs))
+        return AstroformerSequenceClassifierOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 class AstroformerForTokenClassification(AstroformerTextHead):
@@ -625,7 +681,7 @@ class AstroformerForTokenClassification(AstroformerTextHead):
         inputs: TextInputs,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple | TokenClassifierOutput:
+    ) -> tuple | AstroformerTokenClassifierOutput:
         """Classifies every token.
 
         Args:
@@ -646,7 +702,7 @@ class AstroformerForTokenClassification(AstroformerTextHead):
         if labels is not None:
             labels = class_labels(labels, logits.shape[:2], self.num_labels, "num_labels", loss_arguments)
             loss = self.loss_function(logits, labels, self.config, **loss_arguments)
-        return TokenClassifierOutput(loss=loss, logits=logits, **recorded(outputs))
+        return AstroformerTokenClassifierOutput(loss=loss, logits=logits, **recorded(outputs))
 
 
 class AstroformerForQuestionAnswering(AstroformerTextHead):
@@ -665,7 +721,7 @@ class AstroformerForQuestionAnswering(AstroformerTextHead):
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple | QuestionAnsweringModelOutput:
+    ) -> tuple | AstroformerQuestionAnsweringModelOutput:
         """Scores every token as the answer's first and as its last.
 
         Args:
@@ -693,7 +749,7 @@ class AstroformerForQuestionAnswering(AstroformerTextHead):
             start_positions = answer_positions("start_positions", start_positions, *start_logits.shape)
             end_positions = answer_positions("end_positions", end_positions, *end_logits.shape)
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **loss_arguments)
-        return QuestionAnsweringModelOutput(
+        return AstroformerQuestionAnsweringModelOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, **recorded(outputs)
         )
 
@@ -715,7 +771,7 @@ class AstroformerForMultipleChoice(AstroformerTextHead):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
-    ) -> tuple | MultipleChoiceModelOutput:
+    ) -> tuple | AstroformerMultipleChoiceModelOutput:
         """Scores the choices.
 
         Args:
@@ -740,4 +796,4 @@ class AstroformerForMultipleChoice(AstroformerTextHead):
         if labels is not None:
             labels = class_labels(labels, logits.shape[:1], num_choices, "choices")
             loss = classification_loss(logits, labels, num_items_in_batch)
-        return MultipleChoiceModelOutput(loss=loss, logits=logits, **recorded(outputs))
+        return AstroformerMultipleChoiceModelOutput(loss=loss, logits=logits, **recorded(outputs))

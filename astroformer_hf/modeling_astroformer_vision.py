@@ -6,7 +6,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -14,7 +13,9 @@ from .configuration_astroformer_vision import AstroformerVisionConfig, pair
 from .forward_keywords import check_library_keywords, checks_keywords
 from .head_shards import refuse_sharded_sequence
 from .losses import pool, sequence_classification_loss
+from .model_outputs import AstroformerBaseModelOutput, AstroformerImageClassifierOutput
 from .modeling_astroformer import AstroformerEncoder, AstroformerPreTrainedModel, classifier_dropout, recorded
+from .segments import check_memory, read_in_segments, refuse_recording, texts_of
 from .token_layout import GridLayout, grid_layout, sinusoidal_features
 from .traced_values import hold_shape
 
@@ -101,19 +102,25 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel, AstroformerEncode
     @checks_keywords()
     @capture_outputs
     def forward(
-        self, pixel_values: torch.Tensor | None = None, interpolate_pos_encoding: bool = False, **kwargs: Any
-    ) -> tuple | BaseModelOutput:
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        memory: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | AstroformerBaseModelOutput:
         """Encodes a batch of images.
 
         Args:
             pixel_values (`torch.Tensor`): `(batch, num_channels, height, width)`, normalised by the image processor.
             interpolate_pos_encoding (`bool`, defaults to `False`): whether to take images of another size than
                 `config.image_size`: their patches are laid out over the same extent.
+            memory (`torch.Tensor`, *optional*): as of `AstroformerModel.forward`, where `config.segment_length` is set
+                and the patches are read as a sequence, row after row.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in every library model.
 
         Returns:
-            `BaseModelOutput` with `last_hidden_state` of shape `(batch, length, hidden_size)`: one row per patch, in
-            rows from the top left, after that of the class token with `pooling="cls"`.
+            `BaseModelOutput` with `last_hidden_state` of shape `(batch, length, hidden_size)`: one row per
+            patch, in rows from the top left, after that of the class token with `pooling="cls"`.
 
         Raises:
             ValueError: for inputs that do not fit; the message names the argument.
@@ -122,9 +129,15 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel, AstroformerEncode
             raise ValueError("give pixel_values")
         refuse_sharded_sequence(pixel_values=pixel_values)
         check_library_keywords(kwargs, self.config)
-        hidden_states, layout = self.embeddings(pixel_values, interpolate_pos_encoding)
-        hidden_states = self.encode(hidden_states, layout, kwargs.get("output_attentions"))
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        refuse_recording(kwargs, self.config)
+        embeddings, layout = self.embeddings(pixel_values, interpolate_pos_encoding)
+        check_memory(memory, self.config, len(embeddings))
+        if self.config.segment_length is not None:
+            texts = texts_of(embeddings)
+            hidden_states, memory = read_in_segments(self, lambda pick, _: pick(embeddings), texts, memory)
+            return AstroformerBaseModelOutput(last_hidden_state=hidden_states, memory=memory)
+        hidden_states = self.encode(embeddings, layout, kwargs.get("output_attentions"))
+        return AstroformerBaseModelOutput(last_hidden_state=hidden_states)
 
 
 class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
@@ -147,7 +160,7 @@ class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
-    ) -> tuple | ImageClassifierOutput:
+    ) -> tuple | AstroformerImageClassifierOutput:
         """Classifies a batch of images.
 
         Args:
@@ -155,7 +168,8 @@ class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
             labels, num_items_in_batch: see `AstroformerForSequenceClassification.forward`.
 
         Returns:
-            `ImageClassifierOutput` with `logits` of shape `(batch, num_labels)` and `loss` if there are labels.
+            `ImageClassifierOutput` with `logits` of shape `(batch, num_labels)` and `loss` if there are
+            labels.
 
         Raises:
             ValueError: for inputs or labels that do not fit; the message names the argument.
@@ -165,4 +179,4 @@ class AstroformerForImageClassification(AstroformerVisionPreTrainedModel):
         loss = None
         if labels is not None:
             loss = sequence_classification_loss(logits, labels, self.config, num_items_in_batch)
-        return ImageClassifierOutput(loss=loss, logits=logits, **recorded(outputs))
+        return AstroformerImageClassifierOutput(loss=loss, logits=logits, **recorded(outputs))

@@ -38,6 +38,7 @@ VARIANTS = {
     "no feedback": {"use_calcium_feedback": False, "synaptic_decay": "none"},
     "leaky": {"synaptic_decay": "learned"},
     "covariance": {"hebbian_rule": "covariance", "synaptic_decay": "learned"},
+    "segments": {"segment_length": 4, "num_memory_tokens": 2},
     "wide": {"num_hidden_neurons": 12, "astrocyte_code": "sinusoidal"},
     "linear": {"attention_type": "linear"},
     "softmax": {"attention_type": "softmax"},
@@ -49,6 +50,13 @@ EACH_TIME = (
     *("activity", "learned, switches off", "elu, sum", "favor", "no feedback", "covariance"),
     *("linear", "softmax, leaky"),
 )
+
+
+def whole_texts_only(variant, reason):
+    """Skips a test of what models that read in segments do not have."""
+    if "segment_length" in variant:
+        pytest.skip(f"in segments: {reason}")
+
 
 # What a process runs first that is not to have the package, where it is installed.
 HIDE_PACKAGE = f"""

@@ -42,6 +42,10 @@ def run(name, variant):
 @pytest.mark.parametrize("name", ["AstroformerModel", "AstroformerForCausalLM", "AstroformerForImageClassification"])
 @pytest.mark.parametrize("variant", SYNAPTIC)
 def test_records_are_what_the_layers_computed(name, variant):
+    if "segment_length" in SYNAPTIC[variant]:
+        with pytest.raises(ValueError, match="segment_length=4"):
+            run(name, SYNAPTIC[variant])
+        return
     model, inputs, records, heard = run(name, SYNAPTIC[variant])
     causal = name == "AstroformerForCausalLM"
     mask = inputs.get("attention_mask")

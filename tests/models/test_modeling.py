@@ -10,7 +10,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from variants import HEADS, SWITCHES_OFF, VARIANTS, make_model, some_each_time, tiny_config
+from variants import HEADS, SWITCHES_OFF, VARIANTS, make_model, some_each_time, tiny_config, whole_texts_only
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel
 from astroformer_hf.astrocyte_code import ASTROCYTE_CODES
@@ -43,6 +43,7 @@ def pad(ids, side, amount):
 @pytest.mark.parametrize("side", ["left", "right", "inner"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_padding_changes_nothing(variant, pooling, side):
+    whole_texts_only(variant, "no hidden states of each layer")
     model = make_classifier(pooling=pooling, **variant)
     ids = tokens(3, 67)
     expected = model(ids, output_hidden_states=True)
@@ -80,6 +81,7 @@ def test_the_mask_is_heeded(variant):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_a_sequence_of_padding_is_finite(variant, pooling):
+    whole_texts_only(variant, "no attention maps")
     model = make_classifier(pooling=pooling, **variant)
     ids, mask = tokens(2, 9), torch.tensor([[1] * 9, [0] * 9])
     output = model(ids, attention_mask=mask, labels=torch.tensor([0, 1]), output_attentions=True)
@@ -247,6 +249,7 @@ def test_the_astrocyte_starts_small(code, feature_map):
 
 
 def test_attention_maps_are_those_applied(variant):
+    whole_texts_only(variant, "no attention maps")
     model = make_classifier(**variant)
     attention = model.astroformer.layers[0].attention
     seen = {}
@@ -267,6 +270,7 @@ def test_attention_maps_are_those_applied(variant):
 
 
 def test_hidden_states_and_tuples(variant):
+    whole_texts_only(variant, "no hidden states of each layer")
     model = make_classifier(**variant)
     ids = tokens(2, 10)
     output = model(ids, output_hidden_states=True)
@@ -275,6 +279,7 @@ def test_hidden_states_and_tuples(variant):
 
 
 def test_embeddings_and_positions_as_arguments(variant):
+    whole_texts_only(variant, "positions are counted")
     model = make_classifier(**variant)
     ids = tokens(2, 10)
     expected = model(ids).logits

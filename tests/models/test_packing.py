@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from variants import CPU_BACKENDS, make_model, some_each_time
+from variants import CPU_BACKENDS, make_model, some_each_time, whole_texts_only
 
 from astroformer_hf import (
     NeuronAstrocyteState,
@@ -294,6 +294,7 @@ def gradients_of(model, answer):
 @pytest.mark.parametrize("is_decoder", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_packed_model_answers_as_alone(variant, is_decoder, padded):
+    whole_texts_only(variant, "no packed rows")
     name = "AstroformerForCausalLM" if is_decoder else "AstroformerForTokenClassification"
     model, ids = make_model(name, **variant), torch.randint(1, 50, (2, 100))
     mask = None
@@ -337,6 +338,7 @@ def test_all_ways_to_say_it_say_the_same(name):
 
 @pytest.mark.parametrize("is_decoder", [False, True])
 def test_packed_maps_and_hidden_states(variant, is_decoder):
+    whole_texts_only(variant, "no packed rows")
     name = "AstroformerForCausalLM" if is_decoder else "AstroformerForTokenClassification"
     model, ids = make_model(name, **variant), torch.randint(1, 50, (1, 12))
     with attention_backend("plain"):
@@ -430,6 +432,7 @@ def test_a_head_with_one_answer_per_row_takes_no_packed_rows(name):
 
 
 def test_packed_rows_have_no_cache(variant):
+    whole_texts_only(variant, "no packed rows")
     model, ids = make_model("AstroformerForCausalLM", **variant), torch.randint(1, 50, (1, 9))
     positions = positions_of([[4, 5]])
     assert model(ids, position_ids=positions).get(CACHE_NAME) is None
