@@ -487,6 +487,10 @@ class AstroformerConfig(AstroformerBaseConfig):
         code = ASTROCYTE_CODES.get(self.astrocyte_code)
         return self.num_table_positions if has_code and code is not None and code.has_table else None
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is a configuration of the same class and fields."""
+        return type(other) is type(self) and other.to_dict() == self.to_dict()
+
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name, as the library saves them."""
         fields = super().to_dict()

@@ -253,8 +253,8 @@ class AstroformerModel(AstroformerEncoder):
                 transformers 5.24 its name is `past_key_values`.
             use_cache (`bool`, *optional*): decoders only: whether to return that state; `config.use_cache` by default,
                 but not of a model that reads in segments while gradients are on.
-            memory (`torch.Tensor`, *optional*): of a model that reads in segments: what came before these texts, `(batch,
-                num_memory_tokens, hidden_size)`, as an earlier call returned it. A cache holds its own.
+            memory (`torch.Tensor`, *optional*): of a model that reads in segments: what came before these texts, as an
+                earlier call returned it, `(batch, num_memory_tokens, hidden_size)`. A cache holds its own.
             seq_idx, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k (*optional*): the same of packed rows in
                 the words of other collators, see `packed_rows.py`.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*): as in every library model. The

@@ -12,9 +12,10 @@ linear attention can do without ("products"). "training": a step of a whole mode
 "inference": its forward pass. "memory": the peak of operation and training step. "decoding": time per token, and bytes
 of the cache, after a long context. "packing": rows of several documents against the same tokens in one document. Models
 are 6 layers, 512 wide; the arms share everything but the attention. On request only, "compiled": whole models by
-`torch.compile`; and "converted": a Llama of the shape of SmolLM2-135M, with softmax and with swapped attention, reading
-a prompt and decoding after it. Peers that are installed take part: BERT and Mamba-2 of transformers, astrohebbian, and
-flash-linear-attention on a GPU.
+`torch.compile`; "converted": a Llama of the shape of SmolLM2-135M, with softmax and with swapped attention, reading a
+prompt and decoding after it; and "segments": long documents in segments, learned from by replay and with all segments
+kept, up to a training step over a million tokens. Peers that are installed take part: BERT and Mamba-2 of transformers,
+astrohebbian, and flash-linear-attention on a GPU.
 
 Contestants take turns, and the median of several rounds counts: what disturbs the machine disturbs all of them. What
 would take longer than --limit seconds is left out, with null for its time. Results go to OUTPUT_DIR/cpu.json (or
@@ -24,8 +25,7 @@ cuda.json), case by case; a run that was killed goes on with the cases that are 
 import argparse
 import contextlib
 import copy
-import ctypes
-import gc
+import itertools
 import json
 import os
 import statistics
@@ -37,8 +37,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says on every st
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from torch.profiler import ProfilerActivity, profile
 from training.files import write_json
+from training.peak_memory import peak_memory
 from training.provenance import command, hardware, versions
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -57,10 +57,12 @@ from astroformer_hf.swapped_attention import HybridCache
 
 
 SECTIONS = ("operation", "training", "inference", "memory", "decoding", "packing")
-ON_REQUEST = ("compiled", "converted")
+ON_REQUEST = ("compiled", "converted", "segments")
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 CONTEXTS = (1024, 16384, 65536)
 PROMPTS, CONVERTED_CONTEXTS = (1024, 4096, 16384), (1024, 2048, 4096, 16384, 65536)  # of the section "converted"
+SEGMENT, SEGMENTS = 256, (1, 4, 16, 64)  # tokens of a segment, and how many, of the section "segments"
+LONG_SEGMENT, LONG_TEXTS, DOCUMENTS_TO_READ = 1024, (2**17, 10**6), (10_000, 100_000)
 CONVERTED = {"window_size": 16, "sink_tokens": 4}
 CONVERTED_SHAPE = {
     **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152},
@@ -111,47 +113,6 @@ def take_turns(contestants, device, rounds, budget, fewest=5):
         for name, function in contestants.items():
             times[name].append(seconds_of(function, device))
     return {name: statistics.median(values) for name, values in times.items()}, rounds
-
-
-def peak_memory(function, device):
-    """What a call takes at its peak beyond what was there before, in bytes.
-
-    Returns:
-        `peak_bytes`, that of tensors, as PyTorch counts them; and on a CPU under Linux `resident_bytes`, that of the
-        process: with the scratch memory of kernels, and with what the allocator leaves unused, which varies.
-    """
-    function()
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        torch.cuda.synchronize()
-        return {"peak_bytes": torch.cuda.max_memory_allocated() - before}
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    current = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            current += event.nbytes()
-            peak = max(peak, current)
-    measured = {"peak_bytes": peak}
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept would hide what the call takes
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
-        before = resident("VmRSS")
-        function()
-        measured["resident_bytes"] = max(resident("VmHWM") - before, 0)
-    return measured
-
-
-def resident(field):
-    """A figure of this process's memory, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
 
 
 class Limit:
@@ -243,14 +204,16 @@ def operands(shape, requires_grad, **options):
 
 def arm(attention_type, causal, max_length, encoder=AstroformerForSequenceClassification, **fields):
     """A model of one arm, in everything else but `fields` of the configuration the same."""
+    shape = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 4 * WIDTH,
+    }
     config = AstroformerConfig(
         attention_type=attention_type,
-        **fields,
+        **{**shape, **fields},
         vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH,
         max_position_embeddings=max_length,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -604,6 +567,72 @@ def measure_converted(record, arguments):
         print(f"decoding after {context} tokens: {'; '.join(parts)}", flush=True)
 
 
+def measure_segments(record, arguments):
+    """Time and memory of training steps over more and more segments; of a step over a very long text; and of reading a
+    document at once and in pieces."""
+    device = arguments.device
+
+    def model(causal, **fields):
+        fields = {"segment_length": SEGMENT, **fields}
+        return arm("neuron_astrocyte", causal, SEGMENT, **fields).to(device)
+
+    for causal, number in itertools.product((False, True), SEGMENTS):
+        length = number * SEGMENT
+        case = {"section": "segments", "causal": causal, "backward": True, "length": length, "batch": 1}
+        if record.has(case):
+            continue
+        input_ids = torch.randint(VOCABULARY, (1, length), device=device)
+        steps = {
+            name: step_of(model(causal, memory_backprop=name).train(), True, causal, arguments)
+            for name in ("full", "replay")
+        }
+        steps["at once"] = step_of(model(causal, segment_length=None).train(), True, causal, arguments)
+        calls = {name: lambda step=step, x=input_ids: step(x) for name, step in steps.items()}
+        times, rounds = take_turns(calls, device, arguments.rounds, arguments.budget, fewest=3)
+        for name, seconds in times.items():
+            measured = peak_memory(calls[name], device)
+            record.add({**case, "segments": number}, contestant=name, seconds=seconds, rounds=rounds, **measured)
+        record.save()
+        print(f"{number} segments: {', '.join(f'{name} {x:.2f} s' for name, x in times.items())}", flush=True)
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    for length in LONG_TEXTS:
+        case = {"section": "a long text", "causal": False, "backward": True, "length": length, "batch": 1}
+        if record.has(case):
+            continue
+        step = step_of(model(False, segment_length=LONG_SEGMENT, **small).train(), True, False, arguments)
+        input_ids = torch.randint(VOCABULARY, (1, length), device=device)
+        measured = peak_memory(lambda step=step, x=input_ids: step(x), device, traced=False)
+        seconds = seconds_of(lambda step=step, x=input_ids: step(x), device)
+        record.add(case, contestant="replay", seconds=seconds, rounds=1, **measured)
+        record.save()
+        print(f"a step over {length} tokens: {seconds:.0f} s", flush=True)
+    reader = model(False, segment_length=LONG_SEGMENT, pooling="last", **small).eval()
+
+    @torch.no_grad()
+    def read(input_ids, size):
+        outputs = memory = None
+        for piece in input_ids.split(size, dim=1):
+            outputs = reader(piece, memory=memory)
+            memory = outputs.memory
+        return outputs.logits
+
+    for length in DOCUMENTS_TO_READ:
+        case = {"section": "reading a document", "causal": False, "backward": False, "length": length, "batch": 1}
+        if record.has(case):
+            continue
+        input_ids = torch.randint(VOCABULARY, (1, length), device=device)
+        ways = {"at once": length, "in pieces": 4 * LONG_SEGMENT}
+        calls = {name: lambda size=size, x=input_ids: read(x, size) for name, size in ways.items()}
+        at_once, in_pieces = (call() for call in calls.values())
+        times, rounds = take_turns(calls, device, arguments.rounds, arguments.budget, fewest=3)
+        for name, seconds in times.items():
+            difference = (in_pieces - at_once).abs().max().item()
+            measured = {**peak_memory(calls[name], device), "difference": difference}
+            record.add(case, contestant=name, seconds=seconds, rounds=rounds, **measured)
+        record.save()
+        print(f"reading {length} tokens: {', '.join(f'{name} {x:.2f} s' for name, x in times.items())}", flush=True)
+
+
 def measure_packing(record, arguments):
     """A row of several documents, and the same tokens as one document."""
     row = min(ROW, max(arguments.model_lengths))
@@ -745,6 +774,8 @@ def main(arguments=None):
             measure_compiled(record, arguments)
         elif section == "converted":
             measure_converted(record, arguments)
+        elif section == "segments":
+            measure_segments(record, arguments)
         else:
             measure_packing(record, arguments)
     print(f"wrote {record.path}; python scripts/report.py makes tables and figures of it")

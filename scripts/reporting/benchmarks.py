@@ -285,6 +285,53 @@ def converted_text(records):
     return lines
 
 
+def segments_text(records):
+    """The tables of models that read in segments, one set for each device, as Markdown lines."""
+    lines = []
+    for record in records:
+        cases = Cases(record["rows"])
+        segments = {row["length"]: row["segments"] for row in record["rows"] if row["section"] == "segments"}
+        for causal, name in ((False, "An encoder"), (True, "A decoder")):
+            rows = []
+            for n, number in sorted(segments.items()):
+                seconds, peaks = (
+                    {way: cases.value(field, way, "segments", n, causal, True) for way in ("full", "replay", "at once")}
+                    for field in ("seconds", "peak_bytes")
+                )
+                if not all(seconds.values()):
+                    continue
+                rows.append(
+                    [f"{n:,}", str(number)]
+                    + [f"{seconds[way] / seconds['full']:.2f}" for way in ("replay", "at once")]
+                    + [f"{peaks[way] / 2**20:.0f}" for way in ("full", "replay", "at once")]
+                    + [f"{peaks['replay'] / peaks['full']:.2f}"]
+                )
+            columns = ["tokens", "segments", "time, replay / full", "at once / full"]
+            columns += ["full, MiB", "replay, MiB", "at once, MiB", "replay / full"]
+            lines += [f"{name}, a training step:", "", *table(columns, rows)]
+        rows = []
+        for n in cases.lengths("a long text"):
+            seconds, resident = (
+                cases.value(field, "replay", "a long text", n, False, True) for field in ("seconds", "resident_bytes")
+            )
+            rows.append([f"{n:,}", f"{seconds:.0f}", f"{resident / 2**20:.0f}" if resident else ""])
+        lines += ["A training step over one text, by a model 64 wide with 2 layers:", ""]
+        lines += table(["tokens", "seconds", "peak of the process, MiB"], rows)
+        rows = []
+        for n in cases.lengths("reading a document"):
+            seconds, peaks = (
+                [cases.value(field, way, "reading a document", n) for way in ("at once", "in pieces")]
+                for field in ("seconds", "peak_bytes")
+            )
+            difference = cases.value("difference", "in pieces", "reading a document", n)
+            row = [f"{n:,}", *(f"{x:.2f}" for x in seconds), *(f"{x / 2**20:.1f}" for x in peaks), f"{difference:.0e}"]
+            rows.append(row)
+        columns = ["tokens", "at once, s", "in pieces, s", "at once, MiB", "in pieces, MiB", "difference of the logits"]
+        lines += ["Reading a document at once, and in pieces with the memory handed on, by the same model:", ""]
+        lines += [*table(columns, rows), f"{origin(record)}. `{record['command']}`", ""]
+    return lines
+
+
 def by_arm_and_size(name):
     arm, documents = name.split(", ")
     return ("neuron_astrocyte", "linear", "softmax").index(arm), int(documents.split()[-1])

@@ -109,6 +109,10 @@ def texts():
         ROOT / "docs/speed.md": between_markers(
             ROOT / "docs/speed.md", [*speed_lines(measured), *benchmarks.compiled_text(compiled)]
         ),
+        ROOT / "docs/long_documents.md": between_markers(
+            ROOT / "docs/long_documents.md",
+            benchmarks.segments_text(benchmarks.load_benchmarks(RESULTS / "segments")),
+        ),
         ROOT / "docs/supported.md": supported.page(),
         ROOT / "docs/training.md": between_markers(ROOT / "docs/training.md", benchmarks.packing_text(packed)),
         RESULTS / "README.md": "\n".join(results).rstrip() + "\n",

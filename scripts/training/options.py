@@ -108,6 +108,20 @@ class ModelArguments:
         default=AstroformerConfig.hebbian_rule,
         metadata={"help": "What plasticity follows.", "choices": Choices("hebbian_rule")},
     )
+    segment_length: int | None = field(
+        default=None, metadata={"help": "Read texts (or patches, as a sequence) in segments of so many tokens."}
+    )
+    num_memory_tokens: int = field(
+        default=AstroformerConfig.num_memory_tokens, metadata={"help": "Memory tokens before each segment."}
+    )
+    memory_retention: str = field(
+        default=AstroformerConfig.memory_retention,
+        metadata={"help": "How strong the memory is.", "choices": Choices("memory_retention")},
+    )
+    memory_backprop: str = field(
+        default=AstroformerConfig.memory_backprop,
+        metadata={"help": "Gradients through the memory: replay, full, or through how many memories."},
+    )
     short_convolution: int | None = field(
         default=None,
         metadata={"help": "Convolve queries, keys and values over this many tokens, as a control; causal models only."},
@@ -167,9 +181,12 @@ class ModelArguments:
             *("use_calcium_feedback", "calcium_normalization", "astrocyte_scale", "astrocyte_resting_activity"),
             *("synaptic_decay", "initial_memory_spans", "presynaptic_target", "calcium_sources", "hebbian_rule"),
             *("num_hidden_layers", "hidden_size", "num_attention_heads"),
+            *("segment_length", "num_memory_tokens", "memory_retention"),
         )
+        backprop = self.memory_backprop
         return {
             **{name: getattr(self, name) for name in same},
+            "memory_backprop": int(backprop) if backprop.isdecimal() else backprop,
             "num_hidden_neurons": self.num_hidden_neurons,
             "intermediate_size": self.intermediate_size or 4 * self.hidden_size,
             "initializer_range": self.initializer_range or round(0.02 * math.sqrt(768 / self.hidden_size), 4),

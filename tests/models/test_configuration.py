@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Configurations of several releases, and the presets."""
 
+import copy
 import json
 
 import pytest
@@ -86,3 +87,11 @@ def test_bad_values_are_named(changes, message):
 def test_images_have_no_gate():
     with pytest.raises(ValueError, match="synaptic_decay must be 'none' or 'learned' for images"):
         AstroformerVisionConfig(synaptic_decay="gated")
+
+
+@pytest.mark.parametrize("code", ["activity", "learned"])
+def test_configurations_are_equal_by_their_fields(code):
+    for make in (tiny_config, tiny_vision_config):
+        config = make(astrocyte_code=code)
+        assert config == make(astrocyte_code=code) == copy.deepcopy(config)
+        assert config != make(astrocyte_code=code, hidden_size=64) and config != 3

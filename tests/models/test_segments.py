@@ -7,8 +7,10 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from simulation.macro_model import Constants, retention_table, streaming_retention
 from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
 from variants import EACH_TIME, VARIANTS, make_model, tiny_config
 
 import astroformer_hf
@@ -354,6 +356,82 @@ def test_a_cache_can_be_gone_on_from_twice():
     expected = model.generate(more, max_new_tokens=6, do_sample=False)
     for state in (cache, kept):
         assert torch.equal(model.generate(more, max_new_tokens=6, do_sample=False, **{CACHE_NAME: state}), expected)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The library around
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def trained(folder, steps, **changes):
+    """The loss that `Trainer` logs for two updates, and what it evaluates, with a batch in `steps` parts."""
+    torch.manual_seed(0)
+    model = segment_model("AstroformerForSequenceClassification", **changes)
+    texts = [{"input_ids": list(range(1, 2 + 3 * i)), "labels": i % 2} for i in range(8)]
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=8 // steps,
+            gradient_accumulation_steps=steps,
+            max_steps=2,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=texts,
+        eval_dataset=texts,
+        data_collator=padded,
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses, trainer.predict(texts).predictions
+
+
+def padded(features):
+    """Texts of different lengths in a batch."""
+    longest = max(len(feature["input_ids"]) for feature in features)
+    rows = [feature["input_ids"] + [0] * (longest - len(feature["input_ids"])) for feature in features]
+    mask = [[1] * len(feature["input_ids"]) + [0] * (longest - len(feature["input_ids"])) for feature in features]
+    columns = {"input_ids": rows, "attention_mask": mask, "labels": [feature["labels"] for feature in features]}
+    return {name: torch.tensor(x) for name, x in columns.items()}
+
+
+def test_trainer(tmp_path):
+    losses, logits = trained(tmp_path, 1)
+    assert logits.shape == (8, 2)  # and no memory
+    for other in (trained(tmp_path, 4), trained(tmp_path, 1, memory_backprop="full")):
+        assert other[0] == pytest.approx(losses, rel=1e-4)
+        assert other[1] == pytest.approx(logits, abs=1e-3)
+
+
+def test_saved_and_loaded(tmp_path):
+    ids, mask, _ = batch()
+    for name in ("AstroformerForSequenceClassification", "AstroformerForCausalLM"):
+        model = segment_model(name, memory_retention="none", memory_backprop=2)
+        model.save_pretrained(tmp_path / name)
+        again = type(model).from_pretrained(tmp_path / name)
+        assert (again.config.segment_length, again.config.memory_backprop) == (SIZE, 2)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        with torch.no_grad():
+            assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_adapters():
+    model = segment_model("AstroformerForSequenceClassification")
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False))
+    ids, mask, _ = batch()
+    found = {}
+    for backprop in ("full", "replay"):
+        model.config.memory_backprop = backprop
+        adapted.zero_grad()
+        adapted(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 1, 0, 1, 1])).loss.backward()
+        found[backprop] = {name: p.grad for name, p in adapted.named_parameters() if p.grad is not None}
+    assert any("lora" in name for name in found["full"])
+    for name, grad in found["full"].items():
+        assert_close(found["replay"][name], grad, rtol=1e-5, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------------------
