@@ -29,12 +29,13 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
             hidden_act, classifier_dropout, attention_type, feature_map, num_hidden_neurons, num_random_features,
             presynaptic_alpha, use_astrocyte_hebbian, use_calcium_feedback, astrocyte_scale, astrocyte_code,
             astrocyte_resting_activity, calcium_normalization, synaptic_decay, initial_memory_spans, presynaptic_target,
-            calcium_sources, hebbian_rule, segment_length, num_memory_tokens, memory_retention, memory_backprop: as
-            of `AstroformerConfig`, but `astrocyte_code` defaults to `"sinusoidal"`,
-            `astrocyte_scale` and `astrocyte_resting_activity` to 1.0, `initial_memory_spans` to `(1.0, 32.0)`, and
-            `synaptic_decay`, which cannot be "gated", to `"learned"` in the arm "neuron_astrocyte". The unit of
-            distance for `astrocyte_scale` is a patch, and so is that of memory spans, which are counted along rows plus
-            along columns. With synapses that leak, time and memory grow with the square of the number of patches.
+            calcium_sources, hebbian_rule, segment_length, num_memory_tokens, memory_retention, memory_backprop: as of
+            `AstroformerConfig`, but `astrocyte_code` defaults to `"sinusoidal"`, `astrocyte_scale` and
+            `astrocyte_resting_activity` to 1.0, `initial_memory_spans` to `(1.0, 32.0)`, and `synaptic_decay`, which
+            can be "gated" in segments alone, to `"learned"` in the arm "neuron_astrocyte". The unit of distance for
+            `astrocyte_scale` is a patch, and so is that of memory spans, which are counted along rows plus along
+            columns. With synapses that leak, time and memory grow with the square of the number of patches. In
+            segments, patches are a sequence, row after row, and all this is as for text.
 
     Raises:
         ValueError: a value out of range, or a keyword that looks like a misspelt field.
@@ -93,9 +94,10 @@ class AstroformerVisionConfig(AstroformerBaseConfig):
                 f"image_size must be a multiple of patch_size, got image_size {self.image_size!r} and patch_size "
                 f"{self.patch_size!r}"
             )
-        if self.synaptic_decay == "gated":
+        if self.synaptic_decay == "gated" and self.segment_length is None:
             raise ValueError(
-                "synaptic_decay must be 'none' or 'learned' for images, whose patches have no order, got 'gated'"
+                "synaptic_decay must be 'none' or 'learned' for images, whose patches have no order, got 'gated'; only "
+                "where they are read in segments (segment_length) they have one"
             )
         if self.is_decoder:
             raise ValueError("is_decoder must be False for images, got True")

@@ -145,4 +145,37 @@ COVARIANCE_ARMS = {
     "best_covariance": further_arm("best form + covariance", "best", COVARIANCE, base="best"),
 }
 SWITCH_ARMS = {**MAIN_SWITCH_ARMS, **FURTHER_SWITCH_ARMS, **COVARIANCE_ARMS}
-ALL_ARMS = tuple({**ARMS, **SWITCH_ARMS})  # the names of all presets' arms
+
+# --------------------------------------------------------------------------------------------------------------------
+# The preset "long"
+# --------------------------------------------------------------------------------------------------------------------
+
+IN_SEGMENTS = {"num_memory_tokens": 8, "memory_retention": "streaming", "memory_backprop": "replay"}
+LAST, MEAN = {"pooling": "last"}, {"pooling": "mean"}
+
+
+def segments_arm(title, fields, rate_of="segments"):
+    """The best form in segments, of the length that `presets.Setting.forms` says."""
+    return Arm(f"best form in segments, {title}", {**IN_SEGMENTS, **fields}, "segments", rate_of)
+
+
+# What the last segment's last token knows is the answer, so that the memory is needed; a mean over all tokens reads
+# every segment without it.
+SEGMENT_ARMS = {
+    "segments_off": segments_arm("no memory", {**LAST, "num_memory_tokens": 0}),
+    "segments_ltp": segments_arm("retention by the share of all segments", {**LAST, "memory_retention": "ltp"}),
+    "segments_none": segments_arm("no retention", {**LAST, "memory_retention": "none"}),
+    "segments_full": segments_arm("all segments kept instead of replay", {**LAST, "memory_backprop": "full"}),
+    "segments_1": segments_arm("gradients through one memory", {**LAST, "memory_backprop": 1}),
+    "segments_mean": segments_arm("mean of all tokens", MEAN),
+    "segments_mean_off": segments_arm("mean of all tokens, no memory", {**MEAN, "num_memory_tokens": 0}),
+}
+LONG_ARMS = {
+    **{name: MAIN_SWITCH_ARMS[name] for name in ("softmax", "best", "linear", "paper", "softmax_decay")},
+    "linear_convolution": replace(FURTHER_SWITCH_ARMS["linear_convolution"], rate_of=None),
+    "code_activity": replace(FURTHER_SWITCH_ARMS["code_activity"], rate_of=None),
+    "segments": segments_arm("streaming retention, replay", LAST, rate_of=None),
+    **SEGMENT_ARMS,
+}
+
+ALL_ARMS = tuple({**ARMS, **SWITCH_ARMS, **LONG_ARMS})  # the names of all presets' arms

@@ -3,7 +3,15 @@
 
 from dataclasses import dataclass
 
-from comparison.arms import ARMS, COVARIANCE_ARMS, FURTHER_SWITCH_ARMS, OFF, SWITCH_ARMS
+from comparison.arms import (
+    ARMS,
+    COVARIANCE_ARMS,
+    FURTHER_SWITCH_ARMS,
+    LONG_ARMS,
+    OFF,
+    SEGMENT_ARMS,
+    SWITCH_ARMS,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,8 @@ class Setting:
         most_wider_rates (`int`): while the best learning rate of an arm is the largest or the smallest that was tried,
             twice or half of it is tried next; at most so many times on each side.
         further_arms (`tuple`): names of the arms that take another's learning rate and are trained at this task.
+        main_arms (`tuple`): names of those with a learning rate of their own; all of the preset if there are none.
+        further_seeds (`int`): how many of the seeds `further_arms` are trained with.
     """
 
     options: dict
@@ -29,6 +39,14 @@ class Setting:
     forms: dict
     most_wider_rates: int = 0
     further_arms: tuple = ()
+    main_arms: tuple = ()
+    further_seeds: int = 2
+
+    def trains(self, name, arm):
+        """Whether an `Arm` of a name is trained at this task."""
+        if arm.rate_of is not None:
+            return name in self.further_arms
+        return not self.main_arms or name in self.main_arms
 
 
 # How the astrocyte starts was chosen in trial runs on the training and validation splits: on a line of tokens the code
@@ -84,8 +102,6 @@ GRID_FURTHER_ARMS = (
     *COVARIANCE_ARMS,
 )
 
-FEW_SEEDS = 2  # of arms that take another's learning rate
-
 FLAG = object()  # the value of an option that is given without one
 
 # "exp" is the feature map that serves linear attention best. The model of the last step is measured, not the best along
@@ -114,8 +130,8 @@ SMOKE = {
 }
 
 
-def recall(num_pairs, num_layers, further_arms=()):
-    """Associative recall in the preset "switches"."""
+def recall(num_pairs, num_layers, further_arms=(), main_arms=()):
+    """Associative recall in the presets "switches" and "long"."""
     return Setting(
         options={
             "hidden_size": 64,
@@ -134,7 +150,36 @@ def recall(num_pairs, num_layers, further_arms=()):
         seeds=(42, 43, 44),
         most_wider_rates=3,
         further_arms=further_arms,
+        main_arms=main_arms,
         **ON_LINE,
+    )
+
+
+WHOLE_TEXT_ARMS = ("softmax", "linear", "softmax_decay", "paper", "best")
+RECALL_ARMS = ("softmax", "linear", "linear_convolution", "code_activity", "paper", "best")
+
+
+def long_text(task_options, segment_length=None, further_arms=(), whole_text_arms=WHOLE_TEXT_ARMS):
+    """A task of the preset "long", which `segment_length` also reads in segments."""
+    in_segments = {**ON_LINE["forms"]["best"], "segment_length": segment_length}
+    return Setting(
+        options={
+            "hidden_size": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "attention_dropout": 0,
+            **task_options,
+            **CURVE,
+            "max_curve_samples": 200,
+        },
+        rates=(1e-3, 2e-3, 4e-3),
+        seeds=(42, 43, 44),
+        most_wider_rates=3,
+        main_arms=(*whole_text_arms, *(["segments"] if segment_length else [])),
+        further_arms=further_arms,
+        further_seeds=3,
+        start_of_code=ON_LINE["start_of_code"],
+        forms={**ON_LINE["forms"], "segments": in_segments},
     )
 
 
@@ -313,6 +358,37 @@ PRESETS = {
             **ON_GRID,
         ),
     },
+    "long": {
+        "bytes1024": long_text(
+            {
+                "tokenizer": "bytes",
+                "max_length": 1024,
+                "max_train_samples": 10000,
+                "max_eval_samples": 2500,
+                "num_train_epochs": 2,
+            },
+            segment_length=128,
+            further_arms=tuple(SEGMENT_ARMS),
+        ),
+        "listops_short": long_text({"tokenizer": "words", "max_length": 256, "num_train_epochs": 4}),
+        **{f"mqar{pairs}_1layer": recall(pairs, 1, main_arms=RECALL_ARMS) for pairs in (8, 16, 32)},
+        "bytes4096": long_text(
+            {
+                "tokenizer": "bytes",
+                "max_length": 4096,
+                "max_train_samples": 5000,
+                "max_eval_samples": 2500,
+                "num_train_epochs": 2,
+            },
+            segment_length=512,
+            whole_text_arms=("softmax", "linear", "best"),
+        ),
+        "listops": long_text(
+            {"tokenizer": "words", "max_length": 2048, "num_train_epochs": 1},
+            segment_length=256,
+            whole_text_arms=("softmax", "linear", "best"),
+        ),
+    },
     "paper": {
         "imdb": Setting(
             options={
@@ -387,18 +463,18 @@ SMOKE_ARMS = ("softmax", "linear", "full")
 
 def arms_of(preset):
     """The arms that a preset may train, by name."""
-    return SWITCH_ARMS if preset == "switches" else ARMS
+    return {"switches": SWITCH_ARMS, "long": LONG_ARMS}.get(preset, ARMS)
 
 
 def default_arms(preset, task=None):
     """The arms of a preset, or of a task in it, in the order in which they are trained."""
     if preset == "smoke":
         return SMOKE_ARMS
-    further = arms_of(preset) if task is None else PRESETS[preset][task].further_arms
-    return tuple(name for name, arm in arms_of(preset).items() if arm.rate_of is None or name in further)
+    settings = PRESETS[preset].values() if task is None else [PRESETS[preset][task]]
+    return tuple(name for name, arm in arms_of(preset).items() if any(own.trains(name, arm) for own in settings))
 
 
 def default_seeds(preset, task, arm):
     """The seeds that an arm is trained with at a task."""
-    seeds = PRESETS[preset][task].seeds
-    return seeds if arms_of(preset)[arm].rate_of is None else seeds[:FEW_SEEDS]
+    setting = PRESETS[preset][task]
+    return setting.seeds if arms_of(preset)[arm].rate_of is None else setting.seeds[: setting.further_seeds]

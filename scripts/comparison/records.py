@@ -139,5 +139,5 @@ class Records:
 
     def _trained(self, task, arms):
         """Those of the arms that are trained at a task."""
-        further = PRESETS[self.preset][task].further_arms
-        return [arm for arm in arms if arm in further or self.swept(arm) == arm]
+        setting, known = PRESETS[self.preset][task], arms_of(self.preset)
+        return [arm for arm in arms if setting.trains(arm, known[arm])]

@@ -67,9 +67,19 @@ TASKS = {
             script=RECALL,
             metric="accuracy",
         )
-        for pairs in (4, 8)
-        for layers in (1, 2)
+        for pairs, layers in ((4, 1), (4, 2), (8, 1), (8, 2), (16, 1), (32, 1))
     },
+    **{
+        f"bytes{length}": Task(
+            title=f"IMDB in {length:,} bytes",
+            script=TEXT,
+            metric="accuracy",
+            hub={"dataset_name": "stanfordnlp/imdb", **HELD_OUT},
+        )
+        for length in (1024, 4096)
+    },
+    "listops_short": Task(title="ListOps, 50 to 200 tokens (LRA-style)", script=TEXT, metric="accuracy"),
+    "listops": Task(title="ListOps, 500 to 2,000 tokens (LRA-style)", script=TEXT, metric="accuracy"),
     "docstrings": Task(title="Docstrings of Python, by package", script=TEXT, metric="accuracy"),
     "digits": Task(title="Digits of scikit-learn", script=IMAGE, metric="accuracy"),
     "characters": Task(title="Docstrings of Python, character by character", script=LANGUAGE, metric="loss"),
