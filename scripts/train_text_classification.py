@@ -6,9 +6,11 @@
     python scripts/train_text_classification.py --dataset_dir my_data --output_dir outputs/mine --attention_type softmax
 
 Columns are `text` and `label`. Labels are class names or whole numbers (single label), lists of them (several labels
-per text) or real numbers (regression). Without --model_name_or_path a model and a WordPiece tokenizer are trained from
-scratch. A run that was killed continues when the same command is given again. In --output_dir it leaves the best
-checkpoint with its tokenizer and code, `results.json`, `learning_curve.png` and a model card.
+per text) or real numbers (regression). Without --model_name_or_path a model and a tokenizer are trained from scratch:
+WordPiece, or one of the words between white space; or every byte is a token. Where each text has a single label,
+"majority" stands beside the accuracy: that of always answering with the commonest label of the training texts. A run
+that was killed continues when the same command is given again. In --output_dir it leaves the best checkpoint with its
+tokenizer and code, `results.json`, `learning_curve.png` and a model card.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +23,12 @@ from training.provenance import command
 from training.resuming import once, resume_from
 from training.run_records import classification_record
 from training.short_convolution import add_short_convolution
-from training.tokenization import tell_longest_input, train_wordpiece_tokenizer
+from training.tokenization import (
+    make_byte_tokenizer,
+    tell_longest_input,
+    train_word_tokenizer,
+    train_wordpiece_tokenizer,
+)
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -32,12 +39,32 @@ from transformers import (
 from astroformer_hf import AstroformerConfig
 
 
+WORDPIECES = 8000
+
+
 @dataclass
 class ModelArguments(options.ModelArguments):
     """The model: a checkpoint, or the shape of a new one."""
 
     pooling: str = field(default=AstroformerConfig.pooling, metadata={"help": "mean, cls or last."})
-    vocab_size: int = field(default=8000, metadata={"help": "Size of a new WordPiece vocabulary."})
+    tokenizer: str = field(
+        default="wordpiece",
+        metadata={
+            "help": "wordpiece or words (trained), or bytes. A checkpoint brings its own.",
+            "choices": ("wordpiece", "bytes", "words"),
+        },
+    )
+    vocab_size: int | None = field(
+        default=None, metadata={"help": f"Size of a new WordPiece vocabulary. Default: {WORDPIECES}."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.vocab_size is not None and self.tokenizer != "wordpiece":
+            raise ValueError(
+                f"--vocab_size {self.vocab_size} is for --tokenizer wordpiece; the vocabulary of --tokenizer "
+                f"{self.tokenizer} has no size to choose"
+            )
 
 
 @dataclass
@@ -63,6 +90,15 @@ def parse_arguments(arguments=None):
     )
 
 
+def make_tokenizer(model_args, texts):
+    """The tokenizer of a new model, trained on `texts` if it must be."""
+    if model_args.tokenizer == "bytes":
+        return make_byte_tokenizer()
+    if model_args.tokenizer == "words":
+        return train_word_tokenizer(texts)
+    return train_wordpiece_tokenizer(texts, WORDPIECES if model_args.vocab_size is None else model_args.vocab_size)
+
+
 def main(arguments=None):
     model_args, data_args, training_args = parse_arguments(arguments)
     transformers.set_seed(training_args.seed)
@@ -76,7 +112,7 @@ def main(arguments=None):
         config = AutoConfig.from_pretrained(**model_args.source)
     else:
         texts = train[data_args.text_column]
-        tokenizer = once(training_args, lambda: train_wordpiece_tokenizer(texts, model_args.vocab_size))
+        tokenizer = once(training_args, lambda: make_tokenizer(model_args, texts))
         config = AstroformerConfig(
             **model_args.architecture,
             pooling=model_args.pooling,
@@ -104,6 +140,9 @@ def main(arguments=None):
         name: split.map(encode, batched=True, remove_columns=train.column_names, desc=f"Tokenizing {name}")
         for name, split in examples.items()
     }
+    majority = labels.majority(encoded[train_name]["labels"], encoded[validation_name]["labels"])
+    if majority is not None and training_args.process_index == 0:
+        print(f"Accuracy of a guess: majority {majority:.4f} (the commonest label of the training texts)")
     if training_args.metric_for_best_model == "auto":
         training_args.metric_for_best_model = labels.best
     trainer = runs.ExactTrainer(
@@ -119,6 +158,7 @@ def main(arguments=None):
         "task": "text-classification",
         "dataset": dataset_title(data_args, None),
         "split": validation_name,
+        **({} if majority is None else {"majority": majority}),
     }
     unit = f"texts, cut at {data_args.max_length} tokens"
     return runs.train(

@@ -8,6 +8,7 @@ import torch
 
 
 FILE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
+RULES_FILE = "rules.json"  # which lies beside data that are made, and says how
 
 
 def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None, offline=None):
@@ -17,7 +18,7 @@ def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None, o
         dataset_name (`str`, *optional*): name on the Hub.
         dataset_config_name (`str`, *optional*): its configuration.
         dataset_dir (`str`, *optional*): folder with `train.parquet`, `validation.parquet` and so on, or the same in
-            csv, json, jsonl, or, a text each, in txt.
+            csv, json, jsonl, or, a text each, in txt. A `rules.json` beside them is not read.
         offline (function, *optional*): makes the splits where neither is given, from what is on every machine.
 
     Returns:
@@ -33,7 +34,8 @@ def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None, o
     if dataset_name is not None:
         return datasets.load_dataset(dataset_name, dataset_config_name)
     folder = Path(dataset_dir)
-    files = [path for path in sorted(folder.glob("*")) if path.suffix in FILE_FORMATS] if folder.is_dir() else []
+    found = sorted(folder.glob("*")) if folder.is_dir() else []
+    files = [path for path in found if path.suffix in FILE_FORMATS and path.name != RULES_FILE]
     formats = {FILE_FORMATS[path.suffix] for path in files}
     if len(formats) != 1:
         raise ValueError(

@@ -2,6 +2,7 @@
 """Kinds of labels, and how they become what a model takes."""
 
 import functools
+from collections import Counter
 
 from datasets import ClassLabel
 
@@ -63,6 +64,23 @@ class Labels:
         else:
             config.id2label = dict(enumerate(self.names))
             config.label2id = {name: i for i, name in enumerate(self.names)}
+
+    def majority(self, train, measured):
+        """How good it is to answer with the commonest label always.
+
+        Args:
+            train (list of `int`): encoded labels of the training split, which say what is commonest; of several that
+                are equally common, the first of `names`.
+            measured (list of `int`): encoded labels of the split that is measured on.
+
+        Returns:
+            The accuracy there; None unless each example has a single label.
+        """
+        if self.problem_type != "single_label_classification":
+            return None
+        counts = Counter(train)
+        commonest = min(counts, key=lambda label: (-counts[label], label))
+        return Counter(measured)[commonest] / len(measured)
 
     def compute_metrics(self, prediction):
         """Metrics of an evaluation, through `evaluate`."""

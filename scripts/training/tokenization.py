@@ -129,6 +129,60 @@ def _language_model_tokenizer(tokenizer, max_length):
     )
 
 
+def make_byte_tokenizer(max_length=None):
+    """A tokenizer that takes every byte of a text in UTF-8 as a token, whatever the text; nothing is learned.
+
+    Byte b has the id b + 1, and [PAD] has 0. There are no tokens around a text. A "[PAD]" within a text is five bytes.
+
+    Args:
+        max_length (`int`, *optional*): the longest input of its model, at which the tokenizer truncates when asked to;
+            without one it never does.
+
+    Returns:
+        `PreTrainedTokenizerFast`, which `AutoTokenizer` loads again from where it is saved.
+    """
+    vocabulary = {"[PAD]": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    # a vocabulary without characters and without merges, so that all falls back to bytes
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        split_special_tokens=True,
+        pad_token="[PAD]",
+    )
+
+
+def train_word_tokenizer(texts, max_length=None):
+    """A tokenizer with a token for every word of the texts, a word being what stands between white space.
+
+    The commonest word comes first. There are no tokens around a text; words that were never seen are [UNK].
+
+    Args:
+        texts (iterable of `str`): training texts.
+        max_length (`int`, *optional*): the longest input of its model, at which the tokenizer truncates when asked to;
+            without one it never does.
+
+    Returns:
+        `PreTrainedTokenizerFast`, which `AutoTokenizer` loads again from where it is saved.
+    """
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    every_word = {"vocab_size": 2**31, "min_frequency": 1}
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(**every_word, show_progress=False))
+    words = tokenizer.get_vocab()
+    ordered = dict.fromkeys(["[PAD]", "[UNK]", *sorted(words, key=words.get)])  # each once, should it be a word too
+    tokenizer.model = models.WordLevel({word: i for i, word in enumerate(ordered)}, unk_token="[UNK]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    )
+
+
 def tell_longest_input(tokenizer, config):
     """Writes into a tokenizer how long an input its model takes, by which tools cut; library models keep theirs."""
     if hasattr(config, "longest_input"):

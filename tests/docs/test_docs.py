@@ -45,6 +45,7 @@ SHORTER = {
     "scripts/train_image_classification.py": FEW,
     "scripts/train_language_model.py": f"{FEW} --block_size 32 --num_sample_tokens 2",
     "scripts/train_associative_recall.py": "--max_steps 1 --num_train_examples 64 --num_eval_examples 8",
+    "scripts/listops_dataset.py": "--num_train 64 --num_validation 8 --num_test 8",
     "scripts/benchmark.py": "--sections operation --lengths 64 --rounds 1 --budget 0.01 --no_peers",
     "scripts/report.py": "--check",
     "scripts/report_api.py": "--check",
