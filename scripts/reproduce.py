@@ -5,6 +5,7 @@
     python scripts/reproduce.py --preset smoke --results_dir outputs/smoke      minutes, on what comes with Python
     python scripts/reproduce.py --preset cpu --results_dir outputs/mine         hours on two cores, data from the Hub
     python scripts/reproduce.py --preset switches --results_dir outputs/mine    a day on two cores
+    python scripts/reproduce.py --preset long --results_dir outputs/mine        days on two cores: long documents
     python scripts/reproduce.py --preset paper --results_dir outputs/mine       one GPU
     python scripts/reproduce.py --preset cpu --tasks imdb --data imdb=my_folder --list
 
@@ -27,6 +28,7 @@ import time
 import traceback
 from pathlib import Path
 
+import listops_dataset
 import torch
 from comparison.arms import ALL_ARMS
 from comparison.cells import as_arguments
@@ -37,7 +39,17 @@ from comparison.tasks import TASKS
 from filelock import FileLock, Timeout
 from training import docstrings
 from training.files import ROOT, read_json, write_json
+from training.listops import rules_of, write_listops
 from training.provenance import forget_peak_memory
+
+
+def listops(preset):
+    """What writes the data of a preset of `listops_dataset.py` to a folder."""
+    return lambda folder: write_listops(folder, rules_of(**listops_dataset.PRESETS[preset], seed=0))
+
+
+# Tasks whose data are made on this machine, and what writes them to a folder.
+MADE = {"docstrings": docstrings.write_labelled, "listops_short": listops("short"), "listops": listops("full")}
 
 
 def parse_arguments(arguments=None):
@@ -98,14 +110,14 @@ def data_arguments(task, folder=None):
         has_test, has_validation = (any(Path(folder).glob(f"{split}.*")) for split in ("test", "validation"))
         test = ["--test_split", "test"] if has_test else []
         held_out = ["--validation_share", "0.1"] if not has_validation else []
-        return ["--dataset_dir", folder, *held_out, *test]
-    if task == "docstrings":
-        folder = Path("outputs/data/docstrings")
+        return ["--dataset_dir", str(folder), *held_out, *test]
+    if task in MADE:
+        folder = Path("outputs/data") / task
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            if not (folder / "validation.parquet").exists():
-                docstrings.write_labelled(folder)
-        return ["--dataset_dir", str(folder)]
+            if not (folder / "validation.parquet").exists() or not (folder / "train.parquet").exists():
+                MADE[task](folder)
+        return data_arguments(task, folder)
     return as_arguments(TASKS[task].hub or {})
 
 

@@ -11,7 +11,7 @@ import datasets
 import pytest
 import reproduce
 import torch
-from comparison.arms import ARMS, OFF, SWITCH_ARMS
+from comparison.arms import ARMS, LONG_ARMS, OFF, SWITCH_ARMS
 from comparison.cells import Cell, fields_of
 from comparison.presets import PRESETS, default_arms, default_seeds
 from comparison.records import Records
@@ -266,7 +266,7 @@ def build(preset, task, arm, **smaller):
     return model
 
 
-OLDER = [(preset, task) for preset in PRESETS if preset != "switches" for task in PRESETS[preset]]
+OLDER = [(preset, task) for preset in PRESETS if preset not in ("switches", "long") for task in PRESETS[preset]]
 
 
 @pytest.mark.parametrize("preset, task", OLDER)
@@ -286,6 +286,40 @@ def test_arms_differ_in_the_astrocyte_alone(preset, task):
             assert operation["feedback"] == (arm != "full_without_feedback")
             assert operation["feature_map"] == ("favor" if arm == "random_features" else "exp")
     assert len(set(sizes.values())) == 1, sizes
+
+
+@pytest.mark.parametrize("task", PRESETS["long"])
+def test_arms_of_long_tasks_differ_in_what_they_say(task):
+    setting, sizes = PRESETS["long"][task], {}
+    arms = default_arms("long", task)
+    assert {"softmax", "linear", "best"} <= set(arms)
+    for arm in arms:
+        model, fields = build("long", task, arm), fields_of(LONG_ARMS[arm], setting)
+        added = ("astrocyte_code", "synaptic_decay", "taps", "memory")
+        own = {part: sum(p.numel() for n, p in model.named_parameters() if part in n) for part in added}
+        sizes[arm] = model.num_parameters() - sum(own.values())
+        in_segments = arm.startswith("segments")
+        assert model.config.segment_length == (setting.forms["segments"]["segment_length"] if in_segments else None)
+        assert (own["memory"] > 0) == (in_segments and not arm.endswith("off")), arm
+        assert (own["taps"] > 0) == arm.endswith("convolution"), arm
+        assert (own["astrocyte_code"] > 0) == fields["use_astrocyte_hebbian"], arm
+        if in_segments:
+            assert fields.get("pooling") == ("mean" if "mean" in arm else "last")
+            assert model.config.memory_backprop == {"segments_full": "full", "segments_1": 1}.get(arm, "replay")
+            expected = {"segments_ltp": "ltp", "segments_none": "none"}.get(arm, "streaming")
+            assert model.config.memory_retention == expected
+    assert len(set(sizes.values())) == 1, sizes
+
+
+def test_the_data_of_listops_are_made_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rules = {"min_length": 5, "max_length": 30, "num_train": 30, "num_validation": 10, "num_test": 10}
+    monkeypatch.setitem(reproduce.listops_dataset.PRESETS, "short", rules)
+    arguments = reproduce.data_arguments("listops_short")
+    assert arguments == ["--dataset_dir", "outputs/data/listops_short", "--test_split", "test"]
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs/data/listops_short").glob("*.parquet")}
+    assert len(written) == 3 and reproduce.data_arguments("listops_short") == arguments
+    assert written == {path: path.stat().st_mtime_ns for path in written}
 
 
 @pytest.mark.parametrize("task", PRESETS["switches"])
@@ -310,8 +344,8 @@ def test_arms_of_the_switches_differ_in_what_they_say(task):
 
 
 def test_every_arm_of_the_switches_names_every_switch():
-    # how the astrocyte's code and phi are chosen is said elsewhere; pooling is no part of attention
-    assert set(CHOICES) - {"astrocyte_code", "feature_map", "pooling"} <= set(OFF)
+    # how the astrocyte's code and phi are chosen is said elsewhere; pooling and memory are no part of attention
+    assert set(CHOICES) - {"astrocyte_code", "feature_map", "pooling", "memory_retention"} <= set(OFF)
     assert {"presynaptic_alpha", "use_astrocyte_hebbian", "use_calcium_feedback"} <= set(OFF)
     for task, setting in PRESETS["switches"].items():
         best = fields_of(SWITCH_ARMS["best"], setting)
