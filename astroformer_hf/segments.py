@@ -98,14 +98,14 @@ class AstroformerMemory(nn.Module):
             return memory
         unit = nn.functional.rms_norm(upcast(hidden_states), hidden_states.shape[-1:])
         if self.retention == "streaming":
-            strength = upcast(memory.detach()).square().mean((1, 2)).sqrt()  # (B,)
+            strength = upcast(memory.detach()).to(unit.device).square().mean((1, 2)).sqrt()  # (B,)
             retention = next_streaming_retention(strength)[:, None]
         elif self.retention == "none":
             retention = 1.0
         assert retention is not None
         if torch.is_tensor(retention):
             retention = retention.to(unit)[..., None]
-        return (retention * unit).to(hidden_states.dtype)
+        return (retention * unit).to(memory.device, hidden_states.dtype)
 
 
 def check_memory(memory: Any, config: AstroformerBaseConfig, batch_size: int, past_length: int = 0) -> None:
@@ -331,7 +331,7 @@ def _read_segment(
     layout = sequence_layout(num_memory_tokens + length + behind, memory.device, mask, causal=causal)
     own = slice(num_memory_tokens, num_memory_tokens + length)
     embeddings = embed(pick, layout.position_ids[:, own])
-    recalled = model.memory(memory).to(embeddings.dtype)
+    recalled = model.memory(memory).to(embeddings)
     hidden_states = model.encode(torch.cat([recalled, embeddings] + [recalled] * causal, dim=1), layout, False)
     of_memory = hidden_states[:, own.stop :] if causal else hidden_states[:, :num_memory_tokens]
     return hidden_states[:, own], model.memory.store(of_memory, memory, retention)

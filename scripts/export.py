@@ -121,7 +121,7 @@ def load(args):
     """The model, in float32 and in evaluation mode, and its tokenizer or image processor.
 
     Raises:
-        ValueError: it is a model for a task that is not exported.
+        ValueError: it is a model for a task that is not exported, or that reads in segments.
     """
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     config = AutoConfig.from_pretrained(args.model, **source)
@@ -131,6 +131,11 @@ def load(args):
         raise ValueError(
             f"--model {args.model!r} is an {architecture or 'unknown architecture'}; exported are "
             f"{', '.join(f'...{ending}' for ending in MODELS)}"
+        )
+    if (segment_length := getattr(config, "segment_length", None)) is not None:
+        raise ValueError(
+            f"--model {args.model!r} reads in segments (segment_length={segment_length}): a graph has a fixed number of "
+            "them, so that texts of any length need the model itself. torch.export takes it for one length"
         )
     model = auto_class.from_pretrained(args.model, dtype=torch.float32, **source).eval()
     processor = AutoImageProcessor if takes_images(model) else AutoTokenizer
