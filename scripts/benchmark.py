@@ -38,7 +38,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says on every st
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from training.files import write_json
-from training.peak_memory import peak_memory
+from training.memory_use import cache_bytes, peak_memory
 from training.provenance import command, hardware, versions
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -671,12 +671,6 @@ def packed_step(model, is_training, position_ids, arguments):
             model.zero_grad()
 
     return step
-
-
-def cache_bytes(cache):
-    if hasattr(cache, "num_bytes"):
-        return cache.num_bytes
-    return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -134,8 +134,8 @@ def load(args):
         )
     if (segment_length := getattr(config, "segment_length", None)) is not None:
         raise ValueError(
-            f"--model {args.model!r} reads in segments (segment_length={segment_length}): a graph has a fixed number of "
-            "them, so that texts of any length need the model itself. torch.export takes it for one length"
+            f"--model {args.model!r} reads in segments (segment_length={segment_length}): a graph has a fixed number "
+            "of them, so that texts of any length need the model itself. torch.export takes it for one length"
         )
     model = auto_class.from_pretrained(args.model, dtype=torch.float32, **source).eval()
     processor = AutoImageProcessor if takes_images(model) else AutoTokenizer

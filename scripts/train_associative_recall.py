@@ -25,8 +25,10 @@ model with its code, `results.json`, `learning_curve.png` and a model card.
 
 from dataclasses import dataclass, field
 
+import torch
 import transformers
 from training import options, runs
+from training.memory_use import cache_bytes
 from training.provenance import command
 from training.recall import SPLITS, RecallExamples, recall_accuracy, share_of_the_commonest
 from training.resuming import resume_from
@@ -35,6 +37,7 @@ from training.short_convolution import add_short_convolution
 from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator
 
 from astroformer_hf import AstroformerConfig
+from astroformer_hf.library_compatibility import CACHE_NAME
 
 
 @dataclass
@@ -82,6 +85,20 @@ def parse_arguments(arguments=None):
     )
 
 
+def state_bytes(model, example):
+    """What a decoder keeps of an example after its last token, in bytes; None for a model without a cache."""
+    config = model.config
+    in_segments = getattr(config, "segment_length", None) is not None
+    if not config.use_cache or (in_segments and config.attention_type == "softmax"):  # as with a short convolution
+        return None
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(example[None].to(model.device), use_cache=True)
+    finally:
+        model.train()
+    return cache_bytes(outputs[CACHE_NAME])
+
+
 def likeliest(logits, labels):
     """The token that is predicted at each place: there is no room for all logits."""
     return logits.argmax(-1)
@@ -112,6 +129,7 @@ def main(arguments=None):
         )
         model = AutoModelForCausalLM.from_config(config)
     add_short_convolution(model, model_args.short_convolution)
+    kept = state_bytes(model, examples["train"].input_ids[0])  # before `Trainer`, which turns caches off
     guesses = {
         "chance": 1 / data_args.num_pairs,
         "majority": share_of_the_commonest(examples["train"], examples["test"]),
@@ -151,6 +169,7 @@ def main(arguments=None):
             "split": "validation",
             **data_args.rules,
             **guesses,
+            "state_bytes": kept,
         },
         record,
         command=command(__file__, arguments),

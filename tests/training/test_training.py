@@ -14,6 +14,7 @@ from pathlib import Path
 import predict
 import pytest
 import torch
+import train_associative_recall
 import train_language_model
 import train_text_classification
 from accelerate.commands.launch import launch_command_parser
@@ -42,7 +43,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
-from variants import ROOT, tiny_config
+from variants import ROOT, make_model, tiny_config
 
 import astroformer_hf
 from astroformer_hf import AstroformerForSequenceClassification
@@ -590,6 +591,21 @@ def test_recall_examples_that_cannot_be(changes, message):
         recall_examples(1, **{"vocab_size": 16, "num_pairs": 4, "length": 24, "seed": 0, **changes})
 
 
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_what_is_kept_of_an_example(attention):
+    sizes = []
+    for length in (12, 24):
+        model = make_model("AstroformerForCausalLM", attention_type=attention, synaptic_decay="none")
+        sizes.append(train_associative_recall.state_bytes(model, torch.randint(1, 50, (length,))))
+    keys_and_values = 2 * 2 * 32 * 4  # layers, keys and values, width, bytes
+    states = 2 * 4 * (8 * 8 + 8) * 4  # layers, heads, synapses and calcium, bytes
+    assert sizes == ([12 * keys_and_values, 24 * keys_and_values] if attention == "softmax" else [states] * 2)
+    softmax = {"attention_type": "softmax", "synaptic_decay": "none"}
+    in_segments = make_model("AstroformerForCausalLM", segment_length=4, **softmax)
+    assert train_associative_recall.state_bytes(in_segments, torch.randint(1, 50, (12,))) is None
+
+
+
 def test_recall_script_learns_and_its_model_is_loaded_again(tmp_path, scripts):
     command = [
         *(str(ROOT / "scripts/train_associative_recall.py"), "--output_dir", str(tmp_path), "--use_cpu"),
@@ -602,6 +618,7 @@ def test_recall_script_learns_and_its_model_is_loaded_again(tmp_path, scripts):
     printed = scripts.run(*command).stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert "chance 0.5000" in printed and results["chance"] == 0.5 and results["majority"] < 0.3
+    assert results["state_bytes"] > 0
     assert results["metrics"]["accuracy"] > 0.8 and results["test_metrics"]["accuracy"] > 0.8
     assert len(results["learning_curve"]["evaluation"]) == 3
     assert (results["curve_samples"], results["eval_samples"], results["test_samples"]) == (50, 200, 200)

@@ -1,5 +1,5 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""The memory that a call takes at its peak."""
+"""The memory that a call takes at its peak, and that a cache takes."""
 
 import contextlib
 import ctypes
@@ -57,3 +57,10 @@ def resident(field):
         if line.startswith(field):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {field}")
+
+
+def cache_bytes(cache):
+    """What a cache holds, in bytes: states of constant size, or keys and values."""
+    if hasattr(cache, "num_bytes"):
+        return cache.num_bytes
+    return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
