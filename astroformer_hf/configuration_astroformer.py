@@ -153,6 +153,8 @@ class AstroformerBaseConfig(PreTrainedConfig):
         dict[str, str]
     ] = {}  # where each Auto class finds its code in a saved folder, whichever of them was saved
 
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "memory"]  # a cache's name changed in transformers 5.24
+
     # How the library divides a model over processes (`DistributedConfig`): by heads and columns, and in units.
     base_model_tp_plan: ClassVar[dict[str, str] | None] = {
         "layers.*.attention.q_proj": "colwise",
@@ -461,7 +463,6 @@ class AstroformerConfig(AstroformerBaseConfig):
     """
 
     model_type = "astroformer"
-    keys_to_ignore_at_inference = ["past_key_values", "cache", "memory"]  # a cache's name changed in transformers 5.24
     auto_map_of_class = auto_map("astroformer", "AstroformerConfig", TEXT_MODELS)
     num_position_dimensions = 1
 

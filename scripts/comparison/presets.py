@@ -383,6 +383,18 @@ PRESETS = {
             segment_length=512,
             whole_text_arms=("softmax", "linear", "best"),
         ),
+        # one segment without a memory: a sequence of pixels
+        "pixels": long_text(
+            {
+                "patch_size": 1,
+                "segment_length": 1024,
+                "num_memory_tokens": 0,
+                "max_train_samples": 10000,
+                "max_eval_samples": 2500,
+                "num_train_epochs": 2,
+            },
+            whole_text_arms=("softmax", "linear", "best"),
+        ),
         "listops": long_text(
             {"tokenizer": "words", "max_length": 2048, "num_train_epochs": 1},
             segment_length=256,

@@ -30,6 +30,8 @@ class Task:
 TEXT, IMAGE, LANGUAGE = "train_text_classification", "train_image_classification", "train_language_model"
 RECALL = "train_associative_recall"
 HELD_OUT = {"validation_share": 0.1, "test_split": "test"}  # choose on a part of train, measure on test
+IMDB = {"dataset_name": "stanfordnlp/imdb", **HELD_OUT}
+CIFAR10 = {"dataset_name": "uoft-cs/cifar10", **HELD_OUT}
 SHAKESPEARE = {"dataset_name": "Trelis/tiny-shakespeare", "text_column": "Text", **HELD_OUT}
 WIKITEXT = {"dataset_name": "Salesforce/wikitext", "dataset_config_name": "wikitext-2-raw-v1"}
 
@@ -38,13 +40,13 @@ TASKS = {
         title="IMDB, sentiment of film reviews",
         script=TEXT,
         metric="accuracy",
-        hub={"dataset_name": "stanfordnlp/imdb", **HELD_OUT},
+        hub=IMDB,
     ),
     "cifar10": Task(
         title="CIFAR-10, small images",
         script=IMAGE,
         metric="accuracy",
-        hub={"dataset_name": "uoft-cs/cifar10", **HELD_OUT},
+        hub=CIFAR10,
     ),
     "shakespeare": Task(
         title="Tiny Shakespeare, character by character",
@@ -74,10 +76,16 @@ TASKS = {
             title=f"IMDB in {length:,} bytes",
             script=TEXT,
             metric="accuracy",
-            hub={"dataset_name": "stanfordnlp/imdb", **HELD_OUT},
+            hub=IMDB,
         )
         for length in (1024, 4096)
     },
+    "pixels": Task(
+        title="CIFAR-10, pixel by pixel",
+        script=IMAGE,
+        metric="accuracy",
+        hub=CIFAR10,
+    ),
     "listops_short": Task(title="ListOps, 50 to 200 tokens (LRA-style)", script=TEXT, metric="accuracy"),
     "listops": Task(title="ListOps, 500 to 2,000 tokens (LRA-style)", script=TEXT, metric="accuracy"),
     "docstrings": Task(title="Docstrings of Python, by package", script=TEXT, metric="accuracy"),

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from simulation.macro_model import Constants, retention_table, streaming_retention
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
-from variants import EACH_TIME, VARIANTS, make_model, tiny_config
+from variants import EACH_TIME, HEADS, VARIANTS, make_model, tiny_config
 
 import astroformer_hf
 from astroformer_hf import AstroformerCache, AstroformerForCausalLM, AstroformerModel, segments
@@ -405,6 +405,17 @@ def test_trainer(tmp_path):
     for other in (trained(tmp_path, 4), trained(tmp_path, 1, memory_backprop="full")):
         assert other[0] == pytest.approx(losses, rel=1e-4)
         assert other[1] == pytest.approx(logits, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["AstroformerForCausalLM", "AstroformerForImageClassification"])
+def test_predictions_are_logits_alone(name, tmp_path):
+    inputs = HEADS[name][2]()
+    data = [{key: x[i] for key, x in inputs.items()} for i in range(4)]
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+    model = segment_model(name)
+    predictions = Trainer(model=model, args=arguments).predict(data).predictions
+    with torch.no_grad():
+        assert_close(torch.as_tensor(predictions), model(**inputs).logits)
 
 
 def test_saved_and_loaded(tmp_path):

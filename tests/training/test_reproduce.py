@@ -299,7 +299,8 @@ def test_arms_of_long_tasks_differ_in_what_they_say(task):
         own = {part: sum(p.numel() for n, p in model.named_parameters() if part in n) for part in added}
         sizes[arm] = model.num_parameters() - sum(own.values())
         in_segments = arm.startswith("segments")
-        assert model.config.segment_length == (setting.forms["segments"]["segment_length"] if in_segments else None)
+        own_length = setting.forms["segments"]["segment_length"] if in_segments else None
+        assert model.config.segment_length == setting.options.get("segment_length", own_length)
         assert (own["memory"] > 0) == (in_segments and not arm.endswith("off")), arm
         assert (own["taps"] > 0) == arm.endswith("convolution"), arm
         assert (own["astrocyte_code"] > 0) == fields["use_astrocyte_hebbian"], arm

@@ -605,7 +605,6 @@ def test_what_is_kept_of_an_example(attention):
     assert train_associative_recall.state_bytes(in_segments, torch.randint(1, 50, (12,))) is None
 
 
-
 def test_recall_script_learns_and_its_model_is_loaded_again(tmp_path, scripts):
     command = [
         *(str(ROOT / "scripts/train_associative_recall.py"), "--output_dir", str(tmp_path), "--use_cpu"),
