@@ -27,8 +27,8 @@ class SynapseCacheLayer(CacheLayerMixin):
         places: `(batch, 1)`, which of them are real, as a sum of numbers that stand for their places, or None if all
             are; the first layer's is that of the cache.
         memory: `(batch, num_memory_tokens, hidden_size)`, what the open segment began with, where a model reads in
-            segments; else None. The first layer's is that of the cache. The states above are then those of the open
-            segment, but for the numbers of tokens, which are those of the text.
+            segments, of `segment_length` tokens; else None. The first layer's is that of the cache. The states above
+            are then those of the open segment, but for the numbers of tokens, which are those of the text.
     """
 
     synapses: NeuronAstrocyteState | None
@@ -38,6 +38,7 @@ class SynapseCacheLayer(CacheLayerMixin):
     length: int
     places: torch.Tensor | None
     memory: torch.Tensor | None
+    segment_length: int | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class SynapseCacheLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.forget_segment()
-        self.counted = self.places = self.memory = None
+        self.counted = self.places = self.memory = self.segment_length = None
         self.length = 0
         self.is_initialized = False
 
@@ -104,8 +105,8 @@ class SynapseCacheLayer(CacheLayerMixin):
             )
 
     def offload(self) -> None:
-        if self.synapses is not None:
-            self.device = self.synapses.calcium.device
+        for state in self._states():
+            self.device = state[0].device
         self._apply(lambda x: x.to("cpu", non_blocking=True))
 
     def prefetch(self) -> None:

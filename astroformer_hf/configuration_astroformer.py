@@ -36,7 +36,7 @@ CHOICES: dict[str, Collection[str]] = {
     "presynaptic_target": PRESYNAPTIC_TARGETS,
     "calcium_sources": CALCIUM_SOURCES,
     "hebbian_rule": ("correlation", "covariance"),
-    "memory_retention": ("streaming", "ltp", "none"),
+    "memory_retention": ("none", "streaming", "ltp"),
     "pooling": ("mean", "cls", "last"),
 }
 # What a field means that a saved configuration does not have, because it is older than the field. Not the default of a
@@ -203,7 +203,7 @@ class AstroformerBaseConfig(PreTrainedConfig):
 
     segment_length: int | None = None
     num_memory_tokens: int = 8
-    memory_retention: str = "streaming"
+    memory_retention: str = "none"
     memory_backprop: str | int = "replay"
 
     astroformer_version: str | None = __version__
@@ -449,9 +449,10 @@ class AstroformerConfig(AstroformerBaseConfig):
         segment_length (`int`, *optional*): read a text in segments of so many tokens, each behind memory tokens that
             carry what came before (`segments.py`). Unset, a text is read at once.
         num_memory_tokens (`int`, defaults to 8): memory tokens; 0 leaves segments without a memory.
-        memory_retention (`str`, defaults to `"streaming"`): how strong the memory is after each segment: by the
-            segment's share of what the astrocyte holds so far ("streaming"), by its share of all segments ("ltp",
-            the paper's form, for encoders and texts in one call), or as strong as ever ("none").
+        memory_retention (`str`, defaults to `"none"`): how strong the memory is after each segment: always as strong
+            ("none"), by the segment's share of what the astrocyte holds so far ("streaming"), or by its share of all
+            segments ("ltp", the form of RMAAT, for encoders and texts in one call). The last two fade within about 20
+            segments.
         memory_backprop (`str` or `int`, defaults to `"replay"`): gradients through the memory: through all segments, of
             which each is computed again ("replay", AMRB: memory hardly grows with their number) or kept ("full"), or,
             with replay, through so many memories at most.

@@ -166,36 +166,39 @@ def check_cache(cache: Any, config: AstroformerConfig, is_dropped: bool) -> None
         )
 
 
-def check_cache_layer(memory: Any, config: AstroformerConfig, code_has_state: bool, batch_size: int) -> None:
+def check_cache_layer(layer: Any, config: AstroformerConfig, code_has_state: bool, batch_size: int) -> None:
     """Raises a ValueError if a layer of a cache was written by another model, or for another number of sequences.
 
     Args:
-        memory (`CacheLayerMixin`): the layer, which has been written to.
+        layer (`CacheLayerMixin`): the first, which has been written to.
         config (`AstroformerConfig`): of the model.
         code_has_state (`bool`): whether the model's astrocyte code writes a state as well.
         batch_size (`int`): sequences of the input.
     """
-    found: tuple
-    expected: tuple
+    found: list = []
+    expected: list = []
     head_size, num_neurons = config.hidden_size // config.num_attention_heads, config.num_hidden_neurons
     assert num_neurons is not None  # the configuration has put the head size in its place
-    if config.segment_length is not None:  # without memory tokens, an empty segment has no synapses
-        batch_in_cache = 0 if memory.memory is None else memory.memory.shape[0]
-        found = () if memory.memory is None else tuple(memory.memory.shape[1:])
-        expected = (config.num_memory_tokens, config.hidden_size)
-    elif config.attention_type == "softmax":
-        batch_in_cache = memory.keys.shape[0]
+    memory, segment_length = getattr(layer, "memory", None), getattr(layer, "segment_length", None)
+    if config.segment_length is not None or memory is not None:
+        found += [segment_length, *(() if memory is None else memory.shape[1:])]
+        expected += [config.segment_length, config.num_memory_tokens, config.hidden_size]
+    if config.attention_type == "softmax":
+        batch_in_cache = layer.keys.shape[0]
         channels = num_neurons + (config.synaptic_decay != "none")  # beside each key, how much is left when it comes
-        found, expected = (memory.keys.shape[-1], memory.values.shape[-1]), (channels, head_size)
+        found += [layer.keys.shape[-1], layer.values.shape[-1]]
+        expected += [channels, head_size]
+    elif layer.synapses is None:  # an empty segment without memory tokens
+        batch_in_cache = 0 if memory is None else memory.shape[0]
     else:
-        batch_in_cache = memory.synapses.calcium.shape[0]
+        batch_in_cache = layer.synapses.calcium.shape[0]
         num_features = FEATURE_MAPS[config.feature_map].num_features(num_neurons, config.num_random_features)
-        found = (*memory.synapses.hebbian.shape[-2:], memory.code_state is not None)
-        expected = (num_features, head_size, code_has_state)
-    if config.segment_length is None and getattr(memory, "memory", None) is not None:
-        found = (*found, "memory")
+        found += [*layer.synapses.hebbian.shape[-2:], layer.code_state is not None]
+        expected += [num_features, head_size, code_has_state]
     if found != expected:
-        raise ValueError(f"{CACHE_NAME} was written by another model, whose attention has other sizes or codes")
+        raise ValueError(
+            f"{CACHE_NAME} was written by another model, whose attention has other sizes or codes, or other segments"
+        )
     if batch_in_cache != batch_size:
         raise ValueError(
             f"{CACHE_NAME} holds {batch_in_cache} sequences and the input has {batch_size}. For beams and "

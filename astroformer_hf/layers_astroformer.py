@@ -1,5 +1,6 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""The block that text and image models are made of: attention in one of three arms, and a feed-forward half.
+"""The block that text and image models are made of: attention in one of three arms, and a feed-forward half; and what
+stands before output embeddings.
 
 Letters in shape comments: B batch, N tokens, H heads, m hidden neurons, d head size.
 """
@@ -460,3 +461,20 @@ class AstroformerLayer(GradientCheckpointingLayer):
         attention_output, _ = self.attention(self.attention_norm(hidden_states), shared, output_attentions, cache)
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+
+
+class AstroformerTransform(nn.Module):
+    """What stands before a masked language model's output embeddings, as in BERT.
+
+    A module of its own, so that its `norm` is not taken for that of the bare model when this is loaded from the
+    checkpoint of the whole.
+    """
+
+    def __init__(self, config: AstroformerBaseConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.act_fn(self.dense(hidden_states)))

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
@@ -39,7 +38,7 @@ from .input_checks import (
     check_text_inputs,
     flatten_choices,
 )
-from .layers_astroformer import AstroformerAttention, AstroformerLayer, precompute_shared
+from .layers_astroformer import AstroformerAttention, AstroformerLayer, AstroformerTransform, precompute_shared
 from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, takes_cache
 from .loading import SafelyLoadedModel
 from .losses import (
@@ -66,6 +65,7 @@ from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_r
 from .segments import (
     AstroformerMemory,
     Pick,
+    check_generation,
     check_memory,
     check_segments_of,
     continue_in_segments,
@@ -265,7 +265,7 @@ class AstroformerModel(AstroformerEncoder):
             `BaseModelOutput` with `last_hidden_state` of shape `(batch, length, hidden_size)`; of a decoder
             `BaseModelOutputWithPast`, with `cache` (before transformers 5.24 `past_key_values`) as well. Of a
             model that reads in segments also with `memory`, after the last token of each text: to go on from it is to
-            begin another segment there. It is None after a single token that continues a cache.
+            begin another segment there. It is None after a single token that goes on from a cache.
 
         Raises:
             ValueError: for inputs that do not fit; the message names the argument.
@@ -292,10 +292,11 @@ class AstroformerModel(AstroformerEncoder):
                     f"{CACHE_NAME} and use_cache are not for packed rows: what would it go on from? Leave them out"
                 )
             cache = None
-        past_counted = self._continue_cache(cache, attention_mask, batch_size, length)
         check_memory(memory, self.config, batch_size, past_length)
         if self.config.segment_length is not None:
-            check_segments_of(inputs, self.config, document_ids, past_length, past_counted)
+            check_segments_of(inputs, self.config, document_ids, cache, is_packed_explicitly(kwargs))
+        past_counted = self._continue_cache(cache, attention_mask, batch_size, length)
+        if self.config.segment_length is not None:
             return self._read_in_segments(inputs, memory, cache, past_length)
         layout = sequence_layout(
             length,
@@ -369,7 +370,7 @@ class AstroformerModel(AstroformerEncoder):
         return cache.layers[0].counted
 
 
-def head_forward(*keywords: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def head_forward(*keywords: str, returns_cache: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of a head's forward, which takes the model's inputs as one `TextInputs` and then its own arguments.
 
     Users call it with the inputs one by one, and its signature names them so. What `AstroformerModel.forward` takes
@@ -377,6 +378,7 @@ def head_forward(*keywords: str) -> Callable[[Callable[..., Any]], Callable[...,
 
     Args:
         keywords (`str`): arguments of its loss that the head takes in its `**kwargs`.
+        returns_cache (`bool`): whether its output has a cache; others' decoders make none, unless they are asked to.
     """
 
     def decorate(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -391,6 +393,8 @@ def head_forward(*keywords: str) -> Callable[[Callable[..., Any]], Callable[...,
             **kwargs: Any,
         ) -> Any:
             inputs = TextInputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            if not (returns_cache or args or {"cache", "use_cache"} & kwargs.keys()):
+                kwargs["use_cache"] = False
             return forward(self, inputs, *args, **kwargs)
 
         found = inspect.signature(forward)
@@ -462,8 +466,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         kind, cache = generation_config.cache_implementation, model_kwargs.get(CACHE_NAME)
-        if self.config.segment_length is not None:
-            use_of_segment_cache(self.config, bool(generation_config.use_cache))
+        check_generation(self.config, bool(generation_config.use_cache), cache, model_kwargs.get("memory"))
         if generation_config.prefill_chunk_size is not None and isinstance(cache, Cache) and cache.get_seq_length():
             raise ValueError(  # some releases would read the tokens in the cache a second time
                 f"prefill_chunk_size={generation_config.prefill_chunk_size} does not go with a {CACHE_NAME} that holds "
@@ -505,7 +508,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
 
     continuous_batching_context_manager = generate_batch = init_continuous_batching
 
-    @head_forward("shift_labels", "ignore_index")
+    @head_forward("shift_labels", "ignore_index", returns_cache=True)
     def forward(
         self,
         inputs: TextInputs,
@@ -552,23 +555,6 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         state = {CACHE_NAME: getattr(outputs, CACHE_NAME)}
         return AstroformerCausalLMOutputWithPast(loss=loss, logits=logits, **state, **recorded(outputs))
-
-
-class AstroformerTransform(nn.Module):
-    """What stands before a masked language model's output embeddings, as in BERT.
-
-    A module of its own, so that its `norm` is not taken for that of the bare model when this is loaded from the
-    checkpoint of the whole.
-    """
-
-    def __init__(self, config: AstroformerConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.act_fn = ACT2FN[config.hidden_act]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.act_fn(self.dense(hidden_states)))
 
 
 class AstroformerForMaskedLM(AstroformerTextHead):

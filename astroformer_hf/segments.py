@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import Cache
 
 from .astrocyte_code import upcast
 from .cache_astroformer import AstroformerCache
@@ -38,11 +39,14 @@ from .configuration_astroformer import AstroformerBaseConfig
 from .forward_keywords import may_look_at, may_wait_for
 from .input_checks import TextInputs
 from .token_layout import SequenceLayout, order_of_tokens, sequence_layout
-from .traced_values import held_sizes, known_value
+from .traced_values import held_sizes, is_exporting, known_value
 
 
 # What the slow process loses in a segment, -log(q) = tau gamma_l / tau_pl of docs/macro_model.md.
 LEAK_PER_SEGMENT = 1 / 6
+
+# A streaming retention falls no further, so that a memory in half precision is never taken for none.
+LEAST_RETENTION = 1e-4
 
 Pick = Callable[[torch.Tensor | None], Any]  # from inputs `(1 or B, N, ...)`, those of some of the tokens
 Embed = Callable[[Pick, torch.Tensor], torch.Tensor]  # and with the positions of these, their embeddings
@@ -52,7 +56,7 @@ def retention_of_share(segment: int, num_segments: int | torch.Tensor) -> float 
     """ "ltp": (1 - q) q^(t - 1) / (1 - q^T), what segment t (from 1 on) brings of all that T segments do."""
     brought = math.expm1(-LEAK_PER_SEGMENT) * math.exp(-LEAK_PER_SEGMENT * (segment - 1))
     if torch.is_tensor(num_segments):
-        return brought / torch.expm1(-LEAK_PER_SEGMENT * num_segments.double())
+        return brought / torch.expm1(-LEAK_PER_SEGMENT * num_segments.clamp(min=1).float())
     return brought / math.expm1(-LEAK_PER_SEGMENT * num_segments)
 
 
@@ -60,25 +64,27 @@ def next_streaming_retention(retention: torch.Tensor) -> torch.Tensor:
     """ "streaming": r_{t+1} = q r_t / (1 + q r_t) for r_t = (1 - q) q^(t - 1) / (1 - q^t), the share of what is held
     after segment t that t has brought. 0 stands for nothing before, which 1 follows."""
     kept = math.exp(-LEAK_PER_SEGMENT) * retention
-    return torch.where(retention > 0, kept / (1 + kept), 1.0)
+    return torch.where(retention > 0, (kept / (1 + kept)).clamp(min=LEAST_RETENTION), 1.0)
 
 
 class AstroformerMemory(nn.Module):
     """What an astrocyte keeps from segment to segment: M memory tokens.
 
-    Without a memory, which is one of 0, they are learned embeddings; a memory is added to these.
+    They are learned embeddings, to which the memory is added. A memory of nothing but 0 stands for none. Of any other,
+    the root mean square is the retention that was applied last, from which a streaming one follows.
     """
 
     def __init__(self, config: AstroformerBaseConfig) -> None:
         super().__init__()
+        self.config = config  # of which the retention may be changed
         self.num_tokens = config.num_memory_tokens
-        self.retention = config.memory_retention
         self.embeddings = nn.Parameter(torch.empty(config.num_memory_tokens, config.hidden_size))
 
-    def nothing(self, batch_size: int, device: torch.device) -> torch.Tensor:
-        """The memory before the first segment, `(batch, M, hidden_size)`."""
+    def begin(self, memory: torch.Tensor | None, texts: "Texts") -> torch.Tensor:
+        """The memory before the first segment, `(batch, M, hidden_size)`: the given one, or none."""
         # of the embeddings only what they are like: an offloaded parameter is where this module's forward reads it
-        return torch.zeros(batch_size, *self.embeddings.shape, dtype=self.embeddings.dtype, device=device)
+        like: dict[str, Any] = {"dtype": self.embeddings.dtype, "device": texts.device}
+        return torch.zeros(texts.batch_size, *self.embeddings.shape, **like) if memory is None else memory.to(**like)
 
     def forward(self, memory: torch.Tensor) -> torch.Tensor:
         """The embeddings of the memory tokens, `(batch, M, hidden_size)`, of a memory of that shape."""
@@ -92,32 +98,38 @@ class AstroformerMemory(nn.Module):
         Args:
             hidden_states (`torch.Tensor`): `(batch, M, hidden_size)`, of the memory tokens after a segment.
             memory (`torch.Tensor`): likewise, the one before it. Its strength says which segment that was.
-            retention (`torch.Tensor` or `float`, *optional*): `(batch, 1)` or one for all; None follows the memory.
+            retention (`torch.Tensor` or `float`, *optional*): by the share of all segments, for "ltp": `(batch, 1)` or
+                one for all.
         """
         if self.num_tokens == 0:
             return memory
         unit = nn.functional.rms_norm(upcast(hidden_states), hidden_states.shape[-1:])
-        if self.retention == "streaming":
+        if self.config.memory_retention == "streaming":
             strength = upcast(memory.detach()).to(unit.device).square().mean((1, 2)).sqrt()  # (B,)
             retention = next_streaming_retention(strength)[:, None]
-        elif self.retention == "none":
+        elif self.config.memory_retention == "none":
             retention = 1.0
-        assert retention is not None
+        assert retention is not None, "only an encoder, which reads whole texts, may have 'ltp'"
         if torch.is_tensor(retention):
             retention = retention.to(unit)[..., None]
         return (retention * unit).to(memory.device, hidden_states.dtype)
 
 
-def check_memory(memory: Any, config: AstroformerBaseConfig, batch_size: int, past_length: int = 0) -> None:
-    """Raises a ValueError if a forward cannot go on from a memory that it is given."""
+def check_memory(
+    memory: Any, config: AstroformerBaseConfig, batch_size: int | None = None, past_length: int = 0
+) -> None:
+    """Raises a ValueError if a forward cannot go on from a memory that it is given, for so many texts, if it is known,
+    and after so many tokens in a cache."""
     if memory is None:
         return
     if config.segment_length is None:
         raise ValueError("memory is for models that read in segments; this one has segment_length=None")
     shape = (batch_size, config.num_memory_tokens, config.hidden_size)
-    if not torch.is_tensor(memory) or memory.shape != shape:
+    if not torch.is_tensor(memory) or memory.shape[1:] != shape[1:] or batch_size not in (None, len(memory)):
         got = tuple(memory.shape) if torch.is_tensor(memory) else f"a {type(memory).__name__}"
         raise ValueError(f"memory must have the shape (batch, num_memory_tokens, hidden_size), {shape}, got {got}")
+    if not memory.is_floating_point():
+        raise ValueError(f"memory must be of a floating dtype, as the model's hidden states, got {memory.dtype}")
     if config.memory_retention == "ltp":
         raise ValueError(
             "memory is not for memory_retention 'ltp', which goes by the number of segments in the whole text: give "
@@ -130,11 +142,7 @@ def check_memory(memory: Any, config: AstroformerBaseConfig, batch_size: int, pa
 
 
 def check_segments_of(
-    inputs: TextInputs,
-    config: AstroformerBaseConfig,
-    document_ids: torch.Tensor | None,
-    past_length: int,
-    past_counted: torch.Tensor | None,
+    inputs: TextInputs, config: AstroformerBaseConfig, document_ids: torch.Tensor | None, cache: Any, is_packed: bool
 ) -> None:
     """Raises a ValueError if texts cannot be cut into segments, which go by the real tokens of each row, counted.
 
@@ -142,9 +150,10 @@ def check_segments_of(
         inputs (`TextInputs`): of a forward, checked otherwise.
         config (`AstroformerBaseConfig`): of a model that reads in segments.
         document_ids (`torch.Tensor`, *optional*): `(batch, length)`, of rows that may hold several documents.
-        past_length (`int`): tokens in the cache, and `past_counted` how many of them are real, `(batch, 1)` or None.
+        cache (`AstroformerCache`, *optional*): what the inputs go on from.
+        is_packed (`bool`): whether it is said by other inputs that they do.
     """
-    if document_ids is not None:
+    if document_ids is not None and (is_packed or may_wait_for(document_ids)):
         raise ValueError(
             "rows of several documents (position_ids that restart at 0, seq_idx, cu_seq_lens_q) are not for models "
             f"that read in segments (segment_length={config.segment_length}): give each a row"
@@ -152,22 +161,29 @@ def check_segments_of(
     position_ids, attention_mask = inputs.position_ids, inputs.attention_mask
     if position_ids is None:
         return
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not may_wait_for(position_ids):
-        raise ValueError("position_ids cannot be checked here, where a model reads in segments: leave them out")
+    message = (
+        "position_ids must count the real tokens of each text from 0 on, where a model reads in segments "
+        f"(segment_length={config.segment_length}); leave them out"
+    )
+    if torch.jit.is_tracing() or is_exporting():
+        raise ValueError(f"{message}: in a graph they cannot be checked")
     length = position_ids.shape[-1]
     if length == 1 and not may_look_at(position_ids):
         return  # a step of decoding waits for nothing
-    expected = torch.arange(past_length, past_length + length, device=position_ids.device)[None]
+    past_length: Any = 0 if cache is None else cache.get_seq_length()
+    past_counted = cache.layers[0].counted if past_length > 0 else None
+    before = past_length if past_counted is None else past_counted
+    expected = torch.arange(length, device=position_ids.device)[None] + before
     differs = position_ids.view(-1, length) != expected
     if attention_mask is not None:
         real = attention_mask[:, past_length:] != 0
-        before = (attention_mask[:, :past_length] != 0).sum(-1, keepdim=True) if past_counted is None else past_counted
+        if past_counted is None:
+            before = (attention_mask[:, :past_length] != 0).sum(-1, keepdim=True)
         differs = (position_ids != real.long().cumsum(-1) - 1 + before) & real
-    if differs.any():
-        raise ValueError(
-            "position_ids must count the real tokens of each text from 0 on, where a model reads in segments "
-            f"(segment_length={config.segment_length}); leave them out"
-        )
+    if torch.compiler.is_compiling():
+        torch._assert_async(~differs.any(), message)
+    elif differs.any():
+        raise ValueError(message)
 
 
 def use_of_segment_cache(config: AstroformerBaseConfig, use_cache: bool | None, is_given: bool = False) -> bool | None:
@@ -187,8 +203,8 @@ def use_of_segment_cache(config: AstroformerBaseConfig, use_cache: bool | None, 
         return use_cache
     if config.attention_type == "softmax":
         raise ValueError(
-            "use_cache must be False for attention_type 'softmax' with segment_length: keys and values would have to "
-            "be dropped where a segment ends"
+            "use_cache must be False, and there must be no cache, for attention_type 'softmax' with segment_length: "
+            "keys and values would have to be dropped where a segment ends"
         )
     if not isinstance(config.memory_backprop, str) and torch.is_grad_enabled():
         raise ValueError(
@@ -196,6 +212,13 @@ def use_of_segment_cache(config: AstroformerBaseConfig, use_cache: bool | None, 
             "not know how many segments are to come"
         )
     return use_cache
+
+
+def check_generation(config: AstroformerBaseConfig, use_cache: bool, cache: Any, memory: Any) -> None:
+    """Raises a ValueError if `generate` is given what does not go with segments, or with their absence."""
+    if config.segment_length is not None:
+        use_of_segment_cache(config, use_cache)
+    check_memory(memory, config, past_length=cache.get_seq_length() if isinstance(cache, Cache) else 0)
 
 
 def refuse_recording(keywords: Mapping[str, Any], config: AstroformerBaseConfig) -> None:
@@ -282,11 +305,12 @@ def read_in_segments(
         Hidden states `(batch, length, hidden_size)`, 0 at padding, and the memory after the last segment of each text.
     """
     config, size = model.config, model.config.segment_length
-    if memory is None:
-        memory = model.memory.nothing(texts.batch_size, texts.device)
+    memory = model.memory.begin(memory, texts)
     num_segments: Any = -(-texts.length // size)
     own_segments: Any = num_segments if texts.num_real is None else (texts.num_real + size - 1) // size  # (B, 1)
-    replays = config.memory_backprop != "full" and torch.is_grad_enabled() and not torch.jit.is_tracing()
+    is_transformed = torch._C._are_functorch_transforms_active()  # which take no checkpoints
+    replays = config.memory_backprop != "full" and torch.is_grad_enabled()
+    replays = replays and not (is_transformed or torch.jit.is_tracing())
 
     def read(memory: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         start = index * size
@@ -304,7 +328,8 @@ def read_in_segments(
 
     parts = []
     for index in range(num_segments):
-        memory = _with_gradients_across(memory, own_segments - index, config.memory_backprop)
+        if index > 0:
+            memory = _with_gradients_across(memory, own_segments - index, config.memory_backprop)
         if replays:
             part, memory = checkpoint(read, memory, index, use_reentrant=False)
         else:
@@ -366,14 +391,12 @@ def continue_in_segments(
 
     Returns:
         Hidden states `(batch, length, hidden_size)`, 0 at padding, and the memory if the text ended here; None after a
-        single token.
+        single token that continues a text.
     """
     size = model.config.segment_length
     past_length, counted = cache.get_seq_length(), cache.layers[0].counted
     if cache.layers[0].memory is None:
-        if memory is None:
-            memory = model.memory.nothing(texts.batch_size, texts.device)
-        _open_segment(model, cache, memory)
+        _open_segment(model, cache, model.memory.begin(memory, texts))
     is_even = counted is None and texts.num_real is None
     taken: Any
     if is_even:
@@ -402,7 +425,7 @@ def continue_in_segments(
     for layer in cache.layers:  # the tokens of the text, and not the memory's
         layer.length, layer.counted = past_length + texts.length, counted
     after: Any = None
-    if texts.length > 1:
+    if texts.length > 1 or past_length == 0:
         after = cache.layers[0].memory
         if not is_even:
             after = torch.where(taken[..., None] > 0, _closed(model, cache, taken), after)
@@ -478,7 +501,7 @@ def _open_segment(model: Any, cache: AstroformerCache, memory: torch.Tensor) -> 
     """Begins a segment: its synapses hold what the memory tokens at its head imprint."""
     for layer in cache.layers:
         layer.forget_segment()
-    cache.layers[0].memory = memory
+    cache.layers[0].memory, cache.layers[0].segment_length = memory, model.config.segment_length
     if model.memory.num_tokens > 0:
         layout = sequence_layout(model.memory.num_tokens, memory.device, causal=True)
         model.encode(model.memory(memory), layout, False, cache)

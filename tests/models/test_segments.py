@@ -132,10 +132,37 @@ def test_the_retention_is_that_of_the_macro_model():
         own = [segments.retention_of_share(t, num_segments) for t in range(1, num_segments + 1)]
         assert own == pytest.approx(list(retention_table(num_segments, constants)))
         assert sum(own) == pytest.approx(1)
-    retention = torch.zeros(())
+        padded = [segments.retention_of_share(t, torch.tensor([[num_segments], [0]])) for t in range(1, 3)]
+        assert torch.stack(padded).isfinite().all() and padded[0][0].item() == pytest.approx(own[0], rel=1e-6)
+    retention = torch.zeros(()).double()
     for t in range(1, 60):
-        retention = segments.next_streaming_retention(retention.double())
-        assert retention.item() == pytest.approx(streaming_retention(t, constants), rel=1e-9)
+        retention = segments.next_streaming_retention(retention)
+        expected = max(streaming_retention(t, constants), segments.LEAST_RETENTION)
+        assert retention.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_row_of_padding_spoils_no_gradient():
+    found = []
+    for rows in (2, 1):
+        torch.manual_seed(0)
+        model = segment_model("AstroformerForSequenceClassification", memory_retention="ltp")
+        ids, mask = torch.randint(1, 50, (2, 9)), torch.ones(2, 9).long()
+        mask[1] = 0
+        model(ids[:rows], attention_mask=mask[:rows], labels=torch.tensor([0, -100][:rows])).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, grad in found[1].items():
+        assert_close(found[0][name], grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_memory_in_half_precision_never_begins_anew():
+    model = segment_model(memory_retention="streaming", segment_length=2, num_hidden_layers=1).half()
+    strength, memory = [], None
+    with torch.no_grad():
+        for _ in range(130):
+            memory = model(torch.randint(1, 50, (1, 2)), memory=memory).memory
+            strength.append(memory.float().square().mean().sqrt().item())
+    assert all(later < 1.05 * earlier for earlier, later in itertools.pairwise(strength))
+    assert strength[-1] == pytest.approx(segments.LEAST_RETENTION, rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -158,7 +185,7 @@ def test_what_comes_out_depends_on_memory_and_retention(causal):
     text = torch.randint(1, 50, (2, 5 * SIZE))
     model = segment_model(is_decoder=causal, memory_retention="none")
     read = model(text).last_hidden_state
-    model.memory.retention = "streaming"
+    model.config.memory_retention = "streaming"
     other = model(text).last_hidden_state
     # the first memory is as strong either way
     assert_close(other[:, : 2 * SIZE], read[:, : 2 * SIZE])
@@ -323,7 +350,7 @@ def test_with_a_cache_pieces_are_the_whole(num_memory_tokens, pieces, padding):
             logits.append(outputs.logits)
             start += size
             assert cache.get_seq_length() == start
-            if size > 1:
+            if size > 1 or start == 1:
                 so_far = model(ids[:, :start], attention_mask=mask[:, :start], use_cache=False).memory
                 assert_close(outputs.memory, so_far, rtol=1e-8, atol=1e-8)
             else:
@@ -356,6 +383,94 @@ def test_a_cache_can_be_gone_on_from_twice():
     expected = model.generate(more, max_new_tokens=6, do_sample=False)
     for state in (cache, kept):
         assert torch.equal(model.generate(more, max_new_tokens=6, do_sample=False, **{CACHE_NAME: state}), expected)
+
+
+def test_one_token_at_a_time_with_a_memory():
+    model = segment_model("AstroformerForSequenceClassification", is_decoder=True, pooling="last", segment_length=1)
+    text = torch.randint(1, 50, (1, 6))
+    with torch.no_grad():
+        memory = None
+        for token in text.split(1, dim=1):
+            outputs = model(token, memory=memory)
+            memory = outputs.memory
+        assert_close(outputs.logits, model(text).logits)
+
+
+def test_a_memory_is_taken_in_the_model_s_precision():
+    model = segment_model("AstroformerForCausalLM")
+    ids, mask, _ = batch("left", (11, 8))
+    inputs = {"input_ids": ids, "attention_mask": mask, "memory": torch.randn(2, MEMORY, 32).bfloat16()}
+    with torch.no_grad():
+        cached, uncached = (
+            model(**inputs, use_cache=use_cache).logits * mask[..., None] for use_cache in (True, False)
+        )
+        assert_close(cached, uncached, rtol=1e-4, atol=1e-4)
+        inputs["memory"] = inputs["memory"].float()
+        assert model.bfloat16()(**inputs).logits.isfinite().all()
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was():
+    model = segment_model("AstroformerForCausalLM")
+    ids, mask, _ = batch("left", (11, 8))
+    memory = torch.zeros(2, MEMORY, 32)
+    with torch.no_grad():
+        cache = getattr(model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True), CACHE_NAME)
+        rest = {"input_ids": ids[:, 6:], "attention_mask": mask, CACHE_NAME: cache}
+        for refused in ({"memory": memory}, {"position_ids": torch.arange(6, 12)[None]}):
+            with pytest.raises(ValueError, match="memory does not go|position_ids must count"):
+                model(**rest, **refused)
+        whole = model(ids, attention_mask=mask, use_cache=False).logits[:, 6:]
+        assert_close(model(**rest).logits * mask[:, 6:, None], whole * mask[:, 6:, None], rtol=1e-4, atol=1e-4)
+    more = torch.cat((ids, ids[:, -1:]), dim=1)
+    with pytest.raises(ValueError, match="memory does not go with the 12 tokens"):
+        model.generate(more, memory=memory, **{CACHE_NAME: cache})
+
+
+def test_positions_after_a_padded_beginning():
+    model = segment_model("AstroformerForCausalLM")
+    ids, mask, _ = batch("left", (11, 8))
+    new = torch.randint(1, 50, (2, 3))
+    for positions, fits in ((mask.sum(-1, keepdim=True) + torch.arange(3), True), (torch.arange(12, 15)[None], False)):
+        with torch.no_grad():
+            cache = getattr(model(ids, attention_mask=mask, use_cache=True), CACHE_NAME)
+            if fits:
+                model(new, position_ids=positions, **{CACHE_NAME: cache})
+            else:
+                with pytest.raises(ValueError, match="position_ids must count"):
+                    model(new, position_ids=positions, **{CACHE_NAME: cache})
+
+
+@pytest.mark.parametrize("changes", [{"segment_length": 5}, {"astrocyte_code": "sinusoidal"}], ids=str)
+def test_a_cache_of_another_segmented_model(changes):
+    prompt = torch.randint(1, 50, (1, 6))
+    with torch.no_grad():
+        cache = getattr(segment_model("AstroformerForCausalLM")(prompt, use_cache=True), CACHE_NAME)
+        with pytest.raises(ValueError, match="written by another model"):
+            segment_model("AstroformerForCausalLM", **changes)(prompt, **{CACHE_NAME: cache})
+
+
+def test_a_compiled_model_generates():
+    model = segment_model("AstroformerForCausalLM")
+    ids, mask, _ = batch("left", (11, 8))
+    options = {"max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(ids, attention_mask=mask, **options)
+    model.forward = torch.compile(model.forward, backend="eager")
+    assert torch.equal(model.generate(ids, attention_mask=mask, **options), expected)
+
+
+def test_torch_func():
+    model = segment_model("AstroformerForSequenceClassification").double()
+    ids, mask, _ = batch()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters):
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        return torch.func.functional_call(model, parameters, kwargs=inputs).logits.sin().sum()
+
+    loss(parameters).backward()
+    for name, grad in torch.func.grad(loss)(parameters).items():
+        own = parameters[name].grad
+        assert_close(grad, torch.zeros_like(grad) if own is None else own)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -503,6 +618,7 @@ REFUSED = {
         {"memory": torch.zeros(2, MEMORY + 1, 32)},
         r"memory must have the shape \(batch, num_memory_tokens, hidden_size\), \(2, 3, 32\), got \(2, 4, 32\)",
     ),
+    "memory of whole numbers": ({}, {"memory": torch.zeros(2, MEMORY, 32).long()}, "floating dtype, .* torch.int64"),
     "memory without segments": (
         {"segment_length": None},
         {"memory": torch.zeros(2, MEMORY, 32)},
