@@ -150,7 +150,7 @@ SWITCH_ARMS = {**MAIN_SWITCH_ARMS, **FURTHER_SWITCH_ARMS, **COVARIANCE_ARMS}
 # The preset "long"
 # --------------------------------------------------------------------------------------------------------------------
 
-IN_SEGMENTS = {"num_memory_tokens": 8, "memory_retention": "streaming", "memory_backprop": "replay"}
+IN_SEGMENTS = {"num_memory_tokens": 8, "memory_retention": "none", "memory_backprop": "replay"}
 LAST, MEAN = {"pooling": "last"}, {"pooling": "mean"}
 
 
@@ -164,7 +164,7 @@ def segments_arm(title, fields, rate_of="segments"):
 SEGMENT_ARMS = {
     "segments_off": segments_arm("no memory", {**LAST, "num_memory_tokens": 0}),
     "segments_ltp": segments_arm("retention by the share of all segments", {**LAST, "memory_retention": "ltp"}),
-    "segments_none": segments_arm("no retention", {**LAST, "memory_retention": "none"}),
+    "segments_streaming": segments_arm("streaming retention", {**LAST, "memory_retention": "streaming"}),
     "segments_full": segments_arm("all segments kept instead of replay", {**LAST, "memory_backprop": "full"}),
     "segments_1": segments_arm("gradients through one memory", {**LAST, "memory_backprop": 1}),
     "segments_mean": segments_arm("mean of all tokens", MEAN),
@@ -174,7 +174,7 @@ LONG_ARMS = {
     **{name: MAIN_SWITCH_ARMS[name] for name in ("softmax", "best", "linear", "paper", "softmax_decay")},
     "linear_convolution": replace(FURTHER_SWITCH_ARMS["linear_convolution"], rate_of=None),
     "code_activity": replace(FURTHER_SWITCH_ARMS["code_activity"], rate_of=None),
-    "segments": segments_arm("streaming retention, replay", LAST, rate_of=None),
+    "segments": segments_arm("no retention, replay", LAST, rate_of=None),
     **SEGMENT_ARMS,
 }
 

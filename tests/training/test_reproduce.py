@@ -307,7 +307,7 @@ def test_arms_of_long_tasks_differ_in_what_they_say(task):
         if in_segments:
             assert fields.get("pooling") == ("mean" if "mean" in arm else "last")
             assert model.config.memory_backprop == {"segments_full": "full", "segments_1": 1}.get(arm, "replay")
-            expected = {"segments_ltp": "ltp", "segments_none": "none"}.get(arm, "streaming")
+            expected = {"segments_ltp": "ltp", "segments_streaming": "streaming"}.get(arm, "none")
             assert model.config.memory_retention == expected
     assert len(set(sizes.values())) == 1, sizes
 
