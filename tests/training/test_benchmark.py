@@ -6,7 +6,7 @@ import json
 import benchmark
 import pytest
 import torch
-from reporting.benchmarks import converted_text
+from reporting.benchmarks import converted_text, segments_text
 
 
 SMALL = ["--lengths", "16", "32", "--contexts", "40", "--tokens", "32", "--budget", "0.01", "--rounds", "3"]
@@ -55,6 +55,9 @@ def test_all_sections(tmp_path, small_models, capsys):
     assert {row["section"] for row in again[len(kept) :]} == {"inference"}
 
 
+WAYS = ("full", "replay", "at once")
+
+
 def test_a_converted_model(tmp_path, monkeypatch):
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 60}
     monkeypatch.setattr(benchmark, "CONVERTED_SHAPE", {**small, "num_attention_heads": 4, "num_key_value_heads": 2})
@@ -74,6 +77,29 @@ def test_a_converted_model(tmp_path, monkeypatch):
         row["seconds"] = {"softmax": 3.0, "swapped": 2.0}[row["contestant"]]
     text = "\n".join(converted_text([record]))
     assert "| 24 | 1.50 |" in text and "| 90 | 1.50 | 3000.0 | 2000.0 | 0.0 | 0.0 |" in text
+
+
+def test_segments(tmp_path, small_models, monkeypatch):
+    small = {"SEGMENT": 8, "SEGMENTS": (1, 3), "LONG_SEGMENT": 8, "LONG_TEXTS": (40,), "DOCUMENTS_TO_READ": (50,)}
+    for name, value in small.items():
+        monkeypatch.setattr(benchmark, name, value)
+    arguments = [*SMALL, "--device", "cpu", "--output_dir", str(tmp_path), "--sections", "segments"]
+    benchmark.main(arguments)
+    record = json.loads((tmp_path / "cpu.json").read_text())
+    rows = record["rows"]
+    found = {(row["section"], row["causal"], row["length"], row["contestant"]) for row in rows}
+    steps = {("segments", causal, n, way) for causal in (False, True) for n in (8, 24) for way in WAYS}
+    read = {("reading a document", False, 50, way) for way in ("at once", "in pieces")}
+    assert found == {*steps, *read, ("a long text", False, 40, "replay")}
+    assert all(row["difference"] < 1e-4 for row in rows if row["section"] == "reading a document")
+    for row in rows:
+        row |= {"seconds": {"full": 1.0, "replay": 1.3}.get(row["contestant"], 2.0)}
+        row |= {"peak_bytes": {"full": 3 * 2**20, "replay": 2**20}.get(row["contestant"], 2**21)}
+    text = "\n".join(segments_text([record]))
+    assert text.count("| 24 | 3 | 1.30 | 2.00 | 3 | 1 | 2 | 0.33 |") == 2 and "| 50 | 2.00 | 2.00 | 2.0 | 2.0 |" in text
+    kept = len(rows)
+    benchmark.main(arguments)
+    assert len(json.loads((tmp_path / "cpu.json").read_text())["rows"]) == kept
 
 
 def test_what_takes_too_long_is_left_out():
