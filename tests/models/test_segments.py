@@ -294,6 +294,25 @@ def test_replay_keeps_little():
     assert kept_bytes(model, ids) < full / 10
 
 
+def test_a_memory_learns_to_carry():
+    """The class is one token of the first segment, and is asked for at the end of the second."""
+    config = tiny_config(segment_length=8, num_memory_tokens=4, pooling="last", num_labels=8, initializer_range=0.1)
+    model = astroformer_hf.AstroformerForSequenceClassification(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    right = []
+    for _ in range(300):
+        labels, ids = torch.randint(8, (32,)), torch.randint(9, 50, (32, 16))
+        ids[:, 2] = 1 + labels
+        outputs = model(ids, labels=labels)
+        outputs.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        right.append((outputs.logits.argmax(-1) == labels).float().mean().item())
+        if sum(right[-10:]) > 9.5:
+            return
+    raise AssertionError(f"{right[-10:]} of the last answers were right, in {len(right)} steps")
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Decoders with a cache
 # --------------------------------------------------------------------------------------------------------------------
