@@ -131,7 +131,7 @@ class AstroformerVisionModel(AstroformerVisionPreTrainedModel, AstroformerEncode
         check_library_keywords(kwargs, self.config)
         refuse_recording(kwargs, self.config)
         embeddings, layout = self.embeddings(pixel_values, interpolate_pos_encoding)
-        check_memory(memory, self.config, len(embeddings))
+        check_memory(memory, self.config, embeddings.shape[0])
         if self.config.segment_length is not None:
             texts = texts_of(embeddings)
             hidden_states, memory = read_in_segments(self, lambda pick, _: pick(embeddings), texts, memory)

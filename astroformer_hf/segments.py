@@ -125,7 +125,7 @@ def check_memory(
     if config.segment_length is None:
         raise ValueError("memory is for models that read in segments; this one has segment_length=None")
     shape = (batch_size, config.num_memory_tokens, config.hidden_size)
-    if not torch.is_tensor(memory) or memory.shape[1:] != shape[1:] or batch_size not in (None, len(memory)):
+    if not torch.is_tensor(memory) or memory.shape[1:] != shape[1:] or batch_size not in (None, memory.shape[0]):
         got = tuple(memory.shape) if torch.is_tensor(memory) else f"a {type(memory).__name__}"
         raise ValueError(f"memory must have the shape (batch, num_memory_tokens, hidden_size), {shape}, got {got}")
     if not memory.is_floating_point():
