@@ -45,6 +45,8 @@ def known_comparisons():
 def readme_lines(known, measured):
     lines = []
     for comparison in known:
+        if comparison.preset == "long":  # a question of its own, for the records' page
+            continue
         lines += [
             f"The preset `{comparison.preset}` of the [comparison](docs/comparing.md), as far as it is trained:",
             "",
