@@ -38,7 +38,7 @@ from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerBaseConfig
 from .forward_keywords import may_look_at, may_wait_for
 from .input_checks import TextInputs
-from .token_layout import SequenceLayout, order_of_tokens, sequence_layout
+from .token_layout import order_of_tokens, sequence_layout
 from .traced_values import held_sizes, is_exporting, known_value
 
 
@@ -318,13 +318,13 @@ def read_in_segments(
         retention = None
         if config.memory_retention == "ltp":
             retention = retention_of_share(index + 1, own_segments)
-        if texts.num_real is None:
-            return _read_segment(model, embed, texts.pick(start, end), memory, end - start, retention=retention)
-        mask = torch.arange(start, end, device=texts.device) < texts.num_real
+        mask = None if texts.num_real is None else torch.arange(start, end, device=texts.device) < texts.num_real
         hidden_states, after = _read_segment(
             model, embed, texts.pick(start, end), memory, end - start, mask, retention=retention
         )
-        return hidden_states, torch.where(mask[:, :1, None], after, memory)  # where nothing is read, nothing changes
+        if mask is not None:  # where nothing is read, nothing changes
+            after = torch.where(mask[:, :1, None], after, memory)
+        return hidden_states, after
 
     parts = []
     for index in range(num_segments):
@@ -489,12 +489,8 @@ def _closed(model: Any, cache: AstroformerCache, taken: torch.Tensor | int) -> t
         past_length=num_memory_tokens + (taken if is_even else model.config.segment_length),
         past_counted=None if is_even else num_memory_tokens + taken,
     )
-    return _store_after(model, memory, layout, cache.copy_rows())
-
-
-def _store_after(model: Any, memory: torch.Tensor, layout: SequenceLayout, cache: AstroformerCache) -> torch.Tensor:
-    recalled = model.memory(memory)
-    return model.memory.store(model.encode(recalled, layout, False, cache), memory, None)
+    hidden_states = model.encode(model.memory(memory), layout, False, cache.copy_rows())
+    return model.memory.store(hidden_states, memory, None)
 
 
 def _open_segment(model: Any, cache: AstroformerCache, memory: torch.Tensor) -> None:

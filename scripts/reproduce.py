@@ -48,8 +48,14 @@ def listops(preset):
     return lambda folder: write_listops(folder, rules_of(**listops_dataset.PRESETS[preset], seed=0))
 
 
-# Tasks whose data are made on this machine, and what writes them to a folder.
-MADE = {"docstrings": docstrings.write_labelled, "listops_short": listops("short"), "listops": listops("full")}
+def labelled_docstrings(folder):
+    """Writes the docstrings of Python to a folder."""
+    if not (folder / "validation.parquet").exists():
+        docstrings.write_labelled(folder)
+
+
+# Tasks whose data are made on this machine, and what writes to a folder what is not there yet.
+MADE = {"docstrings": labelled_docstrings, "listops_short": listops("short"), "listops": listops("full")}
 
 
 def parse_arguments(arguments=None):
@@ -115,8 +121,7 @@ def data_arguments(task, folder=None):
         folder = Path("outputs/data") / task
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            if not (folder / "validation.parquet").exists() or not (folder / "train.parquet").exists():
-                MADE[task](folder)
+            MADE[task](folder)
         return data_arguments(task, folder)
     return as_arguments(TASKS[task].hub or {})
 

@@ -321,6 +321,9 @@ def test_the_data_of_listops_are_made_once(tmp_path, monkeypatch):
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "outputs/data/listops_short").glob("*.parquet")}
     assert len(written) == 3 and reproduce.data_arguments("listops_short") == arguments
     assert written == {path: path.stat().st_mtime_ns for path in written}
+    monkeypatch.setitem(reproduce.listops_dataset.PRESETS, "short", {**rules, "max_length": 40})
+    with pytest.raises(ValueError, match="other rules, max_length is 30 there and 40 here"):
+        reproduce.data_arguments("listops_short")
 
 
 @pytest.mark.parametrize("task", PRESETS["switches"])
