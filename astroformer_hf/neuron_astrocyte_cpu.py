@@ -5,14 +5,15 @@ The plain form in `attention_operation.py` spends most of its time moving activi
 of `BLOCK` tokens is taken through everything that happens to it while it lies in the nearest cache: its activity is
 worked out, multiplied, and forgotten. Nothing of the size of the input is written but the result, forward and backward;
 the backward pass works the activities out again. (Where synapses leak or alpha acts at them, a thread keeps a few rows
-per token of the head that it is at.) Ten functions, each the twin of a pass of the plain form, make up the interface of
-a backend (see `attention_backends.py`):
+per token of the head that it is at.) Twelve functions, each the twin of a pass of the plain form, make up the interface
+of a backend (see `attention_backends.py`):
 
     write_forward, write_backward      write mode: keys, values and the astrocyte code to the synapses
     read_forward, read_backward        read mode: queries to answers
     causal_forward, causal_backward    both at once, each token reading what was written up to itself
     documents_forward, documents_backward   write and read mode of one document of a row after the other
     both_ways_forward, both_ways_backward   synapses that leak, read in both directions
+    distances_forward, distances_backward   synapses that leak, of tokens that do not lie on a line
 
 The source is compiled when it is first needed, which takes a few seconds, or ahead by `python -m astroformer_hf.build`,
 and kept in `~/.cache/astroformer_hf` (or in `ASTROFORMER_CACHE`); `native_library.py` sees to that. It is portable C++
@@ -30,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from .attention_contract import Backend, Kernel, PlainForm
+from .attention_contract import Backend, Kernel
 from .attention_passes import CALCIUM_FLOOR
 from .cpu_source import WORK_OF_ONE_THREAD, View, rows_of
 from .feature_maps import EXP_CEILING
@@ -49,7 +50,7 @@ FEATURE_MAPS = ("elu", "relu", "exp", "identity")  # those that the source compu
 FUNCTIONS = (
     *("write_forward", "write_backward", "read_forward", "read_backward"),
     *("causal_forward", "causal_backward", "documents_forward", "documents_backward"),
-    *("both_ways_forward", "both_ways_backward"),
+    *("both_ways_forward", "both_ways_backward", "distances_forward", "distances_backward"),
 )
 
 LIBRARY_NAME = "neuron_astrocyte"
@@ -79,6 +80,7 @@ _STATES = (
     *("log_decay", "d_log_decay", "later_hebbian", "later_calcium", "d_later_hebbian", "d_later_calcium"),
     *("end_later_hebbian", "end_later_calcium"),
     *("d_end_hebbian", "d_end_calcium", "d_end_later_hebbian", "d_end_later_calcium"),
+    *("proximity", "d_proximity"),
     *("weight", "bias", "total", "count", "d_weight", "d_bias", "d_total", "end_total", "end_count"),
 )
 
@@ -441,6 +443,57 @@ def both_ways_backward(
     }
 
 
+def distances_forward(
+    *,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    proximity: torch.Tensor,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    output_dtype: torch.dtype,
+) -> tuple[torch.Tensor]:
+    """`(output,)`, `(B, H, N, d)`: each token's scale u H, with the share `proximity` of what each token writes."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
+    call.read(None, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
+    output = call.output(call.tensors["value"], call.state_shape[-1])
+    call.run("distances_forward", {"proximity": proximity})
+    return (output.to(output_dtype),)
+
+
+def distances_backward(
+    *,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    astrocyte_code: torch.Tensor | None,
+    padding_mask: torch.Tensor | None,
+    proximity: torch.Tensor,
+    alpha: float,
+    presynaptic_target: str,
+    calcium_sources: str,
+    feature_map: str,
+    feedback: bool,
+    scale: float,
+    d_output: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Gradients from that of `distances_forward`'s result."""
+    call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code, d_output=d_output)
+    call.read(None, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
+    gradients = call.gradients("query", "key", "value")
+    call.gradient_of_code(gradients, astrocyte_code)
+    d_proximity = call.new(call.split_batch(), *proximity.shape).zero_()
+    call.run("distances_backward", {"proximity": proximity, "d_proximity": d_proximity})
+    found = gradients.found(query=query, key=key, value=value, astrocyte_code=astrocyte_code)
+    return {**found, "proximity": _total(d_proximity).to(proximity.dtype)}
+
+
 class _Gradients:
     """Gradients that a function of the source writes, `(B, H, N, .)` of tensors and `(B, H, .)` of parameters.
 
@@ -533,6 +586,13 @@ class _Call:
         self.arguments.splits = max(parts, 1) if self.arguments.threads > 1 else 1
         return self.arguments.splits
 
+    def split_batch(self) -> int:
+        """Cuts the batch, so that every thread has something to do: the number of parts."""
+        threads = self.arguments.threads
+        parts = min(-(-4 * threads // max(self.num_heads, 1)), self.batch_size) if threads > 1 else 1
+        self.arguments.splits = max(parts, 1)
+        return self.arguments.splits
+
     def output(self, like: torch.Tensor, head_dim: int) -> torch.Tensor:
         """An uninitialised `(B, H, N, d)`, laid out as `like`, so that what follows in a model finds its strides."""
         if like.stride(1) < like.stride(2):  # made of (B, N, H, .)
@@ -602,7 +662,7 @@ BACKEND = Backend(
         "write_mode": _WRITE,
         "write_mode_with_activity": _WRITE,
         "read_mode": Kernel(read_forward, read_backward),
-        "write_and_read_at_distances": PlainForm(),
+        "write_and_read_at_distances": Kernel(distances_forward, distances_backward),
         "write_and_read_causally": _CAUSAL,
         "write_and_read_causally_with_activity": _CAUSAL,
         "write_and_read_documents": _DOCUMENTS,

@@ -97,7 +97,8 @@ struct Documents {  // (B, N), the number of each token's document, contiguous a
 // and plasticity (B, H, F), where `end_` means after the last token and `d_` the gradient. Of the astrocyte code
 // "activity": weight (H, F, F), bias (H, F), and the sums of the tokens before, total (B, H, F) and count (B).
 // Of synapses that leak: log_decay and d_log_decay (B, H, N). Read in both directions, `later_` means of the tokens
-// after these, `end_later_` before the first of them, and the gradients of the `end_` states are `d_end_`.
+// after these, `end_later_` before the first of them, and the gradients of the `end_` states are `d_end_`. Where tokens
+// do not lie on a line: proximity (H, N, N).
 struct Arguments {
 $fields
 
@@ -785,10 +786,11 @@ struct Leak : Sizes {
         for (int64_t c = 0; c < rows; c++) d_elapsed[c] += next[c];
     }
 
+    static Vector without_denormals(Vector x) { return x < SMALLEST_SHARE ? Vector{} : x; }
+
   private:
     static constexpr float SMALLEST_SHARE = 1e-30f;
 
-    static Vector without_denormals(Vector x) { return x < SMALLEST_SHARE ? Vector{} : x; }
     static float multiplied(float x, float y) { return x * y < SMALLEST_SHARE ? 0 : x * y; }
 
     // From a token's row of shares to the next one's, `share` being what is left from the one to the other.
@@ -1575,6 +1577,167 @@ struct BothWaysBackward : BothWays {
     }
 };
 
+// ---- synapses that leak, of tokens that do not lie on a line -------------------------------------------------------
+//
+// Of what token s wrote, token t finds a share D_ts that Python passes: with M = dY V^T and G, u and dz as of
+// `TokenReader`,
+//
+//     z = D p      Y = (U I^T * D) V      with p what calcium counts
+//
+//     G = (M * D) I      dI = (M * D)^T U      dV = (U I^T * D)^T dY      dp = D^T dz      dD = U I^T * M + dz p^T
+
+struct Distances : Sizes {
+    const int64_t N, Np;
+    // of each token; the first two are one and the same if the calcium counts all that is written
+    float *imprints, *sources, *values, *imprints_transposed;
+    // of one block: the calcium that its tokens find, D, and U I^T (rows x N, stride Np)
+    float *activity, *presynaptic, *calciums, *shares, *scores;
+    const TokenReader reader;
+
+    Distances(const Arguments& args, Scratch& scratch)
+        : Sizes(args),
+          N(args.length),
+          Np(padded(N)),
+          imprints(scratch.take(N * Fp)),
+          sources(counts_all() ? imprints : scratch.take(N * Fp)),
+          values(scratch.take(N * dp)),
+          imprints_transposed(scratch.take(Fp * Np)),
+          activity(scratch.take(BLOCK * Fp)),
+          presynaptic(scratch.take(BLOCK * Fp)),
+          calciums(scratch.take(BLOCK * Fp)),
+          shares(scratch.take(BLOCK * Np)),
+          scores(scratch.take(BLOCK * Np)),
+          reader(args) {}
+
+    bool counts_all() const { return args.all_sources || !args.code.data; }
+
+    void write(const TokenRange& range) {
+        for (int64_t start = 0; start < N; start += BLOCK) {
+            const TokenBlock block(args, range, start);
+            block.load_imprint(args.code, imprints + start * Fp, presynaptic);
+            if (sources != imprints) copy(sources + start * Fp, presynaptic, block.rows * Fp);
+            block.load_rows(args.value, ZERO_PADDING, values + start * dp);
+        }
+        transpose(N, F, {imprints, Fp}, {imprints_transposed, Np});
+    }
+
+    // What a block finds: its tokens' activity, D and calcium.
+    void find(const TokenBlock& block) {
+        const float* proximity = args.proximity + (block.h * N + block.start) * N;
+        for (int64_t t = 0; t < block.rows; t++)
+            for (int64_t j = 0; j < N; j += LANES)
+                store(shares + t * Np + j, Leak::without_denormals(load_partial(proximity + t * N + j, N - j)));
+        block.load_activity(args.query, KEEP_PADDING, activity);
+        matmul<OVERWRITE>(block.rows, N, Fp, {shares, Np}, {sources, Fp}, {calciums, Fp});
+    }
+
+    // x (rows x N, stride Np) = x * D, elementwise
+    void apply_shares(int64_t rows, float* x) const {
+        for (int64_t j = 0; j < rows * Np; j += LANES) store(x + j, load(x + j) * load(shares + j));
+    }
+};
+
+struct DistancesForward : Distances {
+    float *release, *output;
+
+    DistancesForward(const Arguments& args, Scratch& scratch)
+        : Distances(args, scratch), release(scratch.take(Fp)), output(scratch.take(BLOCK * dp)) {}
+
+    void forward(int64_t head) {
+        const TokenRange range = {head / args.heads, head % args.heads, 0, N};
+        write(range);
+        for (int64_t start = 0; start < N; start += BLOCK) {
+            const TokenBlock block(args, range, start);
+            const int64_t rows = block.rows;
+            find(block);
+            float* reading = activity;
+            for (int64_t t = 0; t < rows; t++)
+                reader.read(activity + t * Fp, calciums + t * Fp, release, reading + t * Fp);
+            matmul<OVERWRITE>(rows, F, Np, {reading, Fp}, {imprints_transposed, Np}, {scores, Np});
+            apply_shares(rows, scores);
+            matmul<OVERWRITE>(rows, N, dp, {scores, Np}, {values, dp}, {output, dp});
+            block.store_rows(output, args.output);
+        }
+    }
+};
+
+struct DistancesBackward : Distances {
+    // of each token
+    float *d_imprints, *d_sources, *d_values, *values_transposed, *sources_transposed;
+    // of one block; `products` is M
+    float *readings, *releases, *feedbacks, *d_activity, *d_calciums, *d_output, *products, *d_shares, *process;
+
+    DistancesBackward(const Arguments& args, Scratch& scratch)
+        : Distances(args, scratch),
+          d_imprints(scratch.take(N * Fp)),
+          d_sources(scratch.take(N * Fp)),
+          d_values(scratch.take(N * dp)),
+          values_transposed(scratch.take(dp * Np)),
+          sources_transposed(counts_all() ? imprints_transposed : scratch.take(Fp * Np)),
+          readings(scratch.take(BLOCK * Fp)),
+          releases(scratch.take(BLOCK * Fp)),
+          feedbacks(scratch.take(BLOCK)),
+          d_activity(scratch.take(BLOCK * Fp)),
+          d_calciums(scratch.take(BLOCK * Fp)),
+          d_output(scratch.take(BLOCK * dp)),
+          products(scratch.take(BLOCK * Np)),
+          d_shares(scratch.take(BLOCK * Np)),
+          process(scratch.take(BLOCK * Fp)) {}
+
+    // `d_proximity` (N x N), to which that of the sequence is added
+    void backward(int64_t b, int64_t h, float* d_proximity) {
+        const TokenRange range = {b, h, 0, N};
+        write(range);
+        transpose(N, d, {values, dp}, {values_transposed, Np});
+        if (sources != imprints) transpose(N, F, {sources, Fp}, {sources_transposed, Np});
+        set_zero(d_imprints, N * Fp), set_zero(d_sources, N * Fp), set_zero(d_values, N * dp);
+        for (int64_t start = 0; start < N; start += BLOCK) read({args, range, start}, d_proximity + start * N);
+        for (int64_t start = 0; start < N; start += BLOCK) finish({args, range, start});
+    }
+
+    // d_query and dD of a block, and what keys, values and code get from it
+    void read(const TokenBlock& block, float* d_proximity) {
+        const int64_t rows = block.rows;
+        find(block);
+        block.load_rows(args.d_output, KEEP_PADDING, d_output);
+        for (int64_t t = 0; t < rows; t++)
+            feedbacks[t] = reader.read(activity + t * Fp, calciums + t * Fp, releases + t * Fp, readings + t * Fp);
+        matmul<OVERWRITE>(rows, F, Np, {readings, Fp}, {imprints_transposed, Np}, {scores, Np});
+        matmul<OVERWRITE>(rows, d, Np, {d_output, dp}, {values_transposed, Np}, {products, Np});
+        for (int64_t j = 0; j < rows * Np; j += LANES) store(d_shares + j, load(scores + j) * load(products + j));
+        apply_shares(rows, scores), apply_shares(rows, products);
+
+        matmul<OVERWRITE>(rows, N, Fp, {products, Np}, {imprints, Fp}, {d_activity, Fp});  // G
+        for (int64_t t = 0; t < rows; t++)
+            reader.differentiate(activity + t * Fp, calciums + t * Fp, releases + t * Fp, readings + t * Fp,
+                                 feedbacks[t], d_activity + t * Fp, d_calciums + t * Fp);
+        block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
+        matmul<ACCUMULATE>(rows, F, Np, {d_calciums, Fp}, {sources_transposed, Np}, {d_shares, Np});
+        for (int64_t t = 0; t < rows; t++)
+            for (int64_t j = 0; j < N; j += LANES) {
+                float* sum = d_proximity + t * N + j;
+                store_partial(sum, load_partial(sum, N - j) + load(d_shares + t * Np + j), N - j);
+            }
+        matmul<ACCUMULATE, TRANSPOSED>(N, rows, Fp, {products, Np}, {readings, Fp}, {d_imprints, Fp});
+        matmul<ACCUMULATE, TRANSPOSED>(N, rows, dp, {scores, Np}, {d_output, dp}, {d_values, dp});
+        matmul<ACCUMULATE, TRANSPOSED>(N, rows, Fp, {shares, Np}, {d_calciums, Fp}, {d_sources, Fp});
+    }
+
+    // d_key, d_value and d_code of a block
+    void finish(const TokenBlock& block) {
+        float *d_imprint = d_imprints + block.start * Fp, *d_presynaptic = d_sources + block.start * Fp;
+        add_row(d_presynaptic, d_imprint, block.rows * Fp);
+        if (args.code.data) {
+            block.load_activity(args.code, ZERO_PADDING, process);
+            const float* d_process = args.all_sources ? d_presynaptic : d_imprint;
+            block.store_gradient(args.code, ZERO_PADDING, process, d_process, args.d_code);
+        }
+        block.load_activity(args.key, ZERO_PADDING, presynaptic);
+        block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_presynaptic, args.d_key);
+        block.store_rows(d_values + block.start * dp, args.d_value);  // 0 at padded tokens, whose imprint is 0
+    }
+};
+
 // The most blocks that a row has: a block ends where its document does.
 int64_t most_blocks_in_a_row(const Arguments& args) {
     int64_t most = 0;
@@ -1744,5 +1907,24 @@ extern "C" int both_ways_backward(const Arguments* arguments) {
     const Arguments& args = *arguments;
     return run_tasks<BothWaysBackward>(args, args.all_heads(),
                                        [](BothWaysBackward& both, int64_t head) { both.backward(head); });
+}
+
+// output.
+extern "C" int distances_forward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    return run_tasks<DistancesForward>(args, args.all_heads(),
+                                       [](DistancesForward& distances, int64_t head) { distances.forward(head); });
+}
+
+// d_query, d_key, d_value, d_code and, added to what it holds, d_proximity (splits, H, N, N), that of each part of the
+// batch, from d_output.
+extern "C" int distances_backward(const Arguments* arguments) {
+    const Arguments& args = *arguments;
+    const int64_t tasks = args.heads * args.splits;
+    return run_tasks<DistancesBackward>(args, tasks, [&](DistancesBackward& distances, int64_t task) {
+        const int64_t part = task / args.heads, last = args.batch * (part + 1) / args.splits;
+        for (int64_t b = args.batch * part / args.splits; b < last; b++)
+            distances.backward(b, task % args.heads, args.d_proximity + task * args.length * args.length);
+    });
 }
 """

@@ -314,25 +314,75 @@ def check_activity_code(length, decay, causal, documents, backend, options):
     assert_equal_runs(results(backend, torch.float32), results("plain", torch.float64), 1e-3)
 
 
+def at_distances(function, inputs, mask, proximity, backend="plain", dtype=torch.float64, **options):
+    """As `run`, for tokens at given distances."""
+    device = matrix.device_of(backend)
+    given = [None if x is None else x.detach().to(device, dtype).requires_grad_() for x in (*inputs[:4], proximity)]
+    with attention_backend(backend):
+        output = function(*given[:4], mask.to(device), proximity=given[4], **options)
+        probe = torch.linspace(-1, 1, output.numel()).to(output).view_as(output)
+        return [output], torch.autograd.grad((output * probe).sum(), [x for x in given if x is not None])
+
+
+def some_proximity(length, heads=3):
+    """Of places in a plane; not symmetric, so that rows and columns cannot change places unseen."""
+    places = torch.rand(length, 2, dtype=torch.float64)
+    distances = torch.cdist(places, places) * (1 + torch.rand(length, length, dtype=torch.float64))
+    return (-torch.tensor([0.3, 1.0, 5.0], dtype=torch.float64)[:heads, None, None] * distances).exp()
+
+
+@pytest.mark.parametrize("length", some_each_time(LENGTHS, (2, 49)))
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_at_given_distances(switches):
-    query, key, value, code, _ = inputs = make_inputs(17, "none")
-    mask = some_mask(2, 17)
-    places = torch.rand(17, 2, dtype=torch.float64)
-    proximity = (-torch.tensor([0.3, 1.0, 5.0], dtype=torch.float64)[:, None, None] * torch.cdist(places, places)).exp()
-    proximity.requires_grad_()
-    results = []
-    for function in (neuron_astrocyte_network, neuron_astrocyte_attention):
-        given = [x.detach().requires_grad_() for x in (query, key, value, code)]
-        output = function(*given, mask, proximity=proximity, **switches)
-        probe = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-        results.append(([output], torch.autograd.grad((output * probe).sum(), [*given, proximity])))
-    assert_equal_runs(*results, 1e-10)
-    everywhere = torch.ones(3, 17, 17, dtype=torch.float64)
+def test_at_given_distances(switches, length):
+    mask, proximity = some_mask(2, length), some_proximity(length)
+    for code, feedback in ((True, True), (False, False)):
+        inputs, options = make_inputs(length, "none", code=code), {**switches, "feedback": feedback}
+        expected = at_distances(neuron_astrocyte_network, inputs, mask, proximity, **options)
+        for backend in BACKENDS:
+            exact = backend == "plain"
+            dtype = torch.float64 if exact else torch.float32
+            found = at_distances(neuron_astrocyte_attention, inputs, mask, proximity, backend, dtype, **options)
+            assert_equal_runs(found, expected, 1e-10 if exact else 5e-4)
+    everywhere = torch.ones(3, length, length, dtype=torch.float64)
     torch.testing.assert_close(
         neuron_astrocyte_attention(*inputs[:4], mask, proximity=everywhere, **switches),
         neuron_astrocyte_attention(*inputs[:4], mask, **switches),
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
+def test_at_given_distances_with_every_feature_map(feature_map, backend):
+    """Also with one code for the whole batch, and a batch that several threads share."""
+    query, key, value, code, _ = make_inputs(70, batch=9)
+    mask, proximity = some_mask(9, 70), some_proximity(70)
+    options = {"alpha": 0.4, "presynaptic_target": "synapse", "calcium_sources": "all", "feature_map": feature_map}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for given in (code, code[0]):
+            inputs = query, key, value, given
+            call = (neuron_astrocyte_attention, inputs, mask, proximity)  # in float64 as the network: see above
+            found = at_distances(*call, backend, torch.float32, **options)
+            assert_equal_runs(found, at_distances(*call, **options), 1e-3)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_of_a_padded_token_is_found_at_any_distance(backend):
+    """What a padded token holds, be it NaN, changes no output and no gradient, and its own are 0."""
+    mask, proximity = some_mask(2, 50), some_proximity(50)
+    inputs = make_inputs(50, "none")
+    options = {"alpha": 0.5, "presynaptic_target": "synapse", "calcium_sources": "all", "feature_map": "exp"}
+    call = (mask, proximity, backend, torch.float32)
+    results, gradients = at_distances(neuron_astrocyte_attention, inputs, *call, **options)
+    query, *written = inputs[:4]
+    spoiled = [x.masked_fill(~mask[:, None, :, None], torch.nan) for x in written]
+    found, of_found = at_distances(neuron_astrocyte_attention, (query, *spoiled), *call, **options)
+    assert_equal_runs((found, of_found), (results, gradients), 1e-6)
+    for gradient in of_found[1:4]:
+        assert (gradient[~mask[:, None, :, None].expand_as(gradient)] == 0).all()
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
