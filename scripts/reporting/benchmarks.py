@@ -332,6 +332,31 @@ def segments_text(records):
     return lines
 
 
+def documents_text(records):
+    """The tables of long documents that trained models read (scripts/read_documents.py), as Markdown lines."""
+    lines = []
+    for record in records:
+        ways = ("in pieces", "at once", "last segment alone")
+        peaks = {(row["length"], row["way"]): row["peak_bytes"] for row in record["reading"]}
+        rows = [
+            [f"{n:,}", *(f"{peaks[n, way] / 2**20:.1f}" for way in ("at once", "in pieces"))]
+            for n in sorted({n for n, _ in peaks})
+        ]
+        lines += [
+            f"{record['documents']} documents of {record['length']:,} tokens, each of texts of one label from the "
+            f"validation split of `{record['dataset']}`, read by a model with segments of {record['segment_length']} "
+            f"tokens, in pieces of {record['piece']:,}; the share that is classified as its texts are:",
+            "",
+            *table(list(ways), [[f"{record['accuracy'][way]:.1%}" for way in ways]]),
+            f"At once and in pieces, logits differ by {record['largest_difference']:.0e} at most. Memory of tensors:",
+            "",
+            *table(["tokens", "at once, MiB", "in pieces, MiB"], rows),
+            f"{origin(record)}. `{record['command']}`",
+            "",
+        ]
+    return lines
+
+
 def by_arm_and_size(name):
     arm, documents = name.split(", ")
     return ("neuron_astrocyte", "linear", "softmax").index(arm), int(documents.split()[-1])

@@ -113,7 +113,10 @@ def texts():
         ),
         ROOT / "docs/long_documents.md": between_markers(
             ROOT / "docs/long_documents.md",
-            benchmarks.segments_text(benchmarks.load_benchmarks(RESULTS / "segments")),
+            [
+                *benchmarks.segments_text(benchmarks.load_benchmarks(RESULTS / "segments")),
+                *benchmarks.documents_text(benchmarks.load_benchmarks(RESULTS / "documents")),
+            ],
         ),
         ROOT / "docs/supported.md": supported.page(),
         ROOT / "docs/training.md": between_markers(ROOT / "docs/training.md", benchmarks.packing_text(packed)),

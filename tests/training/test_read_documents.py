@@ -1,0 +1,110 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Documents that are read in pieces: the answer of the whole, what they are made of, and what is refused."""
+
+import json
+
+import pytest
+import read_documents
+import torch
+from datasets import Dataset
+from reporting.benchmarks import documents_text
+from training.data import load_splits
+from training.tokenization import make_byte_tokenizer
+
+from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification
+
+
+TEXTS = {"bad": "dull, dull. ", "good": "lovely! "}
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{"text": text + str(i), "label": name} for name, text in TEXTS.items() for i in range(20)]
+    Dataset.from_list(rows).to_parquet(folder / "validation.parquet")
+    return folder
+
+
+def save_model(folder, **fields):
+    """A model of bytes in segments of 8 that has learned nothing, but answers loudly."""
+    tokenizer = make_byte_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    segments = {"segment_length": 8, "num_memory_tokens": 3, "pooling": "last"}
+    labels = {"id2label": dict(enumerate(TEXTS)), "label2id": {name: i for i, name in enumerate(TEXTS)}}
+    config = AstroformerConfig(vocab_size=len(tokenizer), **sizes, **labels, **{**segments, **fields})
+    model = AstroformerForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_documents_are_read_in_pieces_as_at_once(data_dir, tmp_path, capsys):
+    arguments = ["--model", save_model(tmp_path / "model"), "--dataset_dir", str(data_dir)]
+    arguments += ["--length", "75", "--documents", "2", "--piece", "2", "--output_dir", str(tmp_path / "found")]
+    read_documents.main(arguments)
+    record = json.loads((tmp_path / "found/documents.json").read_text())
+    assert record["documents"] == 4 and record["length"] == 75 and record["piece"] == 16
+    assert record["largest_difference"] < 1e-5
+    assert record["accuracy"]["at once"] == record["accuracy"]["in pieces"]
+    peaks = {(row["length"], row["way"]): row["peak_bytes"] for row in record["reading"]}
+    assert set(peaks) == {(n, way) for n in (7, 75) for way in ("at once", "in pieces")}
+    assert peaks[75, "in pieces"] < peaks[75, "at once"]
+    printed = capsys.readouterr().out
+    assert "document 4 of 4" in printed and "accuracy on 4 documents of 75 tokens" in printed
+    text = "\n".join(documents_text([record]))
+    assert f"| {record['accuracy']['in pieces']:.1%} |" in text and "4 documents of 75 tokens" in text
+
+
+def test_a_document_is_of_one_label(data_dir):
+    data = load_splits(dataset_dir=str(data_dir))["validation"]
+    documents = read_documents.make_documents(data, make_byte_tokenizer(), 75, 2)
+    texts = [(name, make_byte_tokenizer().decode(ids[0])) for name, ids in documents]
+    assert [name for name, _ in texts] == ["bad", "bad", "good", "good"]
+    assert len({text for _, text in texts}) == 4  # no text is in two documents
+    for name, text in texts:
+        (other,) = set(TEXTS) - {name}
+        assert text.startswith(TEXTS[name]) and TEXTS[other][:5] not in text and len(text) == 75
+
+
+def test_a_file_is_read_in_pieces(tmp_path, capsys):
+    folder = save_model(tmp_path / "model")
+    (tmp_path / "book.txt").write_text("A lovely book. " * 9, encoding="utf-8")
+    read_documents.main(["--model", folder, "--text_file", str(tmp_path / "book.txt"), "--piece", "3"])
+    printed = capsys.readouterr().out
+    model = AstroformerForSequenceClassification.from_pretrained(folder).eval()
+    ids = make_byte_tokenizer()("A lovely book. " * 9, return_tensors="pt", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        probability, label = model(ids).logits.softmax(-1).max(-1)
+    assert f"{model.config.id2label[label.item()]} ({probability.item():.0%}), 135 tokens" in printed
+
+
+@pytest.mark.parametrize(
+    "fields, more, message",
+    [
+        ({"segment_length": None}, [], "has segment_length None and pooling 'last'"),
+        ({"pooling": "mean"}, [], "has segment_length 8 and pooling 'mean'"),
+        ({"problem_type": "regression"}, [], "must give one label to a text; problem_type of .* is 'regression'"),
+        ({}, ["--length", "5000"], "--length 5000: no label of split validation has texts of so many tokens"),
+        ({}, ["--split", "test"], "no split 'test'"),
+    ],
+)
+def test_what_cannot_be_read(data_dir, tmp_path, fields, more, message):
+    folder = save_model(tmp_path / "model", **fields)
+    with pytest.raises(ValueError, match=message):
+        read_documents.main(["--model", folder, "--dataset_dir", str(data_dir), *more])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "x"], "give --text_file or --dataset_dir"),
+        (["--model", "x", "--dataset_dir", "y", "--piece", "0"], "--piece must be at least 1, got 0"),
+        (["--model", "x", "--text_file", "y", "--output_dir", "z"], "--output_dir records the documents of"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        read_documents.main(arguments)
+    assert message in capsys.readouterr().err
