@@ -27,8 +27,10 @@ import matplotlib.pyplot as plt
 
 
 GOALS = (0.8, 0.95)  # shares of the gap between chance and the end of the softmax arm's mean validation curve
-PALETTE = [*plt.get_cmap("tab20").colors[::2], *plt.get_cmap("Dark2").colors, *plt.get_cmap("tab20b").colors]
-COLOURS = {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(ALL_ARMS)}
+# Ten colours that can be told apart, and where there are more arms, the same with other lines and markers.
+COLOURS = {arm: f"C{i % 10}" for i, arm in enumerate(ALL_ARMS)}
+LINES = {arm: (".-", "^--", "s:", "v-.", "x-", "+--")[i // 10] for i, arm in enumerate(ALL_ARMS)}
+PANELS_IN_A_ROW = 4
 
 
 class Comparison:
@@ -353,9 +355,10 @@ def sizes_of(known):
     for task, found in known.tasks.items():
         record = next(iter(found.values())).records[0]
         config = record["config"]
+        layers = config.get("num_hidden_layers", "")
         seeds = max(len(summary.values) for summary in found.values())
         sizes.append(
-            f"{TASKS[task].title.split(',')[0]}: {config.get('num_hidden_layers', '')} layers, "
+            f"{TASKS[task].title.split(',')[0]}: {layers} {'layer' if layers == 1 else 'layers'}, "
             f"{config.get('hidden_size', '')} wide, {record['steps']:,} steps, {seeds} seeds"
         )
     return "; ".join(sizes) + "."
@@ -408,8 +411,15 @@ def headline_lines(known):
 
 
 def panels(number, height=3.6):
-    figure, axes = plt.subplots(1, number, figsize=(4.6 * number, height), layout="constrained", squeeze=False)
-    return figure, axes[0]
+    """A figure with a number of panels, and these."""
+    columns = min(number, PANELS_IN_A_ROW)
+    rows = -(-number // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.6 * columns, height * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[number:]:
+        axis.remove()
+    return figure, axes.flat[:number]
 
 
 def plot_learning(known):
@@ -420,7 +430,7 @@ def plot_learning(known):
             summary = arms[arm]
             steps, curves = summary.curves()
             middle = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-            axis.plot(steps, middle, ".-", color=COLOURS[arm], label=arm, linewidth=1.2, markersize=4)
+            axis.plot(steps, middle, LINES[arm], color=COLOURS[arm], label=arm, linewidth=1.2, markersize=3)
             low, high = (list(map(pick, zip(*curves, strict=True))) for pick in (min, max))
             axis.fill_between(steps, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
         for goal in known.goals(task):
