@@ -27,9 +27,7 @@ import matplotlib.pyplot as plt
 
 
 GOALS = (0.8, 0.95)  # shares of the gap between chance and the end of the softmax arm's mean validation curve
-# Ten colours that can be told apart, and where there are more arms, the same with other lines and markers.
-COLOURS = {arm: f"C{i % 10}" for i, arm in enumerate(ALL_ARMS)}
-LINES = {arm: (".-", "^--", "s:", "v-.", "x-", "+--")[i // 10] for i, arm in enumerate(ALL_ARMS)}
+LINES = (".-", "^--", "s:", "v-.", "x-")
 PANELS_IN_A_ROW = 4
 
 
@@ -422,17 +420,28 @@ def panels(number, height=3.6):
     return figure, axes.flat[:number]
 
 
+def styles(known):
+    """Line and colour of each arm: ten colours, beginning with the arms that have a learning rate of their own, and
+    where there are more arms, the same colours with other lines."""
+    main = {arm for task in known.tasks for arm in swept(known, task)}
+    arms = [arm for arm in ALL_ARMS if any(arm in found for found in known.tasks.values())]
+    arms.sort(key=lambda arm: arm not in main)
+    return {arm: {"line": LINES[i // 10 % len(LINES)], "color": f"C{i % 10}"} for i, arm in enumerate(arms)}
+
+
 def plot_learning(known):
     """Validation curves, mean and range over the seeds, a panel for each task."""
     figure, axes = panels(len(known.tasks))
+    style_of = styles(known)
     for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
         for arm in swept(known, task):
             summary = arms[arm]
             steps, curves = summary.curves()
             middle = [statistics.fmean(values) for values in zip(*curves, strict=True)]
-            axis.plot(steps, middle, LINES[arm], color=COLOURS[arm], label=arm, linewidth=1.2, markersize=3)
+            style = style_of[arm]
+            axis.plot(steps, middle, style["line"], color=style["color"], label=arm, linewidth=1.2, markersize=3)
             low, high = (list(map(pick, zip(*curves, strict=True))) for pick in (min, max))
-            axis.fill_between(steps, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
+            axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
         for goal in known.goals(task):
             axis.axhline(goal, color="black", linewidth=0.6, linestyle=":")
         axis.set(title=TASKS[task].title, xlabel="step", ylabel=f"validation {TASKS[task].metric}")
@@ -444,13 +453,13 @@ def plot_learning(known):
 def plot_ablation(known):
     """The metric of each arm, mean and standard deviation, with its seeds as black dots; a panel for each task."""
     figure, axes = panels(len(known.tasks), 4)
+    style_of = styles(known)
     for axis, (task, arms) in zip(axes, known.tasks.items(), strict=True):
         names = list(arms)[::-1]
         for i, arm in enumerate(names):
             summary = arms[arm]
-            axis.errorbar(
-                summary.mean, i, xerr=summary.spread or 0, fmt="o", color=COLOURS[arm], capsize=4, markersize=8
-            )
+            colour = style_of[arm]["color"]
+            axis.errorbar(summary.mean, i, xerr=summary.spread or 0, fmt="o", color=colour, capsize=4, markersize=8)
             axis.plot(summary.values, [i] * len(summary.values), "k.", markersize=4)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         if "softmax" in arms:
