@@ -3,11 +3,11 @@
 """Trains the paper's comparison: tasks x arms x seeds, each arm at the learning rate that suits it best.
 
     python scripts/reproduce.py --preset smoke --results_dir outputs/smoke      minutes, on what comes with Python
-    python scripts/reproduce.py --preset cpu --results_dir outputs/mine         hours on two cores, data from the Hub
-    python scripts/reproduce.py --preset switches --results_dir outputs/mine    a day on two cores
+    python scripts/reproduce.py --results_dir outputs/mine                      a day on two cores, data from the Hub
+    python scripts/reproduce.py --preset cpu --results_dir outputs/mine         hours: the paper's own effects alone
     python scripts/reproduce.py --preset long --results_dir outputs/mine        days on two cores: long documents
     python scripts/reproduce.py --preset paper --results_dir outputs/mine       one GPU
-    python scripts/reproduce.py --preset cpu --tasks imdb --data imdb=my_folder --list
+    python scripts/reproduce.py --tasks imdb --data imdb=my_folder --results_dir outputs/mine --list
 
 Every arm is trained with the same learning rates from the first seed, then with the best of them from the other seeds.
 In the preset "switches" further rates are tried while the best is at an edge, and some arms take the rate of another.
@@ -63,7 +63,9 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
         description=usage, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=PRESETS, default="cpu", help="how large (default: cpu)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="switches", help="which tasks and arms, and how large (default: switches)"
+    )
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, metavar="TASK", help=f"of {', '.join(TASKS)} (default: all of the preset)"
     )

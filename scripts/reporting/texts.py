@@ -21,6 +21,7 @@ from reporting import (
 
 
 RESULTS = ROOT / "results"
+README_PRESET = "switches"
 MACRO_MODEL = RESULTS / "macro_model/simulation.json"
 BEGIN, END = "<!-- written by scripts/report.py -->", "<!-- end -->"
 RESULTS_HEAD = """# Results
@@ -45,7 +46,7 @@ def known_comparisons():
 def readme_lines(known, measured):
     lines = []
     for comparison in known:
-        if comparison.preset == "long":  # a question of its own, for the records' page
+        if comparison.preset != README_PRESET:  # the others are on the records' page
             continue
         lines += [
             f"The preset `{comparison.preset}` of the [comparison](docs/comparing.md), as far as it is trained:",
