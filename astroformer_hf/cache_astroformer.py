@@ -203,32 +203,41 @@ class AstroformerCache(Cache):
             ValueError: the mask says of tokens in the cache what was not said when they were written.
         """
         first = self.layers[0]
-        past_length, before = first.length, first.places
-        if attention_mask is None:
-            if before is not None:
-                new = torch.ones(batch_size, length, dtype=torch.bool, device=before.device)
-                first.places = before + _sum_of_places(new, past_length)
-            return
-        if before is None and past_length:
-            everything = attention_mask.new_ones(batch_size, past_length, dtype=torch.bool)
-            before = _sum_of_places(everything, 0)
-        if (
-            before is not None
-            and past_length
-            and (may_look_at(attention_mask) or (length > 1 and may_wait_for(attention_mask)))
-        ):
-            said = _sum_of_places(attention_mask[:, :past_length] != 0, 0)
-            differing = (said != before.to(said.device)).squeeze(1).nonzero().squeeze(1).tolist()
-            if differing:
-                raise ValueError(
-                    f"attention_mask says otherwise of the {past_length} tokens in the cache than when they were "
-                    f"written, in row {', '.join(map(str, differing))} of the batch: padding that was written as real, "
-                    "as that behind a text that ended before the others, cannot be taken back, nor can a token be "
-                    "added. Leave the cache out and give the whole texts with their mask, or go on only with rows that "
-                    "agree (cache.batch_select_indices)"
-                )
-        now = _sum_of_places(attention_mask[:, past_length:] != 0, past_length)
-        first.places = now if before is None else before.to(now.device) + now
+        first.places = places_after(first.places, attention_mask, batch_size, length, first.length)
+
+
+def places_after(
+    before: torch.Tensor | None, attention_mask: torch.Tensor | None, batch_size: int, length: int, past_length: int
+) -> torch.Tensor | None:
+    """Which tokens were real, as a cache takes it down: after new ones, from what it was `before` them.
+
+    Arguments and errors as of `AstroformerCache.follow_mask`; there were `past_length` tokens.
+    """
+    if attention_mask is None:
+        if before is None:
+            return None
+        new = torch.ones(batch_size, length, dtype=torch.bool, device=before.device)
+        return before + _sum_of_places(new, past_length)
+    if before is None and past_length:
+        everything = attention_mask.new_ones(batch_size, past_length, dtype=torch.bool)
+        before = _sum_of_places(everything, 0)
+    if (
+        before is not None
+        and past_length
+        and (may_look_at(attention_mask) or (length > 1 and may_wait_for(attention_mask)))
+    ):
+        said = _sum_of_places(attention_mask[:, :past_length] != 0, 0)
+        differing = (said != before.to(said.device)).squeeze(1).nonzero().squeeze(1).tolist()
+        if differing:
+            raise ValueError(
+                f"attention_mask says otherwise of the {past_length} tokens in the cache than when they were "
+                f"written, in row {', '.join(map(str, differing))} of the batch: padding that was written as real, "
+                "as that behind a text that ended before the others, cannot be taken back, nor can a token be "
+                "added. Leave the cache out and give the whole texts with their mask, or go on only with rows that "
+                "agree (cache.batch_select_indices)"
+            )
+    now = _sum_of_places(attention_mask[:, past_length:] != 0, past_length)
+    return now if before is None else before.to(now.device) + now
 
 
 def _put(x: torch.Tensor, rows: torch.Tensor, y: Any) -> torch.Tensor:

@@ -14,6 +14,7 @@ made of the keys and has no parameters of its own. Neither knows positions: what
 proportion to the context.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -304,12 +305,24 @@ def register() -> None:
     def get_correct_attn_implementation(
         self: PreTrainedModel, requested_attention: str | None, is_init_check: bool = False
     ) -> str:
-        if requested_attention in FORMS and not self._can_set_attn_implementation():
-            raise ValueError(
-                f"attn_implementation {requested_attention!r} is not for {type(self).__name__}, whose attention is not "
-                "an implementation that can be chosen"
-            )
+        _refuse_without_interface(self, requested_attention)
         return original(self, requested_attention, is_init_check)
+
+    def set_attn_implementation(self: PreTrainedModel, attn_implementation: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_without_interface(self, attn_implementation)  # the library warns and goes on
+        return original_setter(self, attn_implementation, *args, **kwargs)
 
     get_correct_attn_implementation.refuses_models_without_interface = True  # type: ignore[attr-defined]
     setattr(PreTrainedModel, original.__name__, get_correct_attn_implementation)
+    original_setter = PreTrainedModel.set_attn_implementation
+    setattr(PreTrainedModel, original_setter.__name__, functools.wraps(original_setter)(set_attn_implementation))
+
+
+def _refuse_without_interface(model: PreTrainedModel, attn_implementation: Any) -> None:
+    """Raises a ValueError for one of the implementations and a model whose attention cannot be chosen."""
+    if isinstance(attn_implementation, str) and attn_implementation in FORMS:
+        if not model._can_set_attn_implementation():
+            raise ValueError(
+                f"attn_implementation {attn_implementation!r} is not for {type(model).__name__}, whose attention is "
+                "not an implementation that can be chosen"
+            )

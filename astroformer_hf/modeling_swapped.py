@@ -5,6 +5,7 @@
 layers. Auto classes find it through the classes at the end of this file, one for each of them.
 """
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -13,10 +14,13 @@ import torch
 import transformers
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from .configuration_swapped import (
     AUTO_CLASSES,
     HOW_TO_LOAD,
+    MODEL_TYPE,
     WHEN_MADE,
     AstromorphicConfig,
     refuse_other_attention,
@@ -30,6 +34,9 @@ from .swapped_attention import (
     attention_layers,
     register,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 def swap_attention(model: PreTrainedModel, *, layers: Any = "all", **options: Any) -> PreTrainedModel:
@@ -48,6 +55,11 @@ def swap_attention(model: PreTrainedModel, *, layers: Any = "all", **options: An
     Raises:
         ValueError: for a model that does not follow the interface or is swapped already, and for options that are none.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"swap_attention takes a model of the library, got {type(model).__name__}; swap the model before adapters "
+            "are put around it"
+        )
     if getattr(model.config, "attention_swap", None) is not None:
         raise ValueError(f"the attention of this {type(model).__name__} is swapped already")
     found = attention_layers(model)
@@ -59,10 +71,22 @@ def swap_attention(model: PreTrainedModel, *, layers: Any = "all", **options: An
     unknown = options.keys() - {field.name for field in dataclasses.fields(AttentionSwap)}
     if unknown:
         raise TypeError(f"swap_attention has no option {sorted(unknown)}")
-    model.config.attention_swap = dataclasses.asdict(AttentionSwap(**options, layers=tuple(sorted(set(chosen)))))
+    swap = AttentionSwap(**options, layers=tuple(sorted(set(chosen))))
+    take_own_config(model)
+    model.config.attention_swap = dataclasses.asdict(swap)
     add_synapses(model)
     as_swapped(model)
     return model
+
+
+def take_own_config(model: PreTrainedModel) -> None:
+    """Gives a model, and each module of it, a copy of its configuration, which other models may have as well."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        own = copies.get(id(getattr(module, "config", None)))
+        if own is not None:
+            module.config = own
 
 
 class SwappedModelMixin:
@@ -83,9 +107,19 @@ class SwappedModelMixin:
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As of the library, without `attn_implementation`."""
+        """As of the library, without `attn_implementation`.
+
+        Raises:
+            ValueError: the checkpoint lacks synapses; what has not learned from the original is of no use.
+        """
         refuse_other_attention(kwargs.pop("attn_implementation", None))
-        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        wants_info = kwargs.pop("output_loading_info", False)
+        library: Any = super()
+        model, info = library.from_pretrained(*args, output_loading_info=True, **kwargs)
+        missing = sorted(name for name in info["missing_keys"] if ".synapses." in name)
+        if missing:
+            raise ValueError(f"the checkpoint of a swapped model lacks synapses, {', '.join(missing)}")
+        return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As of the library, with the code that loads the model."""
@@ -109,8 +143,14 @@ class SwappedModelMixin:
         if kind not in (None, "dynamic"):
             raise ValueError(f"cache_implementation={kind!r} is not supported by a swapped model; leave it out")
         if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache:
-            model_kwargs[CACHE_NAME] = HybridCache(own.config)
-            return None
+            places = [getattr(module, "layer_idx", None) for module in attention_layers(own)]
+            if places == list(range(getattr(own.config, "num_hidden_layers", 0))):
+                model_kwargs[CACHE_NAME] = HybridCache(own.config)
+                return None
+            logger.warning_once(
+                f"{type(own).__name__} has layers without attention, or several models in one: its cache holds every "
+                "key and value, and grows with the text"
+            )
         library: Any = super()
         return library._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
@@ -145,6 +185,9 @@ def class_for(auto_name: str, config: Any) -> Any:
 def known_to(auto_name: str, swapped_class: Any) -> Any:
     """The same class, which its Auto class, and with it pipelines, know by name from now on."""
     getattr(transformers, auto_name).register(swapped_class.config_class, swapped_class, exist_ok=True)
+    if auto_name == "AutoModelForCausalLM":  # a list by names, where Trainer looks whether to shift smoothed labels
+        name = f"{MODEL_TYPE}_{swapped_class.config_class.original_model_type}"
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] = swapped_class.__name__
     return swapped_class
 
 

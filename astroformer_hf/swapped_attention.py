@@ -19,7 +19,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from .configuration_swapped import IMPLEMENTATION
+from .cache_astroformer import places_after
+from .configuration_swapped import IMPLEMENTATION, refuse_other_attention
 from .feature_maps import FEATURE_MAPS, HedgehogMap
 from .hybrid_attention import ExactPart, HybridState, Synapses, hybrid_attention, hybrid_attention_weights
 from .library_attention import (
@@ -212,21 +213,23 @@ def swapped_attention(
     synapses: SwappedSynapses | None = getattr(module, "synapses", None)
     value = released(value, dropout if synapses is not None else 0.0)
     past_length = key.shape[2] - query.shape[2]
-    if wants_map and (past_length > 0 or layer is not None and layer.length > key.shape[2]):
+    if wants_map and past_length > 0:
         raise refusal("attention maps (output_attentions=True) with a cache", getattr(module, "config", None))
+    errors = ATTENTION_ERRORS.get()
     if layer is None:
         check_key_length(key, mask, getattr(module, "config", None))
-    errors = ATTENTION_ERRORS.get()
+    elif wants_map or errors is not None:  # neither leaves a state behind
+        what = "attention maps (output_attentions=True)" if wants_map else "the errors of the synapses"
+        raise refusal(f"{what} with a cache", getattr(module, "config", None))
     if synapses is None or errors is not None:
         output, weights = softmax_attention(query, key, value, mask, dropout, scaling, wants_map)
         if synapses is not None and errors is not None:
             found, *_ = synapses(query, key, value, mask, scaling)
             errors.append(relative_error(found, output, mask.real))
     elif layer is not None:
+        layer.follow(synapses.swap, mask.real, key.shape[0], key.shape[2])
         new = None if mask.real is None else mask.real[:, -key.shape[2] :]
-        output, weights, layer.state = synapses(
-            query, key, value, mask._replace(real=new), scaling, layer.state, wants_map
-        )
+        output, weights, layer.state = synapses(query, key, value, mask._replace(real=new), scaling, layer.state)
     else:
         # of a cache that holds every key, the queries of the tokens in it are not asked again
         query = nn.functional.pad(query, (0, 0, past_length, 0))
@@ -312,11 +315,19 @@ def shape_of(module: Any) -> tuple[int, int, int]:
 
 
 def hand_on_cache(module: nn.Module, index: int) -> None:
-    """Has a layer hand its part of a `HybridCache` on to its attention function, as a keyword."""
+    """Has a layer hand its part of a `HybridCache` on to its attention function, as a keyword; and refuse to run
+    without its synapses."""
 
-    def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        is_swapped = getattr(module, "synapses", None) is not None
+        config: Any = module.config
+        if is_swapped:
+            refuse_other_attention(config._attn_implementation)
         for given in (*arguments, *keywords.values()):  # its name depends on the model and the release
             if isinstance(given, HybridCache) and isinstance(given.layers[index], HybridCacheLayer):
+                if not is_swapped:
+                    raise refusal("the HybridCache of a model in which other layers are swapped", config)
+                given.layers[index].is_awaited = True
                 return arguments, {**keywords, OWN_CACHE: given.layers[index]}
         return None
 
@@ -333,18 +344,44 @@ class HybridCacheLayer(CacheLayerMixin):
 
     `update` gives back the new keys and values alone: the attention function, which is handed this layer, knows what
     to make of them.
+
+    Args:
+        keeps_places (`bool`): whether it takes down for the cache which tokens were real.
     """
 
     is_sliding = False
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_places: bool = False) -> None:
         super().__init__()
+        self.keeps_places = keeps_places
         self.reset()
 
     def reset(self) -> None:
         self.state: HybridState | None = None
+        self.swap: AttentionSwap | None = None  # of the layer that has written
+        self.places: torch.Tensor | None = None  # see `places_after`
         self.length = 0
         self.is_initialized = False
+        self.is_awaited = False  # whether an attention function has been handed this layer
+
+    def follow(self, swap: AttentionSwap, real: torch.Tensor | None, batch_size: int, length: int) -> None:
+        """Checks that what comes now goes on from what was written.
+
+        Args:
+            swap (`AttentionSwap`): of the layer that writes.
+            real (`torch.Tensor`, *optional*): `(batch, tokens so far + length)` bool, False where one is padding.
+            batch_size, length (`int`): sequences, and new tokens of each, which `update` has counted.
+
+        Raises:
+            ValueError: another swap has written, or the mask says otherwise of the tokens in the cache.
+        """
+        if self.swap not in (None, swap):
+            raise ValueError(
+                f"the cache was written by a model with {self.swap}, and cannot be read by one with {swap}"
+            )
+        self.swap = swap
+        if self.keeps_places:
+            self.places = places_after(self.places, real, batch_size, length, self.length - length)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to allocate."""
@@ -352,6 +389,12 @@ class HybridCacheLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_awaited:
+            raise ValueError(
+                "a HybridCache is for models whose attention is swapped, in the layers in which theirs is; softmax "
+                "attention would find the new tokens alone. DynamicCache is for others"
+            )
+        self.is_awaited = False
         self.length += key_states.shape[2]
         self.is_initialized = True
         return key_states, value_states
@@ -389,6 +432,7 @@ class HybridCacheLayer(CacheLayerMixin):
 
     def _apply(self, function: Any) -> None:
         self.state = map_tensors(function, self.state)
+        self.places = map_tensors(function, self.places)
 
 
 class HybridCache(Cache):
@@ -401,7 +445,8 @@ class HybridCache(Cache):
     def __init__(self, config: Any) -> None:
         swapped = AttentionSwap(**config.attention_swap).layers
         layers: list[Any] = [
-            HybridCacheLayer() if i in swapped else DynamicLayer() for i in range(config.num_hidden_layers)
+            HybridCacheLayer(keeps_places=i == min(swapped)) if i in swapped else DynamicLayer()
+            for i in range(config.num_hidden_layers)
         ]
         super().__init__(layers=layers)
 

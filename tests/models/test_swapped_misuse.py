@@ -1,0 +1,187 @@
+# Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
+"""Uses of swapped models, and of their caches, that would give other numbers unseen: each is right or refused."""
+
+import re
+
+import pytest
+import torch
+from conversion.library_models import SUPPORTED
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomModel,
+    CLIPVisionConfig,
+    DynamicCache,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
+
+from astroformer_hf import swap_attention
+from astroformer_hf.swapped_attention import HybridCache
+from astroformer_hf.transfer import attention_errors
+
+
+LLAMA = next(model for model in SUPPORTED if model.name == "LlamaForCausalLM")
+GENERATE = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+
+
+def llama():
+    return LLAMA.make("sdpa")
+
+
+def swapped(model=None, **options):
+    return swap_attention(llama() if model is None else model, **{"window_size": 3, "sink_tokens": 2, **options})
+
+
+def ids(length=9):
+    return torch.randint(3, 60, (2, length))
+
+
+def test_a_mask_that_contradicts_the_cache():
+    """As after a row that ended early, whose padding was written as real: there is no taking it back."""
+    model, given, more = swapped(), ids(), ids(2)
+    cache = HybridCache(model.config)
+    model(given, past_key_values=cache)
+    mask = torch.ones(2, 11, dtype=torch.long)
+    mask[0, 4:9] = 0
+    with pytest.raises(ValueError, match="attention_mask says otherwise of the 9 tokens in the cache .* in row 0 of"):
+        model(more, past_key_values=cache, attention_mask=mask)
+
+    # with the mask that they were written with, turns go on, whichever rows are left
+    left = torch.ones(2, 9, dtype=torch.long)
+    left[1, :4] = 0
+    first = model.generate(given, attention_mask=left, return_dict_in_generate=True, **GENERATE)
+    text = torch.cat((first.sequences, more), dim=1)
+    mask = torch.cat((left, torch.ones(2, 6, dtype=torch.long)), dim=1)
+    expected = model.generate(text, attention_mask=mask, use_cache=False, **GENERATE)
+    assert torch.equal(
+        model.generate(text, attention_mask=mask, past_key_values=first.past_key_values, **GENERATE), expected
+    )
+    kept = model.generate(given, attention_mask=left, return_dict_in_generate=True, **GENERATE).past_key_values
+    kept.batch_select_indices(torch.tensor([1]))
+    found = model.generate(text[1:], attention_mask=mask[1:], past_key_values=kept, **GENERATE)
+    assert torch.equal(found, expected[1:])
+
+
+def test_attention_maps_leave_no_state():
+    model, cache = swapped(), HybridCache(swapped().config)
+    with pytest.raises(ValueError, match=r"attention maps \(output_attentions=True\) with a cache"):
+        model(ids(), past_key_values=cache, output_attentions=True)
+    with pytest.raises(ValueError, match=r"attention maps \(output_attentions=True\) with a cache"):
+        model.generate(ids(), output_attentions=True, return_dict_in_generate=True, **{**GENERATE, "max_new_tokens": 4})
+    with attention_errors() as errors, pytest.raises(ValueError, match="errors of the synapses with a cache"):
+        model.generate(ids(), **GENERATE)
+    assert errors == []
+
+
+def test_the_cache_of_a_swapped_model_in_another():
+    model, given = swapped(), ids()
+    with pytest.raises(ValueError, match="a HybridCache is for models whose attention is swapped"):
+        llama().generate(given, past_key_values=HybridCache(model.config), **GENERATE)
+    with pytest.raises(ValueError, match="the HybridCache of a model in which other layers are swapped"):
+        swapped(layers=[1]).generate(given, past_key_values=HybridCache(model.config), **GENERATE)
+    cache = HybridCache(model.config)
+    model(given, past_key_values=cache)
+    with pytest.raises(ValueError, match="written by a model with .*window_size=3.* be read by one with .*size=5"):
+        swapped(window_size=5)(ids(2), past_key_values=cache)
+    cache.reset()
+    swapped(window_size=5)(given, past_key_values=cache)  # nothing is in it any more
+
+
+def test_synapses_that_a_checkpoint_lacks(tmp_path):
+    swapped().save_pretrained(tmp_path)
+    weights = load_file(path := tmp_path / "model.safetensors")
+    lacking = [name for name in weights if "layers.1" in name and ".synapses." in name]
+    save_file({name: x for name, x in weights.items() if name not in lacking}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks synapses, .*{re.escape(lacking[0])}"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_another_model_of_the_same_configuration_keeps_it(tmp_path):
+    config = LlamaConfig(**llama().config.to_diff_dict())
+    teacher, model = LlamaForCausalLM(config).eval(), LlamaForCausalLM(config).eval()
+    expected = teacher(ids := torch.randint(3, 60, (2, 9))).logits
+    swapped(model)
+    assert type(teacher.config) is LlamaConfig and teacher.config._attn_implementation == "sdpa"
+    assert all(module.config is model.config for module in model.modules() if hasattr(module, "config"))
+    torch.testing.assert_close(teacher(ids).logits, expected)
+    teacher.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is LlamaForCausalLM
+    torch.testing.assert_close(loaded(ids).logits, expected)
+
+
+def test_an_inner_model_that_is_given_another_attention():
+    for change in (
+        lambda model: model.model.set_attn_implementation("sdpa"),
+        lambda model: setattr(model.config, "_attn_implementation", "sdpa"),
+    ):
+        model = swapped()
+        change(model)
+        with pytest.raises(ValueError, match="'sdpa': the attention of a swapped model is not chosen by it"):
+            model(ids())
+
+
+def test_a_model_with_adapters_is_swapped_before_them():
+    model = llama()
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match="takes a model of the library, got PeftModel.*before adapters"):
+        swap_attention(adapted, window_size=3)
+    assert not hasattr(model.config, "attention_swap")
+
+
+def test_labels_are_shifted_where_they_are_smoothed(tmp_path):
+    """With a window as long as the text, the loss of Trainer is that of the original."""
+    rows = [{"input_ids": row, "labels": row} for row in ids(12)]
+    losses = []
+    for model in (llama(), swapped(window_size=64)):
+        arguments = TrainingArguments(
+            tmp_path, label_smoothing_factor=0.1, report_to="none", use_cpu=True, disable_tqdm=True
+        )
+        losses.append(Trainer(model, arguments, eval_dataset=rows).evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+
+
+def with_convolutions():
+    layer_types = ["conv", "full_attention", "conv", "full_attention"]
+    config = Lfm2Config(
+        vocab_size=60, **SIZES, num_hidden_layers=4, layer_types=layer_types, pad_token_id=0, eos_token_id=2
+    )
+    return Lfm2ForCausalLM(config).eval()
+
+
+def with_images():
+    vision = CLIPVisionConfig(
+        hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48, image_size=8, patch_size=4
+    )
+    text = LlamaConfig(vocab_size=60, **SIZES, num_hidden_layers=2, pad_token_id=0, eos_token_id=2)
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=59)
+    ).eval()
+
+
+@pytest.mark.parametrize("make", [with_convolutions, with_images])
+def test_models_whose_layers_are_not_all_attention_generate_with_a_cache_that_grows(make):
+    model = swapped(make())
+    given = torch.randint(3, 50, (2, 9))
+    found = model.generate(given, return_dict_in_generate=True, **GENERATE)
+    assert isinstance(found.past_key_values, DynamicCache)
+    assert torch.equal(found.sequences, model.generate(given, use_cache=False, **GENERATE))
+
+
+def test_a_model_without_the_librarys_interface_refuses_the_implementations():
+    model = BloomModel(BloomConfig(vocab_size=60, hidden_size=32, n_layer=1, n_head=4))
+    with pytest.raises(ValueError, match="'neuron_astrocyte' is not for BloomModel"):
+        model.set_attn_implementation("neuron_astrocyte")
+    model.set_attn_implementation("eager")
