@@ -116,7 +116,7 @@ def sequence_classification_loss(
         "regression": [(batch_size, num_labels)] + ([(batch_size,)] if num_labels == 1 else []),
     }
     expected = shapes[problem_type]
-    if labels.shape not in expected:
+    if not any(has_shape(labels, shape) for shape in expected):
         raise ValueError(
             f"labels must have shape {' or '.join(map(str, expected))} for {problem_type} with {num_labels} labels, "
             f"got {tuple(labels.shape)}; if they are of another problem, set config.problem_type"
@@ -144,6 +144,11 @@ def sequence_classification_loss(
     if config.problem_type is None:  # for those who read a saved classifier's answers, such as pipelines
         config.problem_type = problem_type
     return loss
+
+
+def has_shape(x: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has a shape; number by number, as a graph for every batch can compare them."""
+    return x.dim() == len(shape) and all(x.shape[i] == shape[i] for i in range(x.dim()))
 
 
 def inferred_problem_type(labels: torch.Tensor, num_labels: int) -> str:

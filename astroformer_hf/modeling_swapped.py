@@ -131,7 +131,11 @@ class SwappedModelMixin:
                 for name in auto_classes_of(type(own.config).__mro__[2])
             },
         }
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        # Weights that the library renamed as it loaded the original keep their new names: old ones it would know in
+        # checkpoints of the original's model type alone.
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory, *args, **{**kwargs, "save_original_format": False}
+        )
         if kwargs.get("is_main_process", True):
             custom_object_save(AstromorphicModelStub, save_directory)
 

@@ -324,11 +324,12 @@ def hand_on_cache(module: nn.Module, index: int) -> None:
         if is_swapped:
             refuse_other_attention(config._attn_implementation)
         for given in (*arguments, *keywords.values()):  # its name depends on the model and the release
-            if isinstance(given, HybridCache) and isinstance(given.layers[index], HybridCacheLayer):
+            layer = given.layers[index] if isinstance(given, HybridCache) else None
+            if isinstance(layer, HybridCacheLayer):
                 if not is_swapped:
                     raise refusal("the HybridCache of a model in which other layers are swapped", config)
-                given.layers[index].is_awaited = True
-                return arguments, {**keywords, OWN_CACHE: given.layers[index]}
+                layer.is_awaited = True
+                return arguments, {**keywords, OWN_CACHE: layer}
         return None
 
     module.register_forward_pre_hook(before, with_kwargs=True)
@@ -441,6 +442,8 @@ class HybridCache(Cache):
     Args:
         config (`PreTrainedConfig`): of the model.
     """
+
+    max_cache_len = -1  # no longest text, as peft's prefixes ask
 
     def __init__(self, config: Any) -> None:
         swapped = AttentionSwap(**config.attention_swap).layers

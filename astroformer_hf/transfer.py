@@ -240,6 +240,7 @@ class DistillationTrainer(Trainer):
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
         self.hidden_weight, self.logits_weight = hidden_weight, logits_weight
         self.model_accepts_loss_kwargs = False
+        self.can_return_loss = True  # without labels, see `prediction_step`
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -274,6 +275,16 @@ class DistillationTrainer(Trainer):
         if "logits" in outputs and self.logits_weight:
             loss = loss + self.logits_weight * divergence(outputs.logits, expected.logits, real)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of the library; the loss needs no labels."""
+        label_names = self.label_names
+        if not all(name in inputs for name in label_names):
+            self.label_names = []
+        try:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        finally:
+            self.label_names = label_names
 
 
 def divergence(found: torch.Tensor, wanted: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:

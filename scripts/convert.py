@@ -14,6 +14,7 @@ learns to give what the original gives (`--num_distillation` others). Repeat a c
 
 import argparse
 import dataclasses
+import json
 import shutil
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from astroformer_hf import DistillationTrainer, keep_swapped, swap_attention, transfer_attention
 
 
+OPTIONS = "options.json"  # which is there as long
 STAGES = ("transfer", "transferred", "distillation")  # folders that are there while a conversion is under way
 SWAP_OPTIONS = ("feature_map", "num_features", "window_size", "sink_tokens", "astrocyte_code")
 
@@ -117,6 +119,23 @@ def learning_arguments(args, stage, learning_rate):
     }
 
 
+def options_of(args, output_dir):
+    """What a conversion is begun with, to be written down as long as it goes on.
+
+    Raises:
+        ValueError: the folder holds one that was begun otherwise.
+    """
+    options = json.loads(json.dumps({name: value for name, value in vars(args).items() if name != "output_dir"}))
+    if (output_dir / OPTIONS).exists():
+        for name, begun_with in read_json(output_dir / OPTIONS).items():
+            if options[name] != begun_with:
+                raise ValueError(
+                    f"--{name} is {options[name]!r}, but the conversion in {output_dir} was begun with {begun_with!r}; "
+                    "give the same options to go on with it, name another folder, or remove it"
+                )
+    return options
+
+
 def last_checkpoint(args, stage):
     folder = Path(args.output_dir) / stage
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -152,6 +171,7 @@ def main(arguments=None):
         print(f"{output_dir} holds a model that is converted; name another folder, or remove it")
         return
     resumed = any((output_dir / stage).is_dir() for stage in STAGES)
+    options = options_of(args, output_dir)
     original = load_original(args.model)
     processor = load_processor(original, args.model)
     inputs = Inputs(
@@ -170,6 +190,8 @@ def main(arguments=None):
     if inputs.is_causal:
         measure("original", of=original)
     measure("swapped")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / OPTIONS, options)
     report = None
     if args.num_transfer:
         model, report = transfer(args, model, original, inputs, output_dir)
@@ -213,6 +235,7 @@ def main(arguments=None):
     write_json(output_dir / "results.json", results)
     for stage in STAGES:
         shutil.rmtree(output_dir / stage, ignore_errors=True)
+    (output_dir / OPTIONS).unlink()
     print(f"The model, results.json and README.md are in {output_dir}")
 
 

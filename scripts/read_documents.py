@@ -43,9 +43,9 @@ def main(arguments=None):
         parser.error("give --text_file or --dataset_dir")
     if args.output_dir and args.dataset_dir is None:
         parser.error("--output_dir records the documents of --dataset_dir, which is not given")
-    for name in ("length", "documents", "piece"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    for name, least in {"length": 10, "documents": 1, "piece": 1}.items():
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
 
     model = AutoModelForSequenceClassification.from_pretrained(args.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -55,10 +55,13 @@ def main(arguments=None):
             '--model must read in segments and answer at the end, with segment_length and pooling="last"; '
             f"{args.model} has segment_length {segment_length} and pooling {pooling!r}"
         )
-    if (kind := model.config.problem_type) not in (None, "single_label_classification"):
-        raise ValueError(f"--model must give one label to a text; problem_type of {args.model} is {kind!r}")
+    if (kind := model.config.problem_type) not in (None, "single_label_classification") or model.config.num_labels < 2:
+        raise ValueError(
+            f"--model must give one label of several to a text; {args.model} has problem_type {kind!r} and "
+            f"{model.config.num_labels} labels"
+        )
     for path in args.text_file:
-        input_ids = tokens_of([Path(path).read_text(encoding="utf-8")], tokenizer)
+        input_ids = document_of(token_ids(Path(path).read_text(encoding="utf-8"), tokenizer), tokenizer)
         if input_ids.shape[1] == 0:
             raise ValueError(f"--text_file {path} is empty")
         logits = read(model, input_ids, args.piece * segment_length)
@@ -84,10 +87,24 @@ def read(model, input_ids, size):
     return outputs.logits
 
 
-def tokens_of(texts, tokenizer):
-    """Texts one after the other, as one row of token ids, `(1, length)`."""
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    return torch.tensor([[token for text in ids for token in text]], dtype=torch.long)
+def token_ids(text, tokenizer):
+    """The tokens of a text as a list, without special ones."""
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def document_of(tokens, tokenizer, length=None):
+    """Tokens as one row, `(1, length)`, between the special tokens that the tokenizer puts around a text.
+
+    Args:
+        tokens (list of `int`): without special ones; what is too much for the length is left out at the end.
+        length (`int`, *optional*): with special ones.
+    """
+    bare, whole = token_ids("a", tokenizer), tokenizer("a").input_ids
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    before, after = whole[:start], whole[start + len(bare) :]
+    if length is not None:
+        tokens = tokens[: length - len(before) - len(after)]
+    return torch.tensor([[*before, *tokens, *after]], dtype=torch.long)
 
 
 def make_documents(data, tokenizer, length, number):
@@ -99,13 +116,12 @@ def make_documents(data, tokenizer, length, number):
     for label in sorted(set(labels)):
         texts = iter([row for row, of_row in enumerate(labels) if of_row == label])
         for _ in range(number):
-            pieces, tokens = [], 0
-            while tokens < length and (row := next(texts, None)) is not None:
-                pieces.append(tokens_of([data[row]["text"]], tokenizer))
-                tokens += pieces[-1].shape[1]
-            if tokens < length:
+            tokens = []
+            while len(tokens) < length and (row := next(texts, None)) is not None:
+                tokens += token_ids(data[row]["text"], tokenizer)
+            if len(tokens) < length:
                 break
-            documents.append((name(label), torch.cat(pieces, dim=1)[:, :length]))
+            documents.append((name(label), document_of(tokens, tokenizer, length)))
     return documents
 
 

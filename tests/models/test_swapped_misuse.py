@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from conversion.library_models import SUPPORTED
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -136,6 +136,20 @@ def test_a_model_with_adapters_is_swapped_before_them():
     with pytest.raises(TypeError, match="takes a model of the library, got PeftModel.*before adapters"):
         swap_attention(adapted, window_size=3)
     assert not hasattr(model.config, "attention_swap")
+
+
+def test_prefixes_of_peft_are_read():
+    """They are keys and values in a cache that holds all; with a window as long as the text, as by the original."""
+    answers, given = [], ids()
+    for model in (llama(), swapped(window_size=64)):
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+        with torch.no_grad():
+            for parameter in adapted.prompt_encoder.parameters():
+                parameter.normal_()
+        answers.append(adapted.generate(input_ids=given, attention_mask=torch.ones_like(given), **GENERATE))
+    assert torch.equal(*answers)
+    assert not torch.equal(answers[0], llama().generate(given, **GENERATE))
 
 
 def test_labels_are_shifted_where_they_are_smoothed(tmp_path):

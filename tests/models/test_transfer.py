@@ -118,6 +118,9 @@ def test_distillation_brings_the_answers_nearer(name, tmp_path):
     trainer = DistillationTrainer(model, TrainingArguments(**options), train_dataset=data, teacher=teacher)
     trainer.train()
     assert distance() < 0.8 * before
+    labelled = [{**row, "labels": 0} for row in data]
+    losses = [trainer.evaluate(rows)["eval_loss"] for rows in (data, labelled)]
+    assert 0 < losses[0] == pytest.approx(losses[1])  # there is one without labels, and they make no difference
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 

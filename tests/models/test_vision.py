@@ -74,6 +74,15 @@ def test_compiles_to_one_graph(name):
         torch.testing.assert_close(output, model(pixels, interpolate_pos_encoding=True).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_one_graph_takes_labels_of_any_batch():
+    model = make_model("AstroformerForImageClassification", num_hidden_layers=1)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for batch in (3, 2):  # from here on the graph is for any
+        compiled(images(16, 16)[:1].expand(batch, -1, -1, -1))
+    pixels, labels = images(16, 16)[:1].expand(4, -1, -1, -1), torch.tensor([0, 1, 1, 0])
+    torch.testing.assert_close(compiled(pixels, labels=labels).loss, model(pixels, labels=labels).loss)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from reporting.benchmarks import documents_text
 from training.data import load_splits
-from training.tokenization import make_byte_tokenizer
+from training.tokenization import make_byte_tokenizer, train_wordpiece_tokenizer
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification
 
@@ -32,7 +32,7 @@ def save_model(folder, **fields):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     segments = {"segment_length": 8, "num_memory_tokens": 3, "pooling": "last"}
     labels = {"id2label": dict(enumerate(TEXTS)), "label2id": {name: i for i, name in enumerate(TEXTS)}}
-    config = AstroformerConfig(vocab_size=len(tokenizer), **sizes, **labels, **{**segments, **fields})
+    config = AstroformerConfig(vocab_size=len(tokenizer), **sizes, **{**labels, **segments, **fields})
     model = AstroformerForSequenceClassification(config)
     torch.nn.init.normal_(model.classifier.weight)
     model.save_pretrained(folder)
@@ -80,12 +80,24 @@ def test_a_file_is_read_in_pieces(tmp_path, capsys):
     assert f"{model.config.id2label[label.item()]} ({probability.item():.0%}), 135 tokens" in printed
 
 
+def test_special_tokens_stand_around_a_document_as_around_a_text(data_dir):
+    tokenizer = train_wordpiece_tokenizer([*TEXTS.values(), "0 1 2 3 4 5 6 7 8 9"], 80)
+    text = "lovely! dull, dull."
+    document = read_documents.document_of(read_documents.token_ids(text, tokenizer), tokenizer)
+    assert document.tolist() == [tokenizer(text).input_ids]
+    data = load_splits(dataset_dir=str(data_dir))["validation"]
+    for _, ids in read_documents.make_documents(data, tokenizer, 30, 1):
+        assert ids.shape == (1, 30) and (ids[0, 0], ids[0, -1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        assert not {tokenizer.cls_token_id, tokenizer.sep_token_id} & set(ids[0, 1:-1].tolist())
+
+
 @pytest.mark.parametrize(
     "fields, more, message",
     [
         ({"segment_length": None}, [], "has segment_length None and pooling 'last'"),
         ({"pooling": "mean"}, [], "has segment_length 8 and pooling 'mean'"),
-        ({"problem_type": "regression"}, [], "must give one label to a text; problem_type of .* is 'regression'"),
+        ({"problem_type": "regression"}, [], "one label of several to a text; .* has problem_type 'regression'"),
+        ({"id2label": {0: "bad"}, "label2id": {"bad": 0}}, [], "problem_type None and 1 labels"),
         ({}, ["--length", "5000"], "--length 5000: no label of split validation has texts of so many tokens"),
         ({}, ["--split", "test"], "no split 'test'"),
     ],
@@ -101,6 +113,7 @@ def test_what_cannot_be_read(data_dir, tmp_path, fields, more, message):
     [
         (["--model", "x"], "give --text_file or --dataset_dir"),
         (["--model", "x", "--dataset_dir", "y", "--piece", "0"], "--piece must be at least 1, got 0"),
+        (["--model", "x", "--dataset_dir", "y", "--length", "9"], "--length must be at least 10, got 9"),
         (["--model", "x", "--text_file", "y", "--output_dir", "z"], "--output_dir records the documents of"),
     ],
 )
