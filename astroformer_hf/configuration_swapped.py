@@ -8,6 +8,7 @@ checkpoint loads through this code or not at all, and never as a model with soft
 """
 
 import functools
+import inspect
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +18,14 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 
 MODEL_TYPE = "astromorphic"
+PREFIX = "Astromorphic"  # of the names of classes
 IMPLEMENTATION = "neuron_astrocyte_swapped"  # the attention implementation of swapped models
 HOW_TO_LOAD = "import astroformer_hf, or give trust_remote_code=True to an Auto class"
 # Fields without which no model can be made, under the names that configurations accept.
 UNREADABLE = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 # Every Auto class of models, and the class of `modeling_swapped.py` that stands for it in a checkpoint.
 AUTO_CLASSES = {
-    name: "Astromorphic" + name.removeprefix("Auto")
+    name: PREFIX + name.removeprefix("Auto")
     for name in dir(transformers)
     if name.startswith("AutoModel") and hasattr(getattr(transformers, name), "_model_mapping")
 }
@@ -77,10 +79,19 @@ def swapped_config_class(original: Any) -> type[PreTrainedConfig]:
         "model_type": MODEL_TYPE,
         "original_model_type": original.model_type,
     }
-    made = type(f"Astromorphic{original.__name__}", (SwappedConfigMixin, original), members)
+    made = type(f"{PREFIX}{original.__name__}", (SwappedConfigMixin, original), members)
     for tell in WHEN_MADE:
         tell(made)
     return made
+
+
+def __getattr__(name: str) -> Any:
+    """The swapped class of a configuration of the library, by the name under which pickle looks for it."""
+    original: Any = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if inspect.isclass(original) and issubclass(original, PreTrainedConfig):
+        known: Any = original
+        return swapped_config_class(known)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class AstromorphicConfig(PreTrainedConfig):

@@ -8,6 +8,7 @@ layers. Auto classes find it through the classes at the end of this file, one fo
 import copy
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .configuration_swapped import (
     AUTO_CLASSES,
     HOW_TO_LOAD,
     MODEL_TYPE,
+    PREFIX,
     WHEN_MADE,
     AstromorphicConfig,
     refuse_other_attention,
@@ -168,7 +170,7 @@ def swapped_model_class(original: Any) -> type[PreTrainedModel]:
         "config_class": swapped_config_class(original.config_class),
         "original_class": original,
     }
-    return type(f"Astromorphic{original.__name__}", (SwappedModelMixin, original), members)
+    return type(f"{PREFIX}{original.__name__}", (SwappedModelMixin, original), members)
 
 
 def auto_classes_of(original_config: Any) -> list[str]:
@@ -181,7 +183,7 @@ def class_for(auto_name: str, config: Any) -> Any:
     original_config = type(config).__mro__[2]
     original = getattr(transformers, auto_name)._model_mapping[original_config]
     if isinstance(original, (tuple, list)):
-        named = {name.removeprefix("Astromorphic") for name in config.architectures or ()}
+        named = {name.removeprefix(PREFIX) for name in config.architectures or ()}
         original = next((c for c in original if c.__name__ in named), original[0])
     return known_to(auto_name, swapped_model_class(original))
 
@@ -231,6 +233,7 @@ class AstromorphicModelStub:
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        refuse_other_attention(kwargs.pop("attn_implementation", None))
         return class_for(cls.auto_name, config)._from_config(config, **kwargs)
 
     @classmethod
@@ -240,6 +243,16 @@ class AstromorphicModelStub:
 
 for _auto_name, _name in AUTO_CLASSES.items():
     globals()[_name] = type(_name, (AstromorphicModelStub,), {"__module__": __name__, "auto_name": _auto_name})
+
+
+def __getattr__(name: str) -> Any:
+    """The swapped class of a model of the library, by the name under which pickle looks for it."""
+    original: Any = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if inspect.isclass(original) and issubclass(original, PreTrainedModel):
+        known: Any = original
+        return swapped_model_class(known)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 WHEN_MADE.append(register_with_auto_classes)
 register()

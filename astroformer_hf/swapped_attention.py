@@ -301,7 +301,7 @@ def add_synapses(model: PreTrainedModel) -> None:
         synapses = SwappedSynapses(swap, *shape_of(module))
         module.synapses = synapses.to(device=reference.device, dtype=reference.dtype)
     for i, module in enumerate(found):
-        hand_on_cache(module, i)
+        module.register_forward_pre_hook(CacheMessenger(i), with_kwargs=True)
     model.set_attn_implementation(IMPLEMENTATION)
 
 
@@ -314,25 +314,30 @@ def shape_of(module: Any) -> tuple[int, int, int]:
     return heads, getattr(config, "num_key_value_heads", None) or heads, size
 
 
-def hand_on_cache(module: nn.Module, index: int) -> None:
-    """Has a layer hand its part of a `HybridCache` on to its attention function, as a keyword; and refuse to run
-    without its synapses."""
+class CacheMessenger:
+    """A forward pre-hook of an attention layer: hands its part of a `HybridCache` on to its attention function, as a
+    keyword, and refuses to run a swapped layer without its synapses.
 
-    def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    Args:
+        index (`int`): the number of the layer, in the model and in the cache.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         is_swapped = getattr(module, "synapses", None) is not None
         config: Any = module.config
         if is_swapped:
             refuse_other_attention(config._attn_implementation)
         for given in (*arguments, *keywords.values()):  # its name depends on the model and the release
-            layer = given.layers[index] if isinstance(given, HybridCache) else None
+            layer = given.layers[self.index] if isinstance(given, HybridCache) else None
             if isinstance(layer, HybridCacheLayer):
                 if not is_swapped:
                     raise refusal("the HybridCache of a model in which other layers are swapped", config)
                 layer.is_awaited = True
                 return arguments, {**keywords, OWN_CACHE: layer}
         return None
-
-    module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------

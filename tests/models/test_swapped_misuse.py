@@ -1,7 +1,10 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Uses of swapped models, and of their caches, that would give other numbers unseen: each is right or refused."""
 
+import pickle
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -150,6 +153,27 @@ def test_prefixes_of_peft_are_read():
         answers.append(adapted.generate(input_ids=given, attention_mask=torch.ones_like(given), **GENERATE))
     assert torch.equal(*answers)
     assert not torch.equal(answers[0], llama().generate(given, **GENERATE))
+
+
+@pytest.mark.parametrize("way", ["pickle", "torch.save", "another process"])
+def test_a_model_is_pickled(way, tmp_path):
+    model, given = swapped(), ids()
+    expected = model(given).logits
+    if way == "pickle":
+        copied = pickle.loads(pickle.dumps(model))
+    elif way == "torch.save":
+        torch.save(model, tmp_path / "model.pt")
+        copied = torch.load(tmp_path / "model.pt", weights_only=False)
+    else:
+        code = "import sys, torch; model, ids = torch.load(sys.argv[1], weights_only=False);"
+        code += "torch.save(model(ids).logits, sys.argv[2])"
+        torch.save((model, given), tmp_path / "model.pt")
+        subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt", tmp_path / "logits.pt"], check=True)
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+        return
+    assert type(copied) is type(model) and type(copied.config) is type(model.config)
+    assert torch.equal(copied(given).logits, expected)
+    assert torch.equal(copied.generate(given, **GENERATE), model.generate(given, **GENERATE))
 
 
 def test_labels_are_shifted_where_they_are_smoothed(tmp_path):
