@@ -50,6 +50,7 @@ SHORTER = {
     "scripts/report.py": "--check",
     "scripts/report_api.py": "--check",
     "scripts/reproduce.py": "--list",
+    "scripts/read_documents.py": "--length 64 --documents 1",
 }
 # What takes longest, and repeats another command of its page but for this option, which its own tests try each time:
 # only the options of such a command are checked, but with --all it runs.
@@ -136,6 +137,7 @@ def workplace(tmp_path_factory):
         images = [Image.fromarray((16 * pixels).clip(0, 255).astype("uint8")) for pixels in digits.images[rows]]
         columns = {"image": images, "label": digits.target[rows].tolist()}
         datasets.Dataset.from_dict(columns).to_parquet(folder / f"my_images/{split}.parquet")
+    (folder / "book.txt").write_text("A book that is read in pieces. " * 20)
     (folder / "my_texts").mkdir()
     for split in ("train", "validation"):
         (folder / f"my_texts/{split}.txt").write_text("The text of a model that reads the text of many.\n" * 200)
