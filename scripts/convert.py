@@ -32,8 +32,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from astroformer_hf import DistillationTrainer, keep_swapped, swap_attention, transfer_attention
 
 
-OPTIONS = "options.json"  # which is there as long
 STAGES = ("transfer", "transferred", "distillation")  # folders that are there while a conversion is under way
+OPTIONS = "options.json"  # what a conversion was begun with, which is there as long
 SWAP_OPTIONS = ("feature_map", "num_features", "window_size", "sink_tokens", "astrocyte_code")
 
 
