@@ -245,6 +245,8 @@ def run_pass(pass_: Pass, backend: Backend | None, inputs: Mapping[str, Any]) ->
     elif torch.compiler.is_compiling():
         operator = _OPERATORS[pass_.name]
         results = pass_.as_tuple(operator(*(inputs[name] for name in (*pass_.tensors, *pass_.options))))
+        if not pass_.has_states(inputs):  # the operator returns empty ones
+            results = pass_.without_states(results)
     else:
         results = _run_kernel(pass_, backend, inputs)
     return dict(zip(pass_.outputs, results, strict=True))
@@ -257,7 +259,13 @@ def _run_kernel(pass_: Pass, backend: Backend, inputs: Mapping[str, Any]) -> tup
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         options = {name: inputs[name] for name in pass_.options}
         return _FusedPass.apply(kernel, pass_, options, *tensors)
-    return kernel.forward(**kernel.taken(inputs))
+    return _kernel_results(pass_, kernel, inputs)
+
+
+def _kernel_results(pass_: Pass, kernel: Kernel, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    if pass_.has_states(inputs) or not kernel.needs_states:
+        return kernel.forward(**kernel.taken(inputs))
+    return pass_.without_states(kernel.forward(**kernel.taken(pass_.with_states(inputs))))
 
 
 class _FusedPass(torch.autograd.Function):
@@ -267,10 +275,10 @@ class _FusedPass(torch.autograd.Function):
     def forward(ctx: Any, kernel: Kernel, pass_: Pass, options: dict[str, Any], *tensors: Tensor | None) -> Any:
         ctx.kernel, ctx.pass_, ctx.options = kernel, pass_, options
         ctx.save_for_backward(*tensors)
-        return kernel.forward(**kernel.taken({**dict(zip(pass_.tensors, tensors, strict=True)), **options}))
+        return _kernel_results(pass_, kernel, {**dict(zip(pass_.tensors, tensors, strict=True)), **options})
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         pass_: Pass = ctx.pass_
         inputs = dict(zip(pass_.tensors, ctx.saved_tensors, strict=True))
         if torch.is_grad_enabled():  # a derivative of the gradients themselves will be asked for
@@ -281,15 +289,24 @@ class _FusedPass(torch.autograd.Function):
 
 
 def _kernel_gradients(
-    pass_: Pass, kernel: Kernel, inputs: Mapping[str, Any], options: Mapping[str, Any], gradients: tuple[Tensor, ...]
+    pass_: Pass,
+    kernel: Kernel,
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    gradients: tuple[Tensor | None, ...],
 ) -> dict[str, Tensor]:
     options = {name: x for name, x in options.items() if name not in pass_.forward_only}
     named = {f"d_{name}": x for name, x in zip(pass_.outputs, gradients, strict=True)}
-    return kernel.backward(**kernel.taken({**inputs, **options}), **named)
+    if pass_.has_states(inputs) or not kernel.needs_states:
+        return kernel.backward(**kernel.taken({**inputs, **options}), **named)
+    filled = pass_.with_states(inputs)
+    named.update({f"d_{name}": torch.zeros_like(filled[name]) for name in pass_.states})
+    found = kernel.backward(**kernel.taken({**filled, **options}), **named)
+    return {name: gradient for name, gradient in found.items() if name not in pass_.states}
 
 
 def _plain_gradients(
-    pass_: Pass, inputs: Mapping[str, Any], options: Mapping[str, Any], gradients: tuple[Tensor, ...]
+    pass_: Pass, inputs: Mapping[str, Any], options: Mapping[str, Any], gradients: tuple[Tensor | None, ...]
 ) -> dict[str, Tensor | None]:
     outputs = pass_.as_tuple(pass_(**inputs, **options))
     pairs = [(y, d_y) for y, d_y in zip(outputs, gradients, strict=True) if y is not None and y.requires_grad]
@@ -332,6 +349,9 @@ def register_operators(pass_: Pass) -> None:
         with torch.no_grad():
             results = pass_.as_tuple(pass_(**inputs)) if backend is None else _run_kernel(pass_, backend, inputs)
         expected = pass_.empty_outputs(inputs, device="meta")
+        if not pass_.has_states(inputs):
+            nothing = results[0].new_empty(0, dtype=torch.float32)
+            results = tuple(nothing.clone() if x is None else x for x in results)
         return pass_.from_tuple(tuple(map(_laid_out, results, expected)))
 
     def backward(*values: Any) -> list[Tensor]:
@@ -339,6 +359,8 @@ def register_operators(pass_: Pass) -> None:
         inputs = dict(zip(names, values, strict=True))
         tensors = {name: inputs[name] for name in pass_.tensors}
         options = {name: inputs[name] for name in pass_.options}
+        if not pass_.has_states(inputs):
+            gradients = pass_.without_states(gradients)
         backend = _choose_to_run(pass_, inputs)
         if backend is None:  # PyTorch does not differentiate inside of an operator: the gradients would be 0
             raise RuntimeError(

@@ -71,6 +71,8 @@ class Pass:
         outputs: the names of its results, in order. One result comes as it is, several as a tuple.
         without_gradient: the inputs that are not differentiable.
         forward_only: the options that the gradients do not depend on; a backward kernel does not take them.
+        states: inputs that hold what came before, and results of the same names, what there is at the end. All of them
+            may be None: nothing came before, and nobody asks for the end, so that these results are None as well.
     """
 
     name: str
@@ -81,10 +83,28 @@ class Pass:
     outputs: tuple[str, ...]
     without_gradient: frozenset[str]
     forward_only: frozenset[str]
+    states: frozenset[str] = frozenset()
 
     def __call__(self, **inputs: Any) -> Any:
         """The results by the plain function."""
-        return self.plain(**inputs)
+        if self.has_states(inputs):
+            return self.plain(**inputs)
+        return self.from_tuple(self.without_states(self.as_tuple(self.plain(**self.with_states(inputs)))))
+
+    def has_states(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether it goes on from a state, or has none to go on from."""
+        return all(inputs[name] is not None for name in self.states)
+
+    def with_states(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs, with zeros in the place of missing states."""
+        sizes, key = self._sizes(inputs), inputs["key"]
+        working = torch.float64 if key.dtype == torch.float64 else torch.float32
+        empty = {name: key.new_zeros([sizes[letter] for letter in SHAPES[name]], dtype=working) for name in self.states}
+        return {**inputs, **empty}
+
+    def without_states(self, results: Iterable[Any]) -> tuple[Any, ...]:
+        """The results, or their gradients, without those of the states."""
+        return tuple(None if name in self.states else x for name, x in zip(self.outputs, results, strict=True))
 
     @property
     def differentiable(self) -> tuple[str, ...]:
@@ -102,18 +122,14 @@ class Pass:
     def empty_outputs(self, inputs: Mapping[str, Any], device: Any = None) -> tuple[torch.Tensor, ...]:
         """Uninitialised results in the shapes and strides that a custom operator promises, float32 or `output_dtype`.
 
-        An "output" lies in memory as (b, n, h, d), the order in which merging the heads is free.
+        An "output" lies in memory as (b, n, h, d), the order in which merging the heads is free. States that are not
+        asked for are empty: an operator has no None for a result.
         """
-        sizes: dict[str, Any] = {"1": 1}
-        for name in self.tensors:
-            if inputs[name] is not None:
-                letters = SHAPES[name][-inputs[name].dim() :]
-                sizes.update(zip(letters, inputs[name].shape, strict=True))
-        sizes.setdefault("f", sizes.get("m"))  # as these passes see it, phi leaves the number of features
+        sizes, has_states = self._sizes(inputs), self.has_states(inputs)
         like = next(inputs[name] for name in self.tensors if inputs[name] is not None)
         found = []
         for name in self.outputs:
-            shape = [sizes[letter] for letter in SHAPES[name]]
+            shape = [sizes[letter] for letter in SHAPES[name]] if has_states or name not in self.states else [0]
             if name == "output":
                 b, h, n, d = shape
                 output = like.new_empty(b, n, h, d, dtype=inputs["output_dtype"], device=device)
@@ -122,18 +138,31 @@ class Pass:
                 found.append(like.new_empty(shape, dtype=torch.float32, device=device))
         return tuple(found)
 
+    def _sizes(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the letters of `SHAPES` stand for."""
+        sizes: dict[str, Any] = {"1": 1}
+        for name in self.tensors:
+            if inputs[name] is not None:
+                letters = SHAPES[name][-inputs[name].dim() :]
+                sizes.update(zip(letters, inputs[name].shape, strict=True))
+        sizes.setdefault("f", sizes.get("m"))  # as these passes see it, phi leaves the number of features
+        return sizes
+
 
 PASSES: dict[str, Pass] = {}
 
 
 def declares_pass(
-    *outputs: str, without_gradient: tuple[str, ...] = (), forward_only: tuple[str, ...] = ()
+    *outputs: str,
+    without_gradient: tuple[str, ...] = (),
+    forward_only: tuple[str, ...] = (),
+    states: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Pass]:
     """Declares the decorated function, whose arguments are keyword-only and annotated, as a `Pass`.
 
     Args:
         outputs (`str`): the names of its results.
-        without_gradient, forward_only (tuple of `str`): as of `Pass`.
+        without_gradient, forward_only, states (tuple of `str`): as of `Pass`, which hands the function all states.
     """
 
     def declare(plain: Callable[..., Any]) -> Pass:
@@ -144,11 +173,12 @@ def declares_pass(
             name=plain.__name__,
             plain=plain,
             tensors=tensors,
-            optional=frozenset(name for name in tensors if inputs[name] != torch.Tensor),
+            optional=frozenset(name for name in tensors if inputs[name] != torch.Tensor or name in states),
             options={name: hint for name, hint in inputs.items() if name not in tensors},
             outputs=outputs,
             without_gradient=frozenset(without_gradient),
             forward_only=frozenset(forward_only),
+            states=frozenset(states),
         )
         unknown = {*tensors, *outputs} - set(SHAPES) | {*without_gradient, *forward_only} - set(inputs)
         if unknown:
@@ -179,13 +209,16 @@ class Kernel:
         takes_no (tuple of `str`): optional inputs that must be None; they are not handed to it.
         takes_only (mapping): from options to the one value that it is made for; likewise.
         library (`KernelLibrary`, *optional*): what it is in, if not in the one of its backend.
+        needs_states (`bool`, defaults to `True`): whether it must be handed zeros where the states of the pass are
+            missing. If not, it takes None for them and for their gradients, and returns None for them.
     """
 
-    forward: Callable[..., tuple[torch.Tensor, ...]]
+    forward: Callable[..., tuple[Any, ...]]
     backward: Callable[..., dict[str, torch.Tensor]]
     takes_no: tuple[str, ...] = ()
     takes_only: Mapping[str, Any] = field(default_factory=dict)
     library: KernelLibrary | None = None
+    needs_states: bool = True
 
     def taken(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a pass's inputs that it is handed."""

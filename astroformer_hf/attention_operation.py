@@ -424,6 +424,7 @@ def neuron_astrocyte_attention(
         proximity=proximity,
         causal=causal,
         initial_state=initial_state,
+        output_final_state=output_final_state,
         document_ids=documents,
     )
     if not output_final_state:
@@ -441,7 +442,8 @@ class Attended(NamedTuple):
 
     Attributes:
         output: `(batch, heads, length, head_dim)`.
-        state: the final state; None for several documents that are not causal, and for tokens at given distances.
+        state: the final state; None for several documents that are not causal, and for tokens at given distances, and
+            where nobody asked for it and it is not at hand.
         code_state: that of the astrocyte code after the last token; None for a code that has none.
     """
 
@@ -467,6 +469,7 @@ def attend(
     proximity: torch.Tensor | None = None,
     causal: bool,
     initial_state: State | None,
+    output_final_state: bool = True,
     document_ids: torch.Tensor | None = None,
     output_scale: float | torch.Tensor = 1.0,
 ) -> Attended:
@@ -475,6 +478,8 @@ def attend(
     Args:
         astrocyte_code (`CodeRecipe`, *optional*): R, or what it is made of.
         feature_map (`str`): also "identity", for queries, keys and R that are features already.
+        output_final_state (`bool`, defaults to `True`): whether the state is asked for; without it, and without an
+            initial one, a call has less to do.
         document_ids (`torch.Tensor`, *optional*): as of `number_documents`.
         output_scale (`float` or `torch.Tensor`): factor of the output, `(batch, 1, length or 1, 1)`. If it is the same
             for all tokens of a sequence, it costs nothing: the Hebbian weights are scaled instead.
@@ -533,15 +538,16 @@ def attend(
             if query.shape[2] == 0:  # it only writes; whatever is asked, the answer is dropped
                 inputs["query"] = key
             inputs["scale"] = (1.0 if torch.is_tensor(output_scale) else output_scale) / num_hidden_neurons
-            is_line = causal or log_decay is not None
-            if is_line:
-                before, after = sides_of(initial_state)
+            before, after = sides_of(initial_state)
+            has_state = (causal or log_decay is not None) and (initial_state is not None or output_final_state)
+            inputs.update(dict.fromkeys(passes[0].states))
+            if has_state:
                 inputs["hebbian"], inputs["calcium"] = state_or_empty(before, key, value)
                 if not causal:
                     inputs["later_hebbian"], inputs["later_calcium"] = state_or_empty(after, key, value)
             results = run_pass(passes[0], backend, inputs)
             output, state = results["output"][:, :, : query.shape[2]], None
-            if is_line:
+            if has_state:
                 state = NeuronAstrocyteState(results["hebbian"], results["calcium"])
                 if not causal:
                     later = NeuronAstrocyteState(results["later_hebbian"], results["later_calcium"])

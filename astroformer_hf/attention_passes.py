@@ -145,7 +145,12 @@ def silenced(value: Tensor, padding_mask: Tensor | None) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@declares_pass(*("output", "hebbian", "calcium"), without_gradient=NOT_DIFFERENTIABLE, forward_only=("output_dtype",))
+@declares_pass(
+    *("output", "hebbian", "calcium"),
+    without_gradient=NOT_DIFFERENTIABLE,
+    forward_only=("output_dtype",),
+    states=("hebbian", "calcium"),
+)
 def write_and_read_causally(
     *,
     query: Tensor,
@@ -311,6 +316,7 @@ def write_and_read_documents(
     *("output", "hebbian", "calcium", "later_hebbian", "later_calcium"),
     without_gradient=NOT_DIFFERENTIABLE,
     forward_only=("output_dtype",),
+    states=("hebbian", "calcium", "later_hebbian", "later_calcium"),
 )
 def write_and_read_both_ways(
     *,
@@ -472,6 +478,7 @@ def write_mode_with_activity(
     *("output", "hebbian", "calcium", "total", "count"),
     without_gradient=(*NOT_DIFFERENTIABLE, "count"),
     forward_only=("output_dtype",),
+    states=("hebbian", "calcium"),
 )
 def write_and_read_causally_with_activity(
     *,
@@ -581,6 +588,7 @@ def write_and_read_documents_with_activity(
     *("output", "hebbian", "calcium", "later_hebbian", "later_calcium"),
     without_gradient=NOT_DIFFERENTIABLE,
     forward_only=("output_dtype",),
+    states=("hebbian", "calcium", "later_hebbian", "later_calcium"),
 )
 def write_and_read_both_ways_with_activity(
     *,

@@ -194,6 +194,16 @@ inline Real dot(const Real* a, const Real* b, int64_t n) {
     return sum(total);
 }
 
+// Whether there is nothing but zeros. NaN is none.
+inline bool is_zero(const Real* x, int64_t n) {
+    if (x[0] != 0) return false;  // which it is in a moment, mostly
+    IntegerVector magnitudes = {};
+    for (int64_t j = 0; j < n; j += LANES) magnitudes |= (IntegerVector)load(x + j) << 1;  // without signs
+    Integer any = 0;
+    for (int64_t j = 0; j < LANES; j++) any |= magnitudes[j];
+    return !any;
+}
+
 // ---- small matrices ------------------------------------------------------------------------------------------------
 
 struct Matrix {  // by rows, each `stride` floats after the one before

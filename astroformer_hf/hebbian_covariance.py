@@ -77,6 +77,7 @@ def covariance_read(
             random_projection=None,
             causal=causal,
             initial_state=None if before is None else NeuronAstrocyteState(*before),
+            output_final_state=causal,
             output_scale=float(read.shape[-1]),  # the operation's 1/m is not wanted here
             **positions,
         )

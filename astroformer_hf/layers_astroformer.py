@@ -194,6 +194,7 @@ class AstroformerAttention(nn.Module):
             astrocyte_code=code,
             padding_mask=layout.padding_mask,
             **operation,
+            output_final_state=memory is not None,
             output_scale=shared.output_scale,
         )
         if memory is not None:

@@ -263,6 +263,7 @@ def _attend(
             value=own_value,
             astrocyte_code=code,
             **operation,
+            output_final_state=start < past_length,
             output_scale=float(query.shape[-1]),  # the paper's 1/m is for weights that are learned with it
         )
         state, code_state = attended.state, attended.code_state

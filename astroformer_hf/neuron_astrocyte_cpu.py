@@ -228,8 +228,8 @@ def causal_forward(
     padding_mask: torch.Tensor | None,
     document_ids: torch.Tensor | None,
     log_decay: torch.Tensor | None,
-    hebbian: torch.Tensor,
-    calcium: torch.Tensor,
+    hebbian: torch.Tensor | None,
+    calcium: torch.Tensor | None,
     alpha: float,
     presynaptic_target: str,
     calcium_sources: str,
@@ -243,17 +243,17 @@ def causal_forward(
     total: torch.Tensor | None = None,
     count: torch.Tensor | None = None,
     coupling_scale: float | None = None,
-) -> tuple[torch.Tensor, ...]:
-    """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state. With
-    "activity" also the code's own state, `(total, count)`."""
+) -> tuple[torch.Tensor | None, ...]:
+    """`(output, hebbian, calcium)`: each token's scale P phi(q) H, with what was written up to it; the last state, None
+    without a first one. With "activity" also the code's own state, `(total, count)`."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
     call.read(document_ids, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
     states = {"hebbian": hebbian, "calcium": calcium, "total": total, "count": count}
     output = call.output(call.tensors["value"], call.state_shape[-1])
-    ends = {f"end_{name}": call.new(*x.shape) for name, x in states.items() if x is not None}
+    ends = call.ends(states)
     states.update(log_decay=log_decay, weight=weight, bias=bias)
     call.run("causal_forward", {**states, **ends}, coupling_scale, causal=True)
-    return output.to(output_dtype), *ends.values()
+    return output.to(output_dtype), *list(ends.values())[: 2 if weight is None else 4]
 
 
 def causal_backward(
@@ -264,8 +264,8 @@ def causal_backward(
     padding_mask: torch.Tensor | None,
     document_ids: torch.Tensor | None,
     log_decay: torch.Tensor | None,
-    hebbian: torch.Tensor,
-    calcium: torch.Tensor,
+    hebbian: torch.Tensor | None,
+    calcium: torch.Tensor | None,
     alpha: float,
     presynaptic_target: str,
     calcium_sources: str,
@@ -273,8 +273,8 @@ def causal_backward(
     feedback: bool,
     scale: float,
     d_output: torch.Tensor,
-    d_hebbian: torch.Tensor,
-    d_calcium: torch.Tensor,
+    d_hebbian: torch.Tensor | None,
+    d_calcium: torch.Tensor | None,
     astrocyte_code: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
@@ -368,10 +368,10 @@ def both_ways_forward(
     padding_mask: torch.Tensor | None,
     document_ids: torch.Tensor | None,
     log_decay: torch.Tensor,
-    hebbian: torch.Tensor,
-    calcium: torch.Tensor,
-    later_hebbian: torch.Tensor,
-    later_calcium: torch.Tensor,
+    hebbian: torch.Tensor | None,
+    calcium: torch.Tensor | None,
+    later_hebbian: torch.Tensor | None,
+    later_calcium: torch.Tensor | None,
     alpha: float,
     presynaptic_target: str,
     calcium_sources: str,
@@ -383,14 +383,15 @@ def both_ways_forward(
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     coupling_scale: float | None = None,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor | None, ...]:
     """`(output, hebbian, calcium, later_hebbian, later_calcium)`: each token's scale u H, with what is left of all that
-    is written on either side of it; the states after the last token and before the first."""
+    is written on either side of it; the states after the last token and before the first, None without any to go on
+    from."""
     call = _Call(feature_map, padding_mask, query=query, key=key, value=value, code=astrocyte_code)
     call.read(document_ids, presynaptic_target, calcium_sources, alpha=alpha, scale=scale, feedback=feedback)
     states = {"hebbian": hebbian, "calcium": calcium, "later_hebbian": later_hebbian, "later_calcium": later_calcium}
     output = call.output(call.tensors["value"], call.state_shape[-1])
-    ends = {f"end_{name}": call.new(*x.shape) for name, x in states.items()}
+    ends = call.ends(states)
     states.update(log_decay=log_decay)
     call.run("both_ways_forward", {"weight": weight, "bias": bias, **states, **ends}, coupling_scale)
     return output.to(output_dtype), *ends.values()
@@ -404,10 +405,10 @@ def both_ways_backward(
     padding_mask: torch.Tensor | None,
     document_ids: torch.Tensor | None,
     log_decay: torch.Tensor,
-    hebbian: torch.Tensor,
-    calcium: torch.Tensor,
-    later_hebbian: torch.Tensor,
-    later_calcium: torch.Tensor,
+    hebbian: torch.Tensor | None,
+    calcium: torch.Tensor | None,
+    later_hebbian: torch.Tensor | None,
+    later_calcium: torch.Tensor | None,
     alpha: float,
     presynaptic_target: str,
     calcium_sources: str,
@@ -415,10 +416,10 @@ def both_ways_backward(
     feedback: bool,
     scale: float,
     d_output: torch.Tensor,
-    d_hebbian: torch.Tensor,
-    d_calcium: torch.Tensor,
-    d_later_hebbian: torch.Tensor,
-    d_later_calcium: torch.Tensor,
+    d_hebbian: torch.Tensor | None,
+    d_calcium: torch.Tensor | None,
+    d_later_hebbian: torch.Tensor | None,
+    d_later_calcium: torch.Tensor | None,
     astrocyte_code: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
@@ -431,7 +432,7 @@ def both_ways_backward(
     call.gradient_of_code(gradients, astrocyte_code)
     states = {"hebbian": hebbian, "calcium": calcium, "later_hebbian": later_hebbian, "later_calcium": later_calcium}
     states["log_decay"] = log_decay
-    of_states = {f"d_{name}": call.new(*x.shape) for name, x in states.items()}
+    of_states = {f"d_{name}": call.new(*x.shape) for name, x in states.items() if x is not None}
     of_ends = {"d_end_hebbian": d_hebbian, "d_end_calcium": d_calcium}
     of_ends.update(d_end_later_hebbian=d_later_hebbian, d_end_later_calcium=d_later_calcium)
     of_parameters = {"weight": weight, "bias": bias, **gradients.of_parameters}
@@ -579,6 +580,10 @@ class _Call:
         """Uninitialised memory for a result."""
         return self.features.new_empty(shape, dtype=torch.float32)
 
+    def ends(self, states: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor | None]:
+        """Uninitialised memory for what becomes of the states that there are."""
+        return {f"end_{name}": None if x is None else self.new(*x.shape) for name, x in states.items()}
+
     def split(self, batches_per_task: int = 1) -> int:
         """Cuts the sequence, so that every thread has something to do: the number of parts."""
         tasks = self.batch_size * self.num_heads // batches_per_task
@@ -650,9 +655,9 @@ def _unavailable(device: torch.device) -> str | None:
 
 
 _WRITE = Kernel(write_forward, write_backward)
-_CAUSAL = Kernel(causal_forward, causal_backward)
+_CAUSAL = Kernel(causal_forward, causal_backward, needs_states=False)
 _DOCUMENTS = Kernel(documents_forward, documents_backward)
-_BOTH_WAYS = Kernel(both_ways_forward, both_ways_backward)
+_BOTH_WAYS = Kernel(both_ways_forward, both_ways_backward, needs_states=False)
 
 BACKEND = Backend(
     name="cpp",

@@ -106,6 +106,10 @@ $fields
     // whether tokens read by `TokenReader`; if not, there is a shorter way
     bool reads_otherwise() const { return at_synapse || log_decay; }
     int64_t all_heads() const { return batch * heads; }  // of all sequences
+    // whether there is a state before the tokens, and one asked for after them; if not, nothing came before
+    bool has_states() const { return hebbian; }
+    // whether the tokens on either side of the border before token t have to do with each other
+    bool hands_on(int64_t b, int64_t t) const { return t == 0 || t == length ? has_states() : !documents.starts(b, t); }
 };
 
 // The equations are those of `attention_operation.py`.
@@ -279,6 +283,12 @@ struct TokenBlock : Sizes {
     }
 };
 
+// c (m x n) = a b, where b (k x n), a state or its gradient, may hold nothing yet.
+inline void read_state(int64_t m, int64_t k, int64_t n, Matrix a, Matrix b, MutableMatrix c) {
+    if (!is_zero(b.data, k * b.stride)) return matmul<OVERWRITE>(m, k, n, a, b, c);
+    for (int64_t i = 0; i < m; i++) set_zero(c.data + i * c.stride, n);
+}
+
 // ---- tasks ---------------------------------------------------------------------------------------------------------
 
 // A pass over sequences that are cut into `splits` parts of about equal numbers of whole blocks has a task for each
@@ -308,14 +318,17 @@ struct AstrocyteCode : Sizes {
     float *running_sum = nullptr, *d_bias = nullptr, *normalizers = nullptr, *key_sums = nullptr;
     float *weight = nullptr, *weight_transposed = nullptr, *d_weight = nullptr;
     float *means = nullptr, *code = nullptr, *d_code = nullptr;
+    float* codes = nullptr;  // R of all tokens, if it is kept; their means are then in `key_sums`
 
-    AstrocyteCode(const Arguments& args, Scratch& scratch) : Sizes(args), N(args.length), decay(args.decay) {
+    AstrocyteCode(const Arguments& args, Scratch& scratch, bool keeps = false)
+        : Sizes(args), N(args.length), decay(args.decay) {
         if (!args.makes_code()) return;
         running_sum = scratch.take(Fp), d_bias = scratch.take(Fp);
         normalizers = scratch.take(N);    // 1 / the sum of the weights of each real token's neighbours, 0 without any
         key_sums = scratch.take(N * Fp);  // forward, sums of the keys after each token; backward, gradients of its sums
         weight = scratch.take(Fp * Fp), weight_transposed = scratch.take(Fp * Fp), d_weight = scratch.take(Fp * Fp);
         means = scratch.take(BLOCK * Fp), code = scratch.take(BLOCK * Fp), d_code = scratch.take(BLOCK * Fp);
+        if (keeps) codes = scratch.take(N * Fp);
     }
 
     // A buffer of rows as a tensor of which row `start` is the first in it.
@@ -380,9 +393,11 @@ struct AstrocyteCode : Sizes {
     // R of a block; if it is made, the block must be the next one
     View code_of(const TokenBlock& block) {
         if (!args.makes_code()) return args.code;
+        float *sums = key_sums + block.start * Fp, *means = codes ? sums : this->means;
+        float* code = codes ? codes + block.start * Fp : this->code;
         for (int64_t t = 0; t < block.rows; t++)
             if (args.causal || !block.is_real(t)) set_zero(means + t * Fp, Fp);
-            else copy(means + t * Fp, key_sums + (block.start + t) * Fp, Fp);
+            else if (means != sums) copy(means + t * Fp, sums + t * Fp, Fp);
         scan<ACCUMULATE>(args.key, view(means, block.start), block.start, block.start + block.rows, FORWARDS);
         for (int64_t t = 0; t < block.rows; t++) {
             scale_row(means + t * Fp, Fp, normalizers[block.start + t]);
@@ -391,6 +406,9 @@ struct AstrocyteCode : Sizes {
         matmul<ACCUMULATE>(block.rows, F, Fp, {means, Fp}, {weight, Fp}, {code, Fp});
         return view(code, block.start);
     }
+
+    // R, if it is kept
+    View kept_code() const { return args.makes_code() ? view(codes, 0) : args.code; }
 
     // where the gradient of R of a block goes
     View gradient_of(const TokenBlock& block) const {
@@ -403,13 +421,14 @@ struct AstrocyteCode : Sizes {
         set_zero(d_weight, Fp * Fp), set_zero(d_bias, Fp);
     }
 
-    // Takes up the gradient of R of the block that was made last: in d_weight, d_bias and `key_sums`, from where `scan`
-    // takes it to the keys.
+    // Takes up the gradient of R of the block that was made last, or of one of which R is kept: in d_weight, d_bias and
+    // `key_sums`, from where `scan` takes it to the keys.
     void accumulate_gradients(const TokenBlock& block) {
         if (!args.makes_code()) return;
         for (int64_t t = 0; t < block.rows; t++) add_row(d_bias, d_code + t * Fp, Fp);
-        matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, Fp, {means, Fp}, {d_code, Fp}, {d_weight, Fp});
         float* d_sums = key_sums + block.start * Fp;
+        const float* means = codes ? d_sums : this->means;
+        matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, Fp, {means, Fp}, {d_code, Fp}, {d_weight, Fp});
         matmul<OVERWRITE>(block.rows, F, Fp, {d_code, Fp}, {weight_transposed, Fp}, {d_sums, Fp});
         for (int64_t t = 0; t < block.rows; t++) scale_row(d_sums + t * Fp, Fp, normalizers[block.start + t]);
     }
@@ -864,8 +883,11 @@ struct CausalForward : Sizes {
 
     void forward(int64_t head) {
         TokenRange range = {head / args.heads, head % args.heads, 0, 0};
-        load_matrix(args.hebbian + head * F * d, F, d, {hebbian, dp});
-        copy(calcium, args.calcium + head * F, F);
+        set_zero(hebbian, Fp * dp), set_zero(calcium, Fp);
+        if (args.has_states()) {
+            load_matrix(args.hebbian + head * F * d, F, d, {hebbian, dp});
+            copy(calcium, args.calcium + head * F, F);
+        }
         code.begin_head(range.b, range.h);
         for (; range.first < args.length; range.first = range.last) {  // a document
             range.last = args.documents.end(range.b, range.first, args.length);
@@ -873,8 +895,10 @@ struct CausalForward : Sizes {
             code.begin_document(range.first, range.last);
             for (int64_t start = range.first; start < range.last; start += BLOCK) forward({args, range, start});
         }
-        store_matrix({hebbian, dp}, F, d, args.end_hebbian + head * F * d);
-        copy(args.end_calcium + head * F, calcium, F);
+        if (args.has_states()) {
+            store_matrix({hebbian, dp}, F, d, args.end_hebbian + head * F * d);
+            copy(args.end_calcium + head * F, calcium, F);
+        }
         if (args.makes_code()) copy(args.end_total + head * F, code.running_sum, F);
     }
 
@@ -887,7 +911,7 @@ struct CausalForward : Sizes {
         leak.begin(block);
         leak.fill_shares(LOWER, rows);
         if (args.reads_otherwise()) read(rows, source);
-        matmul<OVERWRITE>(rows, F, dp, {activity, Fp}, {hebbian, dp}, {output, dp});
+        read_state(rows, F, dp, {activity, Fp}, {hebbian, dp}, {output, dp});
         leak.scale(leak.since, rows, dp, output);
         transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
         matmul<OVERWRITE>(rows, F, padded(rows), {activity, Fp}, {imprint_transposed, BLOCK}, {scores, BLOCK});
@@ -896,6 +920,7 @@ struct CausalForward : Sizes {
         matmul<ACCUMULATE, PLAIN, LOWER>(rows, rows, dp, {scores, BLOCK}, {value, dp}, {output, dp});
         if (!args.reads_otherwise()) scale_as_published(rows, source);
         block.store_rows(output, args.output);
+        if (!args.hands_on(block.b, block.start + rows)) return;
         leak.pass(rows, Fp * dp, hebbian);
         leak.scale(leak.until, rows, dp, value);
         matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {imprint, Fp}, {value, dp}, {hebbian, dp});
@@ -989,9 +1014,12 @@ struct CausalBackward : Sizes {
         code.begin_head(b, h);
         code.clear_gradients();
 
-        load_matrix(args.hebbian + head * F * d, F, d, {state, dp});
-        transpose(F, d, {state, dp}, {state_transposed, Fp});  // only H^T is needed on the way forward
-        copy(calcium, args.calcium + head * F, F);
+        set_zero(state_transposed, dp * Fp), set_zero(calcium, Fp);
+        if (args.has_states()) {  // only H^T is needed on the way forward
+            load_matrix(args.hebbian + head * F * d, F, d, {state, dp});
+            transpose(F, d, {state, dp}, {state_transposed, Fp});
+            copy(calcium, args.calcium + head * F, F);
+        }
         int64_t count = 0;
         for (int64_t first = 0, last; first < args.length; first = last) {  // a document
             last = args.documents.end(b, first, args.length);
@@ -1005,9 +1033,12 @@ struct CausalBackward : Sizes {
             }
         }
 
-        load_matrix(args.d_hebbian + head * F * d, F, d, {state, dp});
-        copy(d_calcium, args.d_calcium + head * F, F);
-        if (leak.exists && args.length > 0) {  // the state at the end reads as the last token does
+        set_zero(state, Fp * dp), set_zero(d_calcium, Fp);
+        if (args.has_states()) {
+            load_matrix(args.d_hebbian + head * F * d, F, d, {state, dp});
+            copy(d_calcium, args.d_calcium + head * F, F);
+        }
+        if (leak.exists && args.length > 0 && args.has_states()) {  // the state at the end reads as the last token does
             transpose(F, d, {state, dp}, {state_transposed, Fp});
             const float* found_by_last = found + (blocks[count - 1].last - blocks[count - 1].first - 1) * Fp;
             d_elapsed[args.length - 1] +=
@@ -1027,8 +1058,10 @@ struct CausalBackward : Sizes {
                 last = args.documents.end(b, first, args.length);
                 store_log_decay_gradient({b, h, first, last}, args, d_elapsed);
             }
-        store_matrix({state, dp}, F, d, args.d_hebbian + head * F * d);
-        copy(args.d_calcium + head * F, d_calcium, F);
+        if (args.has_states()) {
+            store_matrix({state, dp}, F, d, args.d_hebbian + head * F * d);
+            copy(args.d_calcium + head * F, d_calcium, F);
+        }
         if (args.makes_code()) copy(args.d_total + head * F, d_key_sum, F);
         code.store_gradients();
     }
@@ -1046,7 +1079,7 @@ struct CausalBackward : Sizes {
         leak.begin(block);
         leak.fill_shares(LOWER, rows);
         if (args.reads_otherwise()) read(block, source);
-        matmul<OVERWRITE>(rows, d, Fp, {d_output, dp}, {state_transposed, Fp}, {d_activity, Fp});
+        read_state(rows, d, Fp, {d_output, dp}, {state_transposed, Fp}, {d_activity, Fp});
         leak.scale(leak.since, rows, Fp, d_activity);
         if (leak.exists)
             for (int64_t t = 0; t < rows; t++)
@@ -1059,6 +1092,7 @@ struct CausalBackward : Sizes {
         if (args.reads_otherwise()) differentiate(block);
         else differentiate_as_published(block, source);
         block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
+        if (!args.hands_on(block.b, block.start + rows)) return;
         leak.pass(rows, dp * Fp, state_transposed);
         if (leak.exists && block.start + rows == args.length) copy(left_at_end, state_transposed, d * Fp);
         leak.scale(leak.until, rows, dp, value);
@@ -1122,7 +1156,7 @@ struct CausalBackward : Sizes {
         leak.fill_shares(UPPER, rows);
 
         transpose(F, d, {d_hebbian, dp}, {d_hebbian_transposed, Fp});
-        matmul<OVERWRITE>(rows, d, Fp, {value, dp}, {d_hebbian_transposed, Fp}, {d_imprint, Fp});
+        read_state(rows, d, Fp, {value, dp}, {d_hebbian_transposed, Fp}, {d_imprint, Fp});
         leak.scale(leak.until, rows, Fp, d_imprint);
         if (leak.exists)
             for (int64_t t = 0; t < rows; t++) {
@@ -1137,7 +1171,7 @@ struct CausalBackward : Sizes {
         clear_outside(UPPER, rows, {scores, BLOCK});
         matmul<ACCUMULATE, PLAIN, UPPER>(rows, rows, Fp, {scores, BLOCK}, {activity, Fp}, {d_imprint, Fp});
 
-        matmul<OVERWRITE>(rows, F, dp, {imprint, Fp}, {d_hebbian, dp}, {d_value, dp});
+        read_state(rows, F, dp, {imprint, Fp}, {d_hebbian, dp}, {d_value, dp});
         leak.scale(leak.until, rows, dp, d_value);
         transpose(rows, F, {activity, Fp}, {activity_transposed, BLOCK});
         scores = this->scores;
@@ -1174,6 +1208,7 @@ struct CausalBackward : Sizes {
             code.add_to_key_gradients(block.start, block.start + rows, BACKWARDS);
             copy(d_key_sum, code.running_sum, F);
         }
+        if (!args.hands_on(block.b, block.start)) return;
         leak.pass(rows, Fp * dp, d_hebbian);
         leak.scale(leak.since, rows, dp, d_output);
         matmul<ACCUMULATE, TRANSPOSED>(F, rows, dp, {activity, Fp}, {d_output, dp}, {d_hebbian, dp});
@@ -1213,12 +1248,11 @@ struct CausalBackward : Sizes {
 
 // The pass from left to right, in which both directions begin.
 struct BothWays : Sizes {
-    float *state, *calcium;              // before a block: H (Fp x dp), or transposed (dp x Fp), and z
-    float *later, *later_calcium;        // after a block, as its last token finds it
-    float *imprints, *sources;           // of each token; one and the same if the calcium counts all that is written
-    float *states_before, *calcium_before;  // of each block of a document
-    float *activity, *presynaptic, *value;
-    float *scaled, *imprint_transposed, *scores;
+    float *states, *calciums_before;  // before each block of a document, and at its end: H (Fp x dp) and z
+    float *later, *later_calcium;     // after a block, as its last token finds it
+    // of each token; where there is no code, presynaptics and imprints are one and the same
+    float *presynaptics, *imprints, *sources, *values;
+    float *activity, *scaled, *imprint_transposed, *scores;
     AstrocyteCode code;
     Leak leak;
     const TokenReader reader;
@@ -1226,26 +1260,24 @@ struct BothWays : Sizes {
 
     BothWays(const Arguments& args, Scratch& scratch, bool transposed)
         : Sizes(args),
-          state(scratch.take(Fp * dp)),
-          calcium(scratch.take(Fp)),
+          states(scratch.take((blocks_of(args.length) + 1) * Fp * dp)),
+          calciums_before(scratch.take((blocks_of(args.length) + 1) * Fp)),
           later(scratch.take(Fp * dp)),
           later_calcium(scratch.take(Fp)),
-          imprints(scratch.take(args.length * Fp)),
-          sources(counts_all() ? imprints : scratch.take(args.length * Fp)),
-          states_before(scratch.take(blocks_of(args.length) * Fp * dp)),
-          calcium_before(scratch.take(blocks_of(args.length) * Fp)),
+          presynaptics(scratch.take(args.length * Fp)),
+          imprints(has_code() ? scratch.take(args.length * Fp) : presynaptics),
+          sources(args.all_sources ? imprints : presynaptics),
+          values(scratch.take(args.length * dp)),
           activity(scratch.take(BLOCK * Fp)),
-          presynaptic(scratch.take(BLOCK * Fp)),
-          value(scratch.take(BLOCK * dp)),
           scaled(scratch.take(BLOCK * (Fp > dp ? Fp : dp))),
           imprint_transposed(scratch.take(Fp * BLOCK)),
           scores(scratch.take(BLOCK * BLOCK)),
-          code(args, scratch),
+          code(args, scratch, transposed),
           leak(args, scratch),
           reader(args),
           transposed(transposed) {}
 
-    bool counts_all() const { return args.all_sources || !(args.code.data || args.makes_code()); }
+    bool has_code() const { return args.code.data || args.makes_code(); }
     static int64_t blocks_of(int64_t length) { return (length + BLOCK - 1) / BLOCK; }
 
     // a state that Python passes, or 0
@@ -1259,6 +1291,7 @@ struct BothWays : Sizes {
     }
 
     void store_state(const TokenRange& range, const float* from, const float* from_calcium, float* hebbian, float* z) {
+        if (!args.has_states()) return;
         const int64_t head = range.b * args.heads + range.h;
         store_matrix({from, dp}, F, d, hebbian + head * F * d);
         copy(z + head * F, from_calcium, F);
@@ -1271,34 +1304,37 @@ struct BothWays : Sizes {
         return {scaled, n};
     }
 
-    // What a block adds to a state: its values times the shares that are left of them.
-    void write_block(const TokenBlock& block, const float* factors, float* to) {
-        const Matrix imprint = {imprints + block.start * Fp, Fp}, written = scaled_rows(factors, block.rows, dp, value);
-        leak.pass(block.rows, Fp * dp, to);
+    // A state on the other side of a block: what is left of it, and of the block's values, `factors`. It may take the
+    // place of the former.
+    void write_block(const TokenBlock& block, const float* factors, const float* from, float* to) {
+        const Matrix imprint = {imprints + block.start * Fp, Fp};
+        const Matrix written = scaled_rows(factors, block.rows, dp, values + block.start * dp);
+        const float left = leak.since[block.rows - 1];
+        for (int64_t j = 0; j < Fp * dp; j += LANES) store(to + j, load(from + j) * left);
         if (transposed) matmul<ACCUMULATE, TRANSPOSED>(d, block.rows, Fp, written, imprint, {to, Fp});
         else matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, dp, imprint, written, {to, dp});
     }
 
-    // A document, from the state before it, which becomes the one at its end; leaves the one after it in `later`.
+    // A document, from the state before it; leaves the one after it in `later`.
     void write(const TokenRange& range) {
         const bool is_first = range.first == 0, is_last = range.last == args.length;
-        load_state(range, is_first ? args.hebbian : nullptr, args.calcium, state, calcium);
+        load_state(range, is_first ? args.hebbian : nullptr, args.calcium, states, calciums_before);
         load_state(range, is_last ? args.later_hebbian : nullptr, args.later_calcium, later, later_calcium);
         code.begin_document(range.first, range.last);
-        int64_t i = 0;
-        for (int64_t start = range.first; start < range.last; start += BLOCK, i++) {
+        float *state = states, *calcium = calciums_before;
+        for (int64_t start = range.first; start < range.last; start += BLOCK, state += Fp * dp, calcium += Fp) {
             const TokenBlock block(args, range, start);
-            copy(states_before + i * Fp * dp, state, Fp * dp), copy(calcium_before + i * Fp, calcium, Fp);
-            const View r = code.code_of(block);
-            float *source = sources + start * Fp, *imprint = imprints + start * Fp;
-            block.load_imprint(r, imprint, presynaptic);
-            if (source != imprint) copy(source, presynaptic, block.rows * Fp);
-            block.load_rows(args.value, ZERO_PADDING, value);
+            float *presynaptic = presynaptics + start * Fp, *imprint = imprints + start * Fp;
+            if (has_code()) block.load_imprint(code.code_of(block), imprint, presynaptic);
+            else block.load_activity(args.key, ZERO_PADDING, presynaptic);
+            block.load_rows(args.value, ZERO_PADDING, values + start * dp);
             leak.begin(block);
-            write_block(block, leak.until, state);
+            if (args.hands_on(range.b, start + block.rows))
+                write_block(block, leak.until, state, state + Fp * dp);
+            copy(calcium + Fp, calcium, Fp);
             for (int64_t t = 0; t < block.rows; t++) {
-                leak.pass_token(t, Fp, calcium);
-                add_row(calcium, source + t * Fp, Fp);
+                leak.pass_token(t, Fp, calcium + Fp);
+                add_row(calcium + Fp, sources + (start + t) * Fp, Fp);
             }
         }
     }
@@ -1306,7 +1342,7 @@ struct BothWays : Sizes {
     // The calcium that each token of block i finds (rows x Fp), and if asked for, how much more of that of others lies
     // before it than after it. Takes `later_calcium` to before the block.
     void find_calcium(const TokenBlock& block, int64_t i, float* calciums, float* imbalances) {
-        float* running = calcium_before + i * Fp;
+        float* running = calciums_before + i * Fp;
         for (int64_t t = 0; t < block.rows; t++) {
             leak.pass_token(t, Fp, running);
             if (imbalances) copy(imbalances + t * Fp, running, Fp);
@@ -1337,8 +1373,11 @@ struct BothWaysForward : BothWays {
         for (; range.first < args.length; range.first = range.last) {
             range.last = args.documents.end(range.b, range.first, args.length);
             write(range);
-            if (range.last == args.length) store_state(range, state, calcium, args.end_hebbian, args.end_calcium);
-            for (int64_t i = blocks_of(range.last - range.first) - 1; i >= 0; i--)
+            const int64_t blocks = blocks_of(range.last - range.first);
+            if (range.last == args.length)
+                store_state(range, states + blocks * Fp * dp, calciums_before + blocks * Fp, args.end_hebbian,
+                            args.end_calcium);
+            for (int64_t i = blocks - 1; i >= 0; i--)
                 read({args, range, range.first + i * BLOCK}, i);
             if (range.first == 0)
                 store_state(range, later, later_calcium, args.end_later_hebbian, args.end_later_calcium);
@@ -1347,45 +1386,49 @@ struct BothWaysForward : BothWays {
 
     void read(const TokenBlock& block, int64_t i) {
         const int64_t rows = block.rows;
-        const float* imprint = imprints + block.start * Fp;
+        const float *imprint = imprints + block.start * Fp, *value = values + block.start * dp;
+        const float* before = states + i * Fp * dp;
         float* reading = activity;
         block.load_activity(args.query, KEEP_PADDING, activity);
-        block.load_rows(args.value, ZERO_PADDING, value);
         leak.begin(block);
         leak.fill_shares(FULL, rows);
         find_calcium(block, i, calciums, nullptr);
         for (int64_t t = 0; t < rows; t++)
             reader.read(activity + t * Fp, calciums + t * Fp, release, reading + t * Fp);
-        const Matrix before = {states_before + i * Fp * dp, dp};
-        matmul<OVERWRITE>(rows, F, dp, scaled_rows(leak.since, rows, Fp, reading), before, {output, dp});
-        matmul<ACCUMULATE>(rows, F, dp, scaled_rows(leak.until, rows, Fp, reading), {later, dp}, {output, dp});
         transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
         matmul<OVERWRITE>(rows, F, padded(rows), {reading, Fp}, {imprint_transposed, BLOCK}, {scores, BLOCK});
         leak.apply(rows, scores);
-        matmul<ACCUMULATE>(rows, rows, dp, {scores, BLOCK}, {value, dp}, {output, dp});
+        matmul<OVERWRITE>(rows, rows, dp, {scores, BLOCK}, {value, dp}, {output, dp});
+        if (!is_zero(before, Fp * dp))
+            matmul<ACCUMULATE>(rows, F, dp, scaled_rows(leak.since, rows, Fp, reading), {before, dp}, {output, dp});
+        if (!is_zero(later, Fp * dp))
+            matmul<ACCUMULATE>(rows, F, dp, scaled_rows(leak.until, rows, Fp, reading), {later, dp}, {output, dp});
         block.store_rows(output, args.output);
-        write_block(block, leak.since, later);
+        if (args.hands_on(block.b, block.start)) write_block(block, leak.since, later, later);
     }
 };
 
 struct BothWaysBackward : BothWays {
     // gradients: of the state after a block, from the right, and of the one before a block, from the left; transposed
     float *d_state, *d_calcium, *d_state_transposed;
-    // of each token: u, dz, the part of dI that is known, and dL; of each block, the calcium's gradient from the right
-    float *readings, *d_calciums, *d_imprints, *d_calcium_after;
+    // of each token: dY, u, dz, the parts of dI and dV that are known, and dL; of each block, the calcium's gradient
+    // from the right
+    float *d_outputs, *readings, *d_calciums, *d_imprints, *d_values, *d_calcium_after;
     double* d_elapsed;
     // of one block
     float *calciums, *imbalances, *releases, *feedbacks, *d_activity, *more_d_activity, *process, *d_presynaptic;
-    float *d_output, *d_value, *more_d_value, *value_transposed, *more_scores, *d_calciums_after;
+    float *more_d_value, *value_transposed, *more_scores, *d_calciums_after;
 
     BothWaysBackward(const Arguments& args, Scratch& scratch)
         : BothWays(args, scratch, true),
           d_state(scratch.take(Fp * dp)),
           d_calcium(scratch.take(Fp)),
           d_state_transposed(scratch.take(dp * Fp)),
+          d_outputs(scratch.take(args.length * dp)),
           readings(scratch.take(args.length * Fp)),
           d_calciums(scratch.take(args.length * Fp)),
           d_imprints(scratch.take(args.length * Fp)),
+          d_values(scratch.take(args.length * dp)),
           d_calcium_after(scratch.take(blocks_of(args.length) * Fp)),
           d_elapsed(scratch.take<double>(args.length)),
           calciums(scratch.take(BLOCK * Fp)),
@@ -1396,8 +1439,6 @@ struct BothWaysBackward : BothWays {
           more_d_activity(scratch.take(BLOCK * Fp)),
           process(scratch.take(BLOCK * Fp)),
           d_presynaptic(scratch.take(BLOCK * Fp)),
-          d_output(scratch.take(BLOCK * dp)),
-          d_value(scratch.take(BLOCK * dp)),
           more_d_value(scratch.take(BLOCK * dp)),
           value_transposed(scratch.take(dp * BLOCK)),
           more_scores(scratch.take(BLOCK * BLOCK)),
@@ -1425,7 +1466,6 @@ struct BothWaysBackward : BothWays {
 
         load_gradient(range, is_first ? args.d_end_later_hebbian : nullptr, args.d_end_later_calcium);
         load_state(range, is_last ? args.later_hebbian : nullptr, args.later_calcium, later, later_calcium);
-        code.resume(nullptr);
         for (int64_t i = 0; i < blocks; i++) finish({args, range, range.first + i * BLOCK}, i);
         if (is_last) store_state(range, d_state, d_calcium, args.d_later_hebbian, args.d_later_calcium);
         store_log_decay_gradient(range, args, d_elapsed);
@@ -1448,32 +1488,23 @@ struct BothWaysBackward : BothWays {
     // the gradient of the state to before it.
     void read(const TokenBlock& block, int64_t i) {
         const int64_t rows = block.rows;
-        const float *imprint = imprints + block.start * Fp, *before = states_before + i * Fp * dp;
+        const float *imprint = imprints + block.start * Fp, *value = values + block.start * dp;
+        const float* before = states + i * Fp * dp;
         float *reading = readings + block.start * Fp, *d_imprint = d_imprints + block.start * Fp;
-        float *d_z = d_calciums + block.start * Fp;
-        const bool is_last = block.start + rows == args.length;
+        float *d_output = d_outputs + block.start * dp, *d_value = d_values + block.start * dp;
+        float* d_z = d_calciums + block.start * Fp;
         double* d_elapsed = this->d_elapsed + block.start;
         block.load_activity(args.query, KEEP_PADDING, activity);
-        block.load_rows(args.value, ZERO_PADDING, value);
         block.load_rows(args.d_output, KEEP_PADDING, d_output);
         leak.begin(block);
         leak.fill_shares(FULL, rows);
         find_calcium(block, i, calciums, imbalances);
-        for (int64_t t = 0; t < rows; t++)
-            feedbacks[t] = reader.read(activity + t * Fp, calciums + t * Fp, releases + t * Fp, reading + t * Fp);
-
-        // G, of what was written before the block, after it, and in it
-        matmul<OVERWRITE>(rows, d, Fp, {d_output, dp}, {before, Fp}, {d_activity, Fp});
-        matmul<OVERWRITE>(rows, d, Fp, {d_output, dp}, {later, Fp}, {more_d_activity, Fp});
-        double of_last = 0;  // of what comes after the end, which is found by way of the last token
         for (int64_t t = 0; t < rows; t++) {
-            const float since = leak.since[t], until = leak.until[t];
-            const float *u = reading + t * Fp, *of_later = more_d_activity + t * Fp;
-            const float along = is_last && t == rows - 1 ? 0 : until * dot(u, of_later, Fp);
-            d_elapsed[t] = since * dot(u, d_activity + t * Fp, Fp) - along;
-            of_last += along;
-            scale_row(d_activity + t * Fp, Fp, since), add_row(d_activity + t * Fp, of_later, Fp, until);
+            feedbacks[t] = reader.read(activity + t * Fp, calciums + t * Fp, releases + t * Fp, reading + t * Fp);
+            d_elapsed[t] = 0;
         }
+
+        // G, of what was written in the block, before it, and after it
         transpose(rows, d, {value, dp}, {value_transposed, BLOCK});
         matmul<OVERWRITE>(rows, d, padded(rows), {d_output, dp}, {value_transposed, BLOCK}, {more_scores, BLOCK});
         transpose(rows, F, {imprint, Fp}, {imprint_transposed, BLOCK});
@@ -1481,7 +1512,9 @@ struct BothWaysBackward : BothWays {
         leak.apply(rows, scores);
         leak.add_pairs(FULL, rows, scores, more_scores, d_elapsed);
         leak.apply(rows, more_scores);
-        matmul<ACCUMULATE>(rows, rows, Fp, {more_scores, BLOCK}, {imprint, Fp}, {d_activity, Fp});
+        matmul<OVERWRITE>(rows, rows, Fp, {more_scores, BLOCK}, {imprint, Fp}, {d_activity, Fp});
+        add_reading_of_others(block, before, leak.since, 1);
+        add_reading_of_others(block, later, leak.until, -1);
         for (int64_t t = 0; t < rows; t++) {
             reader.differentiate(activity + t * Fp, calciums + t * Fp, releases + t * Fp, reading + t * Fp,
                                  feedbacks[t], d_activity + t * Fp, d_z + t * Fp);
@@ -1489,17 +1522,18 @@ struct BothWaysBackward : BothWays {
         }
         block.store_gradient(args.query, KEEP_PADDING, activity, d_activity, args.d_query);
 
-        // dI and dV from the right, which writers take away from the gradients of L_t, and from the block
-        add_gradients_of_others(block, leak.until, -1, OVERWRITE);
-        if (is_last)  // the state at the end reads as the last token does
-            d_elapsed[rows - 1] += of_last + leak.since[rows - 1] * dot(before, d_state_transposed, d * Fp) +
-                                   dot(imbalances + (rows - 1) * Fp, d_calcium, Fp);
-        matmul<ACCUMULATE, TRANSPOSED>(rows, rows, Fp, {more_scores, BLOCK}, {reading, Fp}, {d_imprint, Fp});
-        matmul<ACCUMULATE, TRANSPOSED>(rows, rows, dp, {scores, BLOCK}, {d_output, dp}, {d_value, dp});
-        block.store_rows(d_value, args.d_value);
+        // dI and dV from the block, and from the right, which writers take away from the gradients of L_t
+        matmul<OVERWRITE, TRANSPOSED>(rows, rows, Fp, {more_scores, BLOCK}, {reading, Fp}, {d_imprint, Fp});
+        matmul<OVERWRITE, TRANSPOSED>(rows, rows, dp, {scores, BLOCK}, {d_output, dp}, {d_value, dp});
+        const double of_end = add_gradients_of_others(block, leak.until, -1, before);
+        if (block.start + rows == args.length)  // the state at the end reads as the last token does
+            d_elapsed[rows - 1] +=
+                leak.since[rows - 1] * of_end + dot(imbalances + (rows - 1) * Fp, d_calcium, Fp);
 
-        write_block(block, leak.since, later);
-        pass_gradient(block, leak.since);
+        if (args.hands_on(block.b, block.start)) {
+            write_block(block, leak.since, later, later);
+            pass_gradient(block, leak.since);
+        }
         copy(d_calcium_after + i * Fp, d_calcium, Fp);
         for (int64_t t = rows - 1; t >= 0; t--) {
             add_row(d_calcium, d_z + t * Fp, Fp);
@@ -1513,15 +1547,12 @@ struct BothWaysBackward : BothWays {
         const float *source = sources + block.start * Fp, *d_z = d_calciums + block.start * Fp;
         float *d_imprint = d_imprints + block.start * Fp, *from_right = d_calcium_after + i * Fp;
         double* d_elapsed = this->d_elapsed + block.start;
-        block.load_rows(args.value, ZERO_PADDING, value);
-        block.load_rows(args.d_output, KEEP_PADDING, d_output);
-        block.load_rows(args.d_value, KEEP_PADDING, d_value);
         leak.begin(block);
-        add_gradients_of_others(block, leak.since, 1, ACCUMULATE);
+        const double of_end = add_gradients_of_others(block, leak.since, 1, later);
         const bool is_last = block.start + rows == args.length;
-        if (is_last) d_elapsed[rows - 1] += leak.since[rows - 1] * dot(later, d_state_transposed, d * Fp);
-        block.store_rows(d_value, args.d_value);
-        pass_gradient(block, leak.until);
+        if (is_last) d_elapsed[rows - 1] += leak.since[rows - 1] * of_end;
+        block.store_rows(d_values + block.start * dp, args.d_value);
+        if (args.hands_on(block.b, block.start + rows)) pass_gradient(block, leak.until);
 
         float* e = d_calciums_after;  // the gradient of what the calcium counts
         for (int64_t t = rows - 1; t >= 0; t--) {
@@ -1539,39 +1570,58 @@ struct BothWaysBackward : BothWays {
             for (int64_t j = t * Fp; j < (t + 1) * Fp; j += LANES)
                 store(d_presynaptic + j, load(d_imprint + j) + load(e + j));
         }
-        const View r = code.code_of(block);
+        const View r = code.kept_code();
         if (r.data) {
             block.load_activity(r, ZERO_PADDING, process);
             const float* d_process = args.all_sources ? d_presynaptic : d_imprint;
             block.store_gradient(r, ZERO_PADDING, process, d_process, code.gradient_of(block));
             code.accumulate_gradients(block);
         }
-        block.load_activity(args.key, ZERO_PADDING, presynaptic);
-        block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_presynaptic, args.d_key);
+        block.store_gradient(args.key, ZERO_PADDING, presynaptics + block.start * Fp, d_presynaptic, args.d_key);
     }
 
-    // What tokens of other blocks on one side add to dI and dV, and to dL of the writers.
-    void add_gradients_of_others(const TokenBlock& block, const float* factors, float sign, Store how) {
-        const int64_t rows = block.rows;
-        const float* imprint = imprints + block.start * Fp;
-        float* d_imprint = d_imprints + block.start * Fp;
+    // What is written in other blocks, on one side, adds to G, and to dL of the readers; of what comes after the end,
+    // which is found by way of the last token, to dL of that one.
+    void add_reading_of_others(const TokenBlock& block, const float* others, const float* factors, float sign) {
+        if (is_zero(others, Fp * dp)) return;
+        const int64_t rows = block.rows, by_way_of = sign < 0 && block.start + rows == args.length ? rows - 1 : -1;
+        double* d_elapsed = this->d_elapsed + block.start;
+        matmul<OVERWRITE>(rows, d, Fp, {d_outputs + block.start * dp, dp}, {others, Fp}, {more_d_activity, Fp});
+        for (int64_t t = 0; t < rows; t++) {
+            const float* of_others = more_d_activity + t * Fp;
+            add_row(d_activity + t * Fp, of_others, Fp, factors[t]);
+            if (t == by_way_of) continue;
+            const float along = factors[t] * dot(readings + (block.start + t) * Fp, of_others, Fp);
+            d_elapsed[t] += sign * along;
+            if (by_way_of >= 0) d_elapsed[by_way_of] += along;
+        }
+    }
+
+    // What is read in other blocks, on one side, adds to dI and dV, and to dL of the writers; of what comes after the
+    // end, to dL of the last token. Returns the product of the gradient of the state with `others`, one like it.
+    double add_gradients_of_others(const TokenBlock& block, const float* factors, float sign, const float* others) {
+        if (is_zero(d_state, Fp * dp)) return 0;
+        const int64_t rows = block.rows, by_way_of = sign < 0 && block.start + rows == args.length ? rows - 1 : -1;
+        const float *imprint = imprints + block.start * Fp, *value = values + block.start * dp;
+        float *d_imprint = d_imprints + block.start * Fp, *d_value = d_values + block.start * dp;
+        double* d_elapsed = this->d_elapsed + block.start;
         transpose(F, d, {d_state, dp}, {d_state_transposed, Fp});
         matmul<OVERWRITE>(rows, d, Fp, {value, dp}, {d_state_transposed, Fp}, {more_d_activity, Fp});
         matmul<OVERWRITE>(rows, F, dp, {imprint, Fp}, {d_state, dp}, {more_d_value, dp});
-        if (how == OVERWRITE) set_zero(d_imprint, rows * Fp), set_zero(d_value, rows * dp);
         for (int64_t t = 0; t < rows; t++) {
             const float* of_others = more_d_activity + t * Fp;
             const float along = factors[t] * dot(imprint + t * Fp, of_others, Fp);
-            d_elapsed[block.start + t] += sign * along;
-            if (sign < 0 && block.start + rows == args.length) d_elapsed[args.length - 1] += along;
+            d_elapsed[t] += sign * along;
+            if (by_way_of >= 0) d_elapsed[by_way_of] += along;
             add_row(d_imprint + t * Fp, of_others, Fp, factors[t]);
             add_row(d_value + t * dp, more_d_value + t * dp, dp, factors[t]);
         }
+        return dot(others, d_state_transposed, d * Fp);
     }
 
     // The gradient of a state from the one side of a block to the other.
     void pass_gradient(const TokenBlock& block, const float* factors) {
-        const Matrix read = scaled_rows(factors, block.rows, dp, d_output);
+        const Matrix read = scaled_rows(factors, block.rows, dp, d_outputs + block.start * dp);
         leak.pass(block.rows, Fp * dp, d_state);
         matmul<ACCUMULATE, TRANSPOSED>(F, block.rows, dp, {readings + block.start * Fp, Fp}, read, {d_state, dp});
     }

@@ -2,6 +2,7 @@
 """Leaky synapses, plasticity at the synapse and the sources of calcium: every combination, in both directions and on
 every backend, against the token-by-token network."""
 
+import dataclasses
 import itertools
 
 import matrix
@@ -17,7 +18,8 @@ from astroformer_hf import (
     neuron_astrocyte_attention_weights,
     neuron_astrocyte_network,
 )
-from astroformer_hf.attention_contract import MaterializedCode
+from astroformer_hf.attention_backends import BACKENDS as BACKENDS_OF_PACKAGE
+from astroformer_hf.attention_contract import Kernel, MaterializedCode
 from astroformer_hf.attention_operation import attend
 from astroformer_hf.decayed_sums import leaky_sum, leaky_sum_token_by_token
 from astroformer_hf.feature_maps import FEATURE_MAPS
@@ -249,6 +251,67 @@ def test_the_activity_code_made_on_the_way(causal, decay, documents, backend):
     feedback = itertools.cycle((True, True, False))
     for length, switches in itertools.product((1, 48, 130), SWITCHES):
         check_activity_code(length, decay, causal, documents, backend, {**switches, "feedback": next(feedback)})
+
+
+def attend_along(length, decay, causal, code, documents=False):
+    """A function from `output_final_state` to the state, and to the output and the gradients of all inputs."""
+    query, key, value, r, log_decay = make_inputs(length, decay)
+    weight = torch.randn(3, 8, 8, dtype=torch.float64)
+    given = [x if x is None else x.float().requires_grad_() for x in (query, key, value, r, weight, log_decay)]
+    query, key, value, r, weight, log_decay = given
+    mask = some_mask(2, length)
+    starts = (torch.arange(length) % 37 == 0).expand(2, -1)
+    layout = sequence_layout(length, "cpu", mask, causal=causal)
+    options = {"alpha": 0.5, "presynaptic_target": "synapse", "calcium_sources": "all", "feature_map": "exp"}
+    options.update(feedback=True, random_projection=None, causal=causal, initial_state=None)
+
+    def run_once(output_final_state):
+        recipe = MaterializedCode(r) if code == "tensor" else layout.activity(key, 2.0, weight, weight[:, :1])
+        inputs = {"query": query, "key": key, "value": value, "astrocyte_code": recipe, "log_decay": log_decay}
+        inputs.update(padding_mask=mask, document_ids=number_documents(starts, mask) if documents else None)
+        output, state, _ = attend(**inputs, **options, output_final_state=output_final_state)
+        weighed = (output * torch.linspace(-1, 1, output.numel()).view(output.shape) * mask[:, None, :, None]).sum()
+        wanted = [x for x in given if x is not None]
+        return state, (output, *torch.autograd.grad(weighed, wanted, allow_unused=True))
+
+    return run_once
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("code", ["tensor", "activity"])
+@pytest.mark.parametrize("documents", [False, True], ids=["", "documents"])
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_a_state_that_nobody_asks_for_changes_nothing(causal, decay, documents, code, backend, monkeypatch):
+    if documents and backend == "triton":
+        pytest.skip("Triton has no kernels for documents that leak")
+    for length in (1, 48, 49, 130):
+        with attention_backend(backend):
+            run_once = attend_along(length, decay, causal, code, documents)
+            state, found = run_once(False)
+            assert state is None or decay == "none" and not causal
+            torch.testing.assert_close(found, run_once(True)[1])
+            kernels = {} if backend == "plain" else BACKENDS_OF_PACKAGE[backend].kernels
+            for name, kernel in kernels.items():  # one that must be handed zeros
+                if isinstance(kernel, Kernel) and not kernel.needs_states:
+                    monkeypatch.setitem(kernels, name, dataclasses.replace(kernel, needs_states=True))
+            torch.testing.assert_close(run_once(False)[1], found)
+            monkeypatch.undo()
+
+
+@pytest.mark.parametrize("code", ["tensor", "activity"])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("output_final_state", [False, True])
+def test_compiles_to_one_graph(output_final_state, causal, code):
+    run_once = attend_along(49, "batched", causal, code)
+    expected = run_once(output_final_state)
+    torch.compiler.reset()
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "attend", compiled)
+        state, found = run_once(output_final_state)
+    torch.testing.assert_close(found, expected[1])
+    assert (state is None) == (expected[0] is None)
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
