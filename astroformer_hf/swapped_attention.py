@@ -207,6 +207,12 @@ def swapped_attention(
     """The attention function of a swapped model, for `AttentionInterface`: in its swapped layers the synapses', in the
     others softmax. Arguments, results and errors as of `library_attention.library_attention`."""
     layer = kwargs.pop(OWN_CACHE, None)
+    config = getattr(module, "config", None)
+    if not getattr(module, "in_swapped_model", False) and getattr(config, "attention_swap", None) is None:
+        raise ValueError(
+            f"attn_implementation {IMPLEMENTATION!r} is that of swapped models, and this one has no synapses; "
+            "swap_attention gives it some"
+        )
     mask = checked_mask(module, query, key, attention_mask, kwargs)
     mask = mask._replace(real=None if mask.real is None else mask.real.to(key.device))
     wants_map = wants_attention_map(kwargs)
@@ -214,13 +220,13 @@ def swapped_attention(
     value = released(value, dropout if synapses is not None else 0.0)
     past_length = key.shape[2] - query.shape[2]
     if wants_map and past_length > 0:
-        raise refusal("attention maps (output_attentions=True) with a cache", getattr(module, "config", None))
+        raise refusal("attention maps (output_attentions=True) with a cache", config)
     errors = ATTENTION_ERRORS.get()
     if layer is None:
-        check_key_length(key, mask, getattr(module, "config", None))
+        check_key_length(key, mask, config)
     elif wants_map or errors is not None:  # neither leaves a state behind
         what = "attention maps (output_attentions=True)" if wants_map else "the errors of the synapses"
-        raise refusal(f"{what} with a cache", getattr(module, "config", None))
+        raise refusal(f"{what} with a cache", config)
     if synapses is None or errors is not None:
         output, weights = softmax_attention(query, key, value, mask, dropout, scaling, wants_map)
         if synapses is not None and errors is not None:
@@ -294,13 +300,14 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
 def add_synapses(model: PreTrainedModel) -> None:
     """Gives a model the synapses that its configuration's `attention_swap` tells of, untrained."""
     swap = AttentionSwap(**model.config.attention_swap)
-    found = attention_layers(model)
+    found: list[Any] = attention_layers(model)
     for i in swap.layers:
         module = found[i]
         reference = next(module.parameters())
         synapses = SwappedSynapses(swap, *shape_of(module))
         module.synapses = synapses.to(device=reference.device, dtype=reference.dtype)
     for i, module in enumerate(found):
+        module.in_swapped_model = True
         module.register_forward_pre_hook(CacheMessenger(i), with_kwargs=True)
     model.set_attn_implementation(IMPLEMENTATION)
 

@@ -74,6 +74,15 @@ def test_a_mask_that_contradicts_the_cache():
     assert torch.equal(found, expected[1:])
 
 
+def test_their_attention_in_a_model_that_is_not_swapped():
+    model = llama()
+    model.set_attn_implementation("neuron_astrocyte_swapped")
+    with pytest.raises(ValueError, match="'neuron_astrocyte_swapped' is that of swapped models, .* has no synapses"):
+        model(ids())
+    partly = swapped(layers=[1])
+    assert partly(ids()).logits.isfinite().all()  # softmax in the other layer
+
+
 def test_attention_maps_leave_no_state():
     model, cache = swapped(), HybridCache(swapped().config)
     with pytest.raises(ValueError, match=r"attention maps \(output_attentions=True\) with a cache"):
