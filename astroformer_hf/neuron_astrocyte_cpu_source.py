@@ -1231,7 +1231,9 @@ struct CausalBackward : Sizes {
 //     before the next block       H -> since_last H + I^T (until * V)
 //     before the previous block   B -> since_last B + I^T (since * V)
 //
-// So a sequence is written from left to right, keeping I and the state before each block, and read from right to left.
+// So a sequence is written from left to right, keeping I, V and the state before each block, and read from right to
+// left. Products with a state that holds nothing are left out, as are states that nothing reads: of a short text, they
+// are a good part of all.
 //
 // The gradients of what is written have the same form, U and dY in the places of I and V: with dH, the gradient of the
 // state after the block, from the tokens on the right, dB that of B, from those on the left, and G = dY H^T + ...,
@@ -1241,10 +1243,10 @@ struct CausalBackward : Sizes {
 //     before the previous block   dH -> since_last dH + U^T (since * dY)
 //     before the next block       dB -> since_last dB + U^T (until * dY)
 //
-// and are found in a second pass from right to left, which keeps U, dz and the part of dI from the right, and a third
-// one from left to right. In the gradients of L_t, pairs in which the writer comes after the reader have the other
-// sign. The later state is written by the last token, as it were, and the one before the first token reads before any
-// time passed.
+// and are found in a second pass from right to left, which keeps U, dY, dz and the parts of dI and dV from the right,
+// and a third one from left to right. In the gradients of L_t, pairs in which the writer comes after the reader have
+// the other sign. The later state is written by the last token, as it were, and the one before the first token reads
+// before any time passed.
 
 // The pass from left to right, in which both directions begin.
 struct BothWays : Sizes {
