@@ -22,6 +22,11 @@ class Task:
     hub: dict | None = None
 
     @property
+    def short_title(self):
+        """The name of the data, where there is no room for what they are."""
+        return self.title.split(",")[0]
+
+    @property
     def sign(self):
         """1 where more of the metric is better, -1 where less is."""
         return -1 if self.metric == "loss" else 1

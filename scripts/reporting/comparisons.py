@@ -321,7 +321,7 @@ def overview_lines(known):
     arms = [arm for arm in known.arms if any(arm in found for found in known.tasks.values())]
     header = ["arm"]
     for task in known.tasks:
-        header.append(f"{TASKS[task].title.split(',')[0]}, {TASKS[task].metric}")
+        header.append(f"{TASKS[task].short_title}, {TASKS[task].metric}")
     rows = []
     for arm in arms:
         cells = []
@@ -356,7 +356,7 @@ def sizes_of(known):
         layers = config.get("num_hidden_layers", "")
         seeds = max(len(summary.values) for summary in found.values())
         sizes.append(
-            f"{TASKS[task].title.split(',')[0]}: {layers} {'layer' if layers == 1 else 'layers'}, "
+            f"{TASKS[task].short_title}: {layers} {'layer' if layers == 1 else 'layers'}, "
             f"{config.get('hidden_size', '')} wide, {record['steps']:,} steps, {seeds} seeds"
         )
     return "; ".join(sizes) + "."
@@ -383,7 +383,7 @@ def headline_lines(known):
         rows.append(["neuron-astrocyte, best arm of each task"])
     for task, found in known.tasks.items():
         definition = TASKS[task]
-        header.append(f"{definition.title.split(',')[0]}, {definition.metric}")
+        header.append(f"{definition.short_title}, {definition.metric}")
         others = {arm: definition.sign * x.mean for arm, x in found.items() if arm not in ("softmax", "linear")}
         best = max(others, key=others.get, default=None)
         for row, arm in zip(rows, [*headlines, *([best] if pick_best else [])], strict=True):
@@ -444,7 +444,7 @@ def plot_learning(known):
             axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
         for goal in known.goals(task):
             axis.axhline(goal, color="black", linewidth=0.6, linestyle=":")
-        axis.set(title=TASKS[task].title, xlabel="step", ylabel=f"validation {TASKS[task].metric}")
+        axis.set(title=TASKS[task].short_title, xlabel="step", ylabel=f"validation {TASKS[task].metric}")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return figure
@@ -465,7 +465,7 @@ def plot_ablation(known):
         if "softmax" in arms:
             axis.axvline(arms["softmax"].mean, color="black", linewidth=0.6, linestyle=":")
         better = "higher is better" if TASKS[task].metric == "accuracy" else "lower is better"
-        axis.set(title=TASKS[task].title, xlabel=f"{TASKS[task].metric}: {better}", ylim=(-0.6, len(names) - 0.4))
+        axis.set(title=TASKS[task].short_title, xlabel=f"{TASKS[task].metric}: {better}", ylim=(-0.6, len(names) - 0.4))
         axis.grid(alpha=0.3, axis="x")
     return figure
 
@@ -503,7 +503,7 @@ def plot_alpha(known):
             draw_against_alpha(axis, [arms[arm] for arm in pair], "s--", f"with it, code {code}")
         if "softmax" in arms:
             axis.axhline(arms["softmax"].mean, color="black", linewidth=0.8, linestyle="--", label="softmax")
-        axis.set(title=TASKS[task].title, xlabel="α (1: no presynaptic plasticity)", ylabel=TASKS[task].metric)
+        axis.set(title=TASKS[task].short_title, xlabel="α (1: no presynaptic plasticity)", ylabel=TASKS[task].metric)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return figure

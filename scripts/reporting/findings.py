@@ -34,7 +34,7 @@ def findings_lines(known):
         known (`reporting.comparisons.Comparison`): of the preset "switches".
     """
     tasks = [task for task, arms in known.tasks.items() if "best" in arms]
-    header = [TASKS[task].title.split(",")[0] for task in tasks]
+    header = [TASKS[task].short_title for task in tasks]
     return [
         "How much better the best form is than others (accuracy in percentage points, or loss in nats per token; "
         "positive is better), with the standard error and the p of Welch's t-test over the seeds:",
