@@ -429,6 +429,15 @@ def styles(known):
     return {arm: {"line": LINES[i // 10 % len(LINES)], "color": f"C{i % 10}"} for i, arm in enumerate(arms)}
 
 
+def legend_below(figure, axes):
+    """One legend for all panels, in which no arm is named twice."""
+    handles = {}
+    for axis in axes:
+        handles.update(reversed(pair) for pair in zip(*axis.get_legend_handles_labels(), strict=True))
+    columns = max(1, round(figure.get_figwidth() / 2.6))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8)
+
+
 def plot_learning(known):
     """Validation curves, mean and range over the seeds, a panel for each task."""
     figure, axes = panels(len(known.tasks))
@@ -446,7 +455,7 @@ def plot_learning(known):
             axis.axhline(goal, color="black", linewidth=0.6, linestyle=":")
         axis.set(title=TASKS[task].short_title, xlabel="step", ylabel=f"validation {TASKS[task].metric}")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    legend_below(figure, axes)
     return figure
 
 
