@@ -93,7 +93,9 @@ class Pass:
 
     def has_states(self, inputs: Mapping[str, Any]) -> bool:
         """Whether it goes on from a state, or has none to go on from."""
-        return all(inputs[name] is not None for name in self.states)
+        missing = sorted(name for name in self.states if inputs[name] is None)
+        assert len(missing) in (0, len(self.states)), f"{self.name} takes all states or none, {missing} are None"
+        return not missing
 
     def with_states(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs, with zeros in the place of missing states."""

@@ -19,7 +19,7 @@ from astroformer_hf import (
     neuron_astrocyte_network,
 )
 from astroformer_hf.attention_backends import BACKENDS as BACKENDS_OF_PACKAGE
-from astroformer_hf.attention_contract import Kernel, MaterializedCode
+from astroformer_hf.attention_contract import PASSES, Kernel, MaterializedCode
 from astroformer_hf.attention_operation import attend
 from astroformer_hf.decayed_sums import leaky_sum, leaky_sum_token_by_token
 from astroformer_hf.feature_maps import FEATURE_MAPS
@@ -297,6 +297,13 @@ def test_a_state_that_nobody_asks_for_changes_nothing(causal, decay, documents, 
                     monkeypatch.setitem(kernels, name, dataclasses.replace(kernel, needs_states=True))
             torch.testing.assert_close(run_once(False)[1], found)
             monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", [name for name, pass_ in PASSES.items() if pass_.states])
+def test_some_states_without_the_others_are_refused(name):
+    inputs = {**dict.fromkeys(PASSES[name].tensors), "hebbian": torch.zeros(1, 1, 1, 1)}
+    with pytest.raises(AssertionError, match="calcium"):
+        PASSES[name](**inputs)
 
 
 @pytest.mark.parametrize("code", ["tensor", "activity"])
