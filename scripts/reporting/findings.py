@@ -1,9 +1,10 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""The tables of docs/findings.md: what each switch is worth, from the records of the preset "switches"."""
+"""Tables across tasks: what each switch is worth (docs/findings.md), from the records of the preset "switches"; and
+what states of a constant size recall (docs/long_documents.md), from those of the preset "long"."""
 
 import statistics
 
-from comparison.summaries import chance, significance
+from comparison.summaries import chance, significance, with_spread
 from comparison.tasks import TASKS
 
 from reporting.comparisons import difference
@@ -101,3 +102,41 @@ def learns(summary):
         return True
     guess = chance(summary.task, summary.records[0])
     return summary.mean > guess + 0.25 * (1 - guess)
+
+
+def recall_lines(known):
+    """Accuracy against the bytes of the state, arms by numbers of pairs, as Markdown lines; none without records.
+
+    Args:
+        known (`reporting.comparisons.Comparison`): of the preset "long".
+    """
+    tasks = {task: arms for task, arms in known.tasks.items() if task.startswith("mqar")}
+    if not tasks:
+        return []
+    firsts = [next(iter(arms.values())).records[0] for arms in tasks.values()]
+    header = ["attention"]
+    for first in firsts:
+        header += [f"{first['num_pairs']} pairs", "state, bytes"]
+    rows = []
+    for arm in dict.fromkeys(arm for arms in tasks.values() for arm in arms):
+        row = [known.arms[arm].title]
+        for arms in tasks.values():
+            if arm in arms:
+                state = arms[arm].average("state_bytes")
+                accuracy = with_spread(arms[arm].task, arms[arm].mean, arms[arm].spread)
+                row += [accuracy, "" if state is None else f"{state:,.0f}"]
+            else:
+                row += ["", ""]
+        rows.append(row)
+    guesses = ", ".join(f"{first['chance']:.1%}" for first in firsts)
+    return [
+        "## What a state recalls",
+        "",
+        "Multi-query associative recall in one layer: how many of the values are found, and what a decoder keeps of "
+        "the example, which for softmax attention grows with its length and for the others does not:",
+        "",
+        *table(header, rows),
+        f"A guess at one of the example's values: {guesses}. An arm without a size has no cache. More in "
+        "[the records](../results/README.md#preset-long).",
+        "",
+    ]

@@ -73,6 +73,10 @@ def speed_of_converted_lines():
     return ["## Speed", "", *text] if text else []
 
 
+def recall_lines_of(known):
+    return [line for comparison in known if comparison.preset == "long" for line in findings.recall_lines(comparison)]
+
+
 def between_markers(path, lines):
     """The text of a file with `lines` between its markers."""
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
@@ -117,6 +121,7 @@ def texts():
             [
                 *benchmarks.segments_text(benchmarks.load_benchmarks(RESULTS / "segments")),
                 *benchmarks.documents_text(benchmarks.load_benchmarks(RESULTS / "documents")),
+                *recall_lines_of(known),
             ],
         ),
         ROOT / "docs/supported.md": supported.page(),

@@ -3,6 +3,7 @@
 
 import types
 
+from comparison.presets import arms_of
 from comparison.summaries import Summary
 from comparison.tasks import TASKS
 from reporting import findings
@@ -52,6 +53,27 @@ def test_tables_say_who_is_better_and_faster():
     assert 0.3 < float(faster.split("|")[2]) < 0.6
     never = next(line for line in lines if line.startswith("| linear attention |") and "not reached" in line)
     assert never
+
+
+def test_recall_is_shown_beside_the_bytes_of_the_state():
+    def summary(task, accuracy, **fields):
+        shared = {"dataset": "d", "split": "validation", "steps": 100, "chance": 0.125, **fields}
+        return Summary(TASKS[task], [{**shared, "metrics": {"accuracy": accuracy + 0.01 * i}} for i in (-1, 0, 1)])
+
+    tasks = {
+        "mqar8_1layer": {
+            "softmax": summary("mqar8_1layer", 0.14, num_pairs=8, state_bytes=24576),
+            "linear_convolution": summary("mqar8_1layer", 0.43, num_pairs=8, state_bytes=None),
+        },
+        "mqar16_1layer": {"softmax": summary("mqar16_1layer", 0.07, num_pairs=16, state_bytes=49152)},
+        "bytes1024": {"softmax": summary("bytes1024", 0.8)},
+    }
+    known = types.SimpleNamespace(tasks=tasks, arms=arms_of("long"))
+    text = "\n".join(findings.recall_lines(known))
+    assert "| attention | 8 pairs | state, bytes | 16 pairs | state, bytes |" in text
+    assert "| softmax attention | 14.0% ± 1.0 | 24,576 | 7.0% ± 1.0 | 49,152 |" in text
+    assert "| linear, convolution of 4 | 43.0% ± 1.0 |  |  |  |" in text
+    assert not findings.recall_lines(types.SimpleNamespace(tasks={}, arms={}))
 
 
 def test_where_softmax_attention_learns_nothing_speed_is_not_compared():
