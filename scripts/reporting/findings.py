@@ -17,6 +17,8 @@ RIVALS = {
     "softmax_decay": "softmax attention with learned decay",
     "softmax_convolution": "softmax attention with a convolution of 4",
     "linear": "linear attention",
+    "linear_convolution": "linear attention with a convolution of 4",
+    "linear_decay_gated": "linear attention with gated decay",
     "paper": "the paper's form",
 }
 SWITCHES = {
@@ -26,10 +28,25 @@ SWITCHES = {
     "best_without_astrocyte": "the astrocyte's Hebbian plasticity (`use_astrocyte_hebbian`)",
     "best_without_feedback": "the astrocyte's feedback (`use_calcium_feedback`)",
 }
+# What is added to linear attention, one at a time.
+ALONE = {
+    "linear_decay": "leaky synapses, learned (`synaptic_decay`)",
+    "linear_decay_gated": "leaky synapses, gated (`synaptic_decay`)",
+    **{f"response_{alpha}": f"α = {alpha} in the response" for alpha in (0.75, 0.5, 0.25)},
+    **{f"synapse_{alpha}": f"α = {alpha} at the synapse (`presynaptic_target`)" for alpha in (0.75, 0.5, 0.25)},
+    **{f"code_{code}": f"the astrocyte's Hebbian plasticity, code {code}" for code in ("learned", "sinusoidal")},
+    "code_activity": "the astrocyte's Hebbian plasticity, code activity",
+    "code_activity_all_sources": "the same with calcium of all sources (`calcium_sources`)",
+}
+COVARIANCE = {
+    "softmax_covariance": ("softmax attention", "softmax"),
+    "linear_covariance": ("linear attention", "linear"),
+    "best_covariance": ("the best form", "best"),
+}
 
 
 def findings_lines(known):
-    """Three tables, arms by tasks, as Markdown lines.
+    """Five tables, arms by tasks, as Markdown lines.
 
     Args:
         known (`reporting.comparisons.Comparison`): of the preset "switches".
@@ -44,6 +61,19 @@ def findings_lines(known):
         "How much better it is with a switch than without, that is, what the switch contributes:",
         "",
         *table(["switch", *header], rows_against(known, tasks, SWITCHES)),
+        *further_lines(
+            "How much better linear attention, which has no astrocyte, gets by each effect alone:",
+            known,
+            "linear attention with",
+            {arm: (title, "linear") for arm, title in ALONE.items()},
+        ),
+        *further_lines(
+            "How much better an attention gets by the covariance rule (`hebbian_rule`), a term of its own that any "
+            "attention can have:",
+            known,
+            "attention",
+            COVARIANCE,
+        ),
         "Steps to 95% of the way that softmax attention makes, over those of softmax attention (below 1 is faster); "
         '"-" where softmax attention learns nothing:',
         "",
@@ -52,18 +82,38 @@ def findings_lines(known):
 
 
 def rows_against(known, tasks, arms):
-    rows = []
-    for arm, title in arms.items():
-        cells = []
-        for task in tasks:
-            found = known.tasks[task]
-            if arm in found:
-                better = difference(TASKS[task], found["best"], found[arm])
-                cells.append(f"{better}, {significance(found['best'], found[arm])}")
-            else:
-                cells.append("")
-        rows.append([title, *cells])
-    return rows
+    """How much better the best form is than others, by their names and titles."""
+    return [
+        [title, *(comparison(known.tasks[task], task, "best", arm) for task in tasks)] for arm, title in arms.items()
+    ]
+
+
+def further_lines(caption, known, what, arms):
+    """A table of how much better arms are than others, as Markdown lines; with the tasks and arms that were trained.
+
+    Args:
+        caption (`str`): what stands above it.
+        known (`reporting.comparisons.Comparison`): of the preset "switches".
+        what (`str`): the header of the first column.
+        arms (`dict`): by name of the arm, its title and the name of the other.
+    """
+    cells = {
+        (arm, task): comparison(found, task, arm, other)
+        for task, found in known.tasks.items()
+        for arm, (_, other) in arms.items()
+    }
+    tasks, names = ([x for x in xs if any(cells[key] for key in cells if x in key)] for xs in (known.tasks, arms))
+    if not tasks:
+        return []
+    rows = [[arms[arm][0], *(cells[arm, task] for task in tasks)] for arm in names]
+    return [caption, "", *table([what, *(TASKS[task].short_title for task in tasks)], rows)]
+
+
+def comparison(found, task, arm, other):
+    """How much better an arm is than another at a task, and how surely; "" where one was not trained."""
+    if arm not in found or other not in found:
+        return ""
+    return f"{difference(TASKS[task], found[arm], found[other])}, {significance(found[arm], found[other])}"
 
 
 def speed_rows(known, tasks):

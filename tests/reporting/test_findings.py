@@ -55,6 +55,18 @@ def test_tables_say_who_is_better_and_faster():
     assert never
 
 
+def test_effects_alone_have_the_arms_and_tasks_that_were_trained():
+    assert not any("by each effect alone" in line for line in findings.findings_lines(known(best=(1.5, False))))
+    found = known(
+        best=(1.5, False), linear=(2.2, False), linear_covariance=(2.0, False), **{"synapse_0.5": (2.1, False)}
+    )
+    text = "\n".join(findings.findings_lines(found))
+    assert "| linear attention with | Tiny Shakespeare |" in text
+    assert "| α = 0.5 at the synapse (`presynaptic_target`) | +0.100 ± 0.008, p < 0.001 |" in text
+    assert "α = 0.25" not in text
+    assert "| linear attention | +0.200 ± 0.008, p < 0.001 |" in text
+
+
 def test_recall_is_shown_beside_the_bytes_of_the_state():
     def summary(task, accuracy, **fields):
         shared = {"dataset": "d", "split": "validation", "steps": 100, "chance": 0.125, **fields}
