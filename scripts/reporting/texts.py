@@ -74,6 +74,7 @@ def speed_of_converted_lines():
 
 
 def recall_lines_of(known):
+    """What states recall, from the comparison that measured it."""
     return [line for comparison in known if comparison.preset == "long" for line in findings.recall_lines(comparison)]
 
 
