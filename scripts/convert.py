@@ -25,6 +25,7 @@ from conversion.card import license_of, write_card
 from conversion.inputs import Inputs, load_processor
 from conversion.quality import compare_embeddings, embeddings, perplexity, silenced_synapses
 from training.files import read_json, write_json
+from training.half_precision import warn_of_slow_bfloat16
 from training.provenance import command, hardware, versions
 from transformers import AutoConfig, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -172,6 +173,8 @@ def main(arguments=None):
         return
     resumed = any((output_dir / stage).is_dir() for stage in STAGES)
     options = options_of(args, output_dir)
+    if args.bf16 and not torch.accelerator.is_available():
+        warn_of_slow_bfloat16()
     original = load_original(args.model)
     processor = load_processor(original, args.model)
     inputs = Inputs(

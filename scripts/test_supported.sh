@@ -37,13 +37,15 @@ trap 'rm -rf "$scratch"' EXIT
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraints torch
 "$venv/bin/python" -m pip uninstall --quiet --disable-pip-version-check --yes astroformer-hf
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $constraints \
-    "$(echo "$scratch"/*.whl)[train]" "$transformers" pytest
+    "$(echo "$scratch"/*.whl)[train]" "$transformers" peft pytest scipy
 
 # Not here: what needs other libraries, and the common tests of transformers; constraints.txt pins their releases.
 # Nor, with torch 2.6, torch.compile: it traces neither these models nor the library's own.
-tests="operation/astrocyte_code operation/attention_backends operation/attention_operation
-    models/generation models/heads models/keywords models/modeling models/packing models/releases_of_transformers
-    models/vision looking/inspection sharing/publish sharing/safety sharing/sharing"
+tests="operation/astrocyte_code operation/attention_backends operation/attention_operation operation/covariance
+    operation/hybrid_attention operation/switches models/configuration models/generation models/heads models/keywords
+    models/library_attention models/modeling models/packing models/peft models/releases_of_transformers models/segments
+    models/swapped_attention models/swapped_misuse models/transfer models/vision looking/inspection sharing/publish
+    sharing/safety sharing/sharing"
 untraced=
 if "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.__version__ >= "2.7")'; then
     untraced="compiles_to_one_graph or compiled_graph or (cannot_ask and compile)"

@@ -9,6 +9,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from training.data import some_of
 from training.files import write_json
+from training.half_precision import warn_of_slow_bfloat16
 from training.provenance import hardware, peak_memory_bytes, versions
 from training.resuming import Stopwatch, check_batch_size, finished_state
 from training.run_records import learning_curve, quality, title
@@ -81,6 +82,8 @@ def train(trainer, resume_from, results, record, *, command, test=None, max_curv
     trainer.eval_dataset = some_of(validation, max_curve_samples)
     batch_size = trainer.get_total_train_batch_size(args)
     stopwatch = Stopwatch(bool(resume_from), batch_size)
+    if args.bf16 and args.device.type == "cpu":
+        warn_of_slow_bfloat16()
     if resume_from:
         check_batch_size(resume_from, batch_size, args.world_size)
         if trainer.is_world_process_zero():

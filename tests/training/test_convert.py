@@ -3,6 +3,7 @@
 
 import json
 import math
+import warnings
 from unittest import mock
 
 import compare_conversions
@@ -12,6 +13,7 @@ import peft
 import publish
 import pytest
 import torch
+import train_text_classification
 import transformers
 from comparison.presets import FLAG
 from conversion.arms import Conversion
@@ -20,6 +22,7 @@ from conversion.library_models import SUPPORTED
 from conversion.quality import compare_embeddings, perplexity, probe_accuracies, silenced_synapses
 from PIL import Image
 from reviews import write_reviews
+from training import half_precision
 from training.data import load_splits
 from training.tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTImageProcessorPil, pipeline
@@ -220,6 +223,27 @@ def test_arms_are_compared_and_not_repeated(tmp_path, monkeypatch, capsys):
     records = [json.loads(path.read_text()) for path in finetuned]
     assert [record["arm"] for record in records] == ["neuron_astrocyte_swapped", "linear", "neuron_astrocyte", "sdpa"]
     assert all(record["steps"] == 2 and 0 <= record["metrics"]["accuracy"] <= 1 for record in records)
+
+
+@pytest.mark.parametrize("slowdown", [1.5, 40])
+def test_bfloat16_that_is_slower_here_is_a_warning(slowdown, tmp_path, monkeypatch):
+    assert half_precision.bfloat16_slowdown(size=16, repeats=1) > 0
+    monkeypatch.setattr(half_precision, "bfloat16_slowdown", lambda: slowdown)
+    original, reviews = save_original("BertModel", tmp_path / "original"), write_reviews(tmp_path / "reviews")
+    few = {"max_steps": "1", "max_length": "12", "max_eval_samples": "8", "disable_tqdm": "true", "use_cpu": "true"}
+    training = ["--model_name_or_path", str(original), "--dataset_dir", str(reviews)]
+    training += [text for name, value in few.items() for text in (f"--{name}", value)]
+    runs = {
+        convert.main: ["--text", str(reviews), *options(tmp_path / "converted", "--model", str(original))],
+        train_text_classification.main: [*training, "--output_dir", str(tmp_path / "trained")],
+    }
+    for main, arguments in runs.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            main([*arguments, "--bf16"])
+        said = [str(warning.message) for warning in caught if "bfloat16" in str(warning.message)]
+        assert len(said) == (slowdown > 2)
+        assert all("takes 40 times as long in bfloat16 as in float32" in message for message in said)
 
 
 @pytest.mark.parametrize(
