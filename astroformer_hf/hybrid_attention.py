@@ -526,6 +526,7 @@ def _in_one_normaliser(parts: list[Any], reads: list[torch.Tensor], loudness: to
 
 
 def _finite_maximum(scores: torch.Tensor) -> torch.Tensor:
-    """The greatest score of each row, 0 for a row without any; without a gradient, which it does not need."""
-    maximum = scores.detach().amax(-1, keepdim=True)
+    """The greatest score of each row, 0 for a row without any. It has a gradient: beside the exact weights, which all
+    fall with it, those of the synapses stay."""
+    maximum = scores.amax(-1, keepdim=True)
     return maximum.masked_fill(maximum == -math.inf, 0)

@@ -569,17 +569,35 @@ struct Backward : Forward {
         const Real along = dot(weights, row, width) + dot(weights_of_sinks, of_sinks, Sp) +
                            loudness * dot(phi + i * Fp, d_phi + i * Fp, Fp);
         const Real delta = totals[i] < FLOOR ? 0 : along / totals[i];  // the floor has no gradient
-        const Vector zero = {};
+        const Vector zero = {}, one = zero + 1, greatest = exponential(zero);
+        Vector of_scores = {}, number_of_greatest = {};
         for (int64_t c = 0; c < padded(columns); c += LANES) {
             const IntegerVector number = numbers_from(c);
             const IntegerVector is_exact = (number > (Integer)i) & (number <= (Integer)(i + exact));
-            const Vector gradient = load(row + c) - delta;
-            const Vector of_score = load(weights + c) * gradient * scaling;
+            const Vector gradient = load(row + c) - delta, weight = load(weights + c);
+            const Vector of_score = is_exact ? weight * gradient * scaling : zero;
             store(products + c, is_linear(i, c) ? gradient : zero);
-            store(row + c, is_exact ? of_score : zero);
+            store(row + c, of_score);
+            of_scores += of_score, number_of_greatest += is_exact & (weight == greatest) ? one : zero;
         }
-        for (int64_t j = 0; j < Sp; j += LANES)
-            store(of_sinks + j, load(weights_of_sinks + j) * (load(of_sinks + j) - delta) * scaling);
+        for (int64_t j = 0; j < Sp; j += LANES) {
+            const Vector weight = load(weights_of_sinks + j);
+            const Vector of_score = weight * (load(of_sinks + j) - delta) * scaling;
+            store(of_sinks + j, of_score);
+            of_scores += of_score, number_of_greatest += weight == greatest ? one : zero;
+        }
+        // exact weights are those beside the greatest: it takes back what all of them together would gain
+        const Real number = sum(number_of_greatest);
+        const Vector taken_back = broadcast(number > 0 ? sum(of_scores) / number : 0);
+        for (int64_t c = 0; c < padded(columns); c += LANES) {
+            const IntegerVector numbers = numbers_from(c);
+            const IntegerVector is_exact = (numbers > (Integer)i) & (numbers <= (Integer)(i + exact));
+            store(row + c, load(row + c) - (is_exact & (load(weights + c) == greatest) ? taken_back : zero));
+        }
+        for (int64_t j = 0; j < Sp; j += LANES) {
+            const Vector share = load(weights_of_sinks + j) == greatest ? taken_back : zero;
+            store(of_sinks + j, load(of_sinks + j) - share);
+        }
         add_row(d_phi + i * Fp, synapses + Fp * dp, Fp, -delta);
         totals[i] = delta;
     }

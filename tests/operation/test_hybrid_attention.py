@@ -78,6 +78,22 @@ def test_values_and_gradients_are_those_of_the_map(exact, causal, padded, with_c
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
+@pytest.mark.parametrize("exact", [(0, 2), (1, 0), (3, 1)], ids=str)
+@pytest.mark.parametrize("form", ["map", "plain", pytest.param("cpp", marks=pytest.mark.compiler)])
+def test_gradients_are_those_of_finite_differences(form, exact, causal):
+    """Of the greatest score, too, beside which the others count: it moves them, and the synapses' weights not."""
+    case = Case(9, (4, 2, 3, 2))
+    mask, shown = make_mask(9, "left")
+
+    def attention(*tensors):
+        case.query, case.key, case.value, *case.maps, case.loudness = tensors
+        output = case.by_map(exact, mask, causal) if form == "map" else case.by(form, exact, mask, causal)[0]
+        return output * shown
+
+    assert torch.autograd.gradcheck(attention, case.tensors)
+
+
 @pytest.mark.parametrize("exact", EXACT, ids=str)
 @pytest.mark.parametrize("padded", PADDED)
 def test_pieces_go_on_from_the_state(exact, padded, with_code):
