@@ -33,61 +33,44 @@ and reads is weighed by the shares that are left until its end and since its beg
 those between its tokens: exponentials of differences of the time that passed, never quotients. Read in both directions,
 a chunk has a second state, of what comes after it, and its attention is not masked.
 
-Matrix products of float32 run on the tensor cores: in TF32, whose 10 bits are no fewer than theirs, where a tensor has
-16 bits or PyTorch is set to it; else in three such products, close to float32 ("tf32x3"; true float32 products would
-spill kilobytes of registers here). All else is float32.
-
 These functions know nothing of autograd and check nothing; their callers do. Letters in shape comments: B batch,
 H heads, N tokens, F features (the size of a query or a key), d head size (the size of a value).
 """
 
-import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from .attention_contract import Backend, CodeFirst, Kernel, PlainForm
 from .attention_passes import CALCIUM_FLOOR as PLAIN_CALCIUM_FLOOR
 from .feature_maps import EXP_CEILING as PLAIN_EXP_CEILING
+from .hybrid_attention_triton import KERNELS as HYBRID_KERNELS
+from .triton_blocks import (
+    BLOCK_LENGTH,
+    NUM_WARPS,
+    block_of,
+    by_token,
+    contiguous,
+    on_device,
+    precision_of,
+    rows_of,
+    strides,
+    unavailable,
+)
 
 
 try:
     import triton
     import triton.language as tl
+
+    from .triton_blocks import VARYING, at, dot, load
 except ImportError:
     triton = None
-
-# Triton asks when the kernels below are made, and only then.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-# Tokens per block, and per chunk of the causal form.
-BLOCK_LENGTH = 64
-
-# With these, and blocks no larger than `_block` makes them, the kernels fit the registers, and the shared memory of
-# smaller GPUs, 99 KiB.
-NUM_WARPS = 8
 
 # Programs that the write mode aims at when it splits a sequence: some for each multiprocessor of a large GPU. A
 # constant, so that sums do not depend on the GPU.
 WRITE_PROGRAMS = 512
-
-MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)  # None gives None
-
-
-def unavailable(device: torch.device) -> str | None:
-    """Why the functions below cannot compute on a device, or None if they can."""
-    if triton is not None and INTERPRETED:
-        return None
-    is_here = triton is not None and device.type == "cuda" and torch.version.hip is None and _is_supported(device)
-    return None if is_here else f"Triton cannot compute on {device} here"
-
-
-@cache
-def _is_supported(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)  # the first that has TF32, and Triton's own minimum
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -99,10 +82,6 @@ if triton is not None:
     CALCIUM_FLOOR = tl.constexpr(PLAIN_CALCIUM_FLOOR)
     EXP_CEILING = tl.constexpr(PLAIN_EXP_CEILING)
     BLOCK_N = tl.constexpr(BLOCK_LENGTH)
-
-    # Lengths change from call to call and must not make new kernels. Strides are left alone: whether 16 divides them
-    # decides how wide loads are, and that hangs on the sizes of the model.
-    VARYING = ["length", "num_blocks", "block_length", "num_slots", "first_slot"]
 
     @triton.jit
     def _phi(x, mask, FEATURE_MAP: tl.constexpr):
@@ -149,15 +128,6 @@ if triton is not None:
         return tl.where(response > CALCIUM_FLOOR, 1 / tl.maximum(response, CALCIUM_FLOOR), 0.0)
 
     @triton.jit
-    def _at(pointer, sequence, start, num_heads, stride_b, stride_h, stride_n):
-        """Where token `start` of a sequence, batch * num_heads + head, lies in a (B, H, N, .) of any strides."""
-        return pointer + sequence // num_heads * stride_b + sequence % num_heads * stride_h + start * stride_n
-
-    @triton.jit
-    def _load(pointer, stride, rows, columns, mask):
-        return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-
-    @triton.jit
     def _by_token_at(pointer, sequence, start, rows, columns, num_heads, length, SIZE: tl.constexpr):
         """Where tokens lie in a contiguous (B, N, H, SIZE), the order in which merging the heads is free."""
         tokens = sequence // num_heads * length + start + rows
@@ -180,27 +150,13 @@ if triton is not None:
     @triton.jit
     def _imprint(key, code, key_n, code_n, rows, columns, mask, FEATURE_MAP: tl.constexpr, ALL_SOURCES: tl.constexpr):
         """What the calcium counts, phi(K) or all that is written, and that, phi(K) + phi(R): (tokens, features)."""
-        source = _phi(_load(key, key_n, rows, columns, mask), mask, FEATURE_MAP)
+        source = _phi(load(key, key_n, rows, columns, mask), mask, FEATURE_MAP)
         imprint = source
         if code is not None:
-            imprint += _phi(_load(code, code_n, rows, columns, mask), mask, FEATURE_MAP)
+            imprint += _phi(load(code, code_n, rows, columns, mask), mask, FEATURE_MAP)
             if ALL_SOURCES:
                 source = imprint
         return source, imprint
-
-    @triton.jit
-    def _to_tf32(x):
-        """The nearest of TF32. Tensor cores cut off the bits: sums of activities, all positive, would come out low."""
-        nearest = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        return tl.where(x == x, nearest, x)  # the bits of NaN might run over
-
-    @triton.jit
-    def _dot(x, y, sums, PRECISION: tl.constexpr):
-        """sums + x y"""
-        if PRECISION == "tf32":
-            x = _to_tf32(x)
-            y = _to_tf32(y)
-        return tl.dot(x, y, sums, input_precision=PRECISION)
 
     @triton.jit
     def _passed(elapsed, sequence, start, rows, length):
@@ -236,7 +192,7 @@ if triton is not None:
         if visible is None:
             sums = first + tl.cumsum(x, 0, reverse=REVERSE)
         else:
-            sums = _dot(visible, x, first, PRECISION)
+            sums = dot(visible, x, first, PRECISION)
         return sums
 
     @triton.jit(do_not_specialize=VARYING)
@@ -297,8 +253,8 @@ if triton is not None:
         for start in range(block * block_length, tl.minimum((block + 1) * block_length, length), BLOCK_N):
             real = _real(padding_mask, sequence, start, rows, num_heads, length)
             source, imprint = _imprint(
-                _at(key, sequence, start, num_heads, key_b, key_h, key_n),
-                None if code is None else _at(code, sequence, start, num_heads, code_b, code_h, code_n),
+                at(key, sequence, start, num_heads, key_b, key_h, key_n),
+                None if code is None else at(code, sequence, start, num_heads, code_b, code_h, code_n),
                 key_n,
                 code_n,
                 rows,
@@ -307,8 +263,8 @@ if triton is not None:
                 FEATURE_MAP,
                 ALL_SOURCES,
             )
-            written = _load(
-                _at(value, sequence, start, num_heads, value_b, value_h, value_n),
+            written = load(
+                at(value, sequence, start, num_heads, value_b, value_h, value_n),
                 value_n,
                 rows,
                 columns,
@@ -318,7 +274,7 @@ if triton is not None:
                 written *= tl.load(feedback + sequence * length + start + rows, mask=real, other=0.0)[:, None]
             if d_response is not None:
                 source *= tl.load(d_response + sequence * length + start + rows, mask=real, other=0.0)[:, None]
-            hebbian_sum = _dot(tl.trans(imprint), written, hebbian_sum, PRECISION)
+            hebbian_sum = dot(tl.trans(imprint), written, hebbian_sum, PRECISION)
             calcium_sum += tl.sum(source, 0)
 
         slot = sequence * num_slots + first_slot + block * SLOT_STEP
@@ -376,15 +332,15 @@ if triton is not None:
         start = block * BLOCK_N
         rows = tl.arange(0, BLOCK_N)
         columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-        query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
+        query = at(query, sequence, start, num_heads, query_b, query_h, query_n)
         slot = sequence * num_slots
         if CAUSAL:
             slot += block
             real = _real(padding_mask, sequence, start, rows, num_heads, length)
-            key = _at(key, sequence, start, num_heads, key_b, key_h, key_n)
-            value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
+            key = at(key, sequence, start, num_heads, key_b, key_h, key_n)
+            value = at(value, sequence, start, num_heads, value_b, value_h, value_n)
             if code is not None:
-                code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
+                code = at(code, sequence, start, num_heads, code_b, code_h, code_n)
         since = None
         visible = None
         if elapsed is not None:
@@ -403,12 +359,12 @@ if triton is not None:
         for first in range(0, F, BLOCK_F):
             features = first + tl.arange(0, BLOCK_F)
             mask = (start + rows < length)[:, None] & (features < F)[None, :]
-            activity = _phi(_load(query, query_n, rows, features, mask), mask, FEATURE_MAP)
+            activity = _phi(load(query, query_n, rows, features, mask), mask, FEATURE_MAP)
             state_mask = (features < F)[:, None] & (columns < D)[None, :]
-            state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
+            state = load(hebbian + slot * (F * D), D, features, columns, state_mask)
             # The order is one that fits the registers; only at the synapse the calcium must come first.
             if not AT_SYNAPSE:
-                answer = _dot(_left(activity, since), state, answer, PRECISION)
+                answer = dot(_left(activity, since), state, answer, PRECISION)
             if FEEDBACK or AT_SYNAPSE:
                 z = _left(_load_row(calcium + slot * F, features, F), since)
                 if later_hebbian is not None:
@@ -420,29 +376,29 @@ if triton is not None:
                 if AT_SYNAPSE:
                     z = _running(z, source, visible, False, PRECISION)
                     reading = activity * _release(z, alpha)
-                    answer = _dot(_left(reading, since), state, answer, PRECISION)
-                    attention = _dot(reading, tl.trans(imprint), attention, PRECISION)
+                    answer = dot(_left(reading, since), state, answer, PRECISION)
+                    attention = dot(reading, tl.trans(imprint), attention, PRECISION)
                 else:
-                    attention = _dot(activity, tl.trans(imprint), attention, PRECISION)
+                    attention = dot(activity, tl.trans(imprint), attention, PRECISION)
                     if FEEDBACK:
                         z = _running(z, source, visible, False, PRECISION)
                 if later_hebbian is not None:
                     if not AT_SYNAPSE:
                         reading = activity
-                    state = _load(later_hebbian + later_slot * (F * D), D, features, columns, state_mask)
-                    answer = _dot(_left(reading, until), state, answer, PRECISION)
+                    state = load(later_hebbian + later_slot * (F * D), D, features, columns, state_mask)
+                    answer = dot(_left(reading, until), state, answer, PRECISION)
                 if FEEDBACK:
                     g = _plasticity(z, alpha, LINEAR)
             if FEEDBACK:
                 response += tl.sum(activity * g, 1)
 
         if CAUSAL:
-            written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
+            written = load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
             if visible is None:
                 attention = tl.where(rows[:, None] >= rows[None, :], attention, 0.0)
             else:
                 attention *= visible
-            answer = _dot(attention, written, answer, PRECISION)
+            answer = dot(attention, written, answer, PRECISION)
         if FEEDBACK:
             answer *= _feedback(response)[:, None]
         _store(output, answer * scale, sequence, start, rows, columns, num_heads, length, D)
@@ -507,18 +463,18 @@ if triton is not None:
         start = block * BLOCK_N
         rows = tl.arange(0, BLOCK_N)
         inside = start + rows < length
-        query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
-        d_output = _at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
+        query = at(query, sequence, start, num_heads, query_b, query_h, query_n)
+        d_output = at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
         slot = sequence * num_slots
         since = None
         visible = None
         if CAUSAL:
             slot += block
             real = _real(padding_mask, sequence, start, rows, num_heads, length)
-            key = _at(key, sequence, start, num_heads, key_b, key_h, key_n)
-            value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
+            key = at(key, sequence, start, num_heads, key_b, key_h, key_n)
+            value = at(value, sequence, start, num_heads, value_b, value_h, value_n)
             if code is not None:
-                code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
+                code = at(code, sequence, start, num_heads, code_b, code_h, code_n)
             if elapsed is not None:
                 passed = _passed(elapsed, sequence, start, rows, length)
                 since = tl.exp(passed)
@@ -530,9 +486,9 @@ if triton is not None:
             d_attention = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)  # dy_t v_s, inside the chunk
             for first in range(0, D, BLOCK_D):
                 columns = first + tl.arange(0, BLOCK_D)
-                d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
-                written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
-                d_attention = _dot(d_answer, tl.trans(written), d_attention, PRECISION)
+                d_answer = load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
+                written = load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
+                d_attention = dot(d_answer, tl.trans(written), d_attention, PRECISION)
             if visible is None:
                 d_attention = tl.where(rows[:, None] >= rows[None, :], d_attention, 0.0)
             else:
@@ -552,7 +508,7 @@ if triton is not None:
             for first in range(0, F, BLOCK_F):
                 features = first + tl.arange(0, BLOCK_F)
                 mask = inside[:, None] & (features < F)[None, :]
-                x = _load(query, query_n, rows, features, mask)
+                x = load(query, query_n, rows, features, mask)
                 activity = _phi(x, mask, FEATURE_MAP)
 
                 w = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)  # dY H^T
@@ -560,13 +516,13 @@ if triton is not None:
                     w_later = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
                 for first_column in range(0, D, BLOCK_D):
                     columns = first_column + tl.arange(0, BLOCK_D)
-                    d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
+                    d_answer = load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
                     state_mask = (features < F)[:, None] & (columns < D)[None, :]
-                    state = _load(hebbian + slot * (F * D), D, features, columns, state_mask)
-                    w = _dot(_left(d_answer, since), tl.trans(state), w, PRECISION)
+                    state = load(hebbian + slot * (F * D), D, features, columns, state_mask)
+                    w = dot(_left(d_answer, since), tl.trans(state), w, PRECISION)
                     if later_hebbian is not None:
-                        state = _load(later_hebbian + later_slot * (F * D), D, features, columns, state_mask)
-                        w_later = _dot(_left(d_answer, until), tl.trans(state), w_later, PRECISION)
+                        state = load(later_hebbian + later_slot * (F * D), D, features, columns, state_mask)
+                        w_later = dot(_left(d_answer, until), tl.trans(state), w_later, PRECISION)
                 if FEEDBACK or AT_SYNAPSE:
                     z = _left(_load_row(calcium + slot * F, features, F), since)
                     g = z
@@ -575,9 +531,9 @@ if triton is not None:
                     source, imprint = _imprint(
                         key, code, key_n, code_n, rows, features, key_mask, FEATURE_MAP, ALL_SOURCES
                     )
-                    w = _dot(d_attention, imprint, w, PRECISION)
+                    w = dot(d_attention, imprint, w, PRECISION)
                     if later_hebbian is not None:
-                        w_later = _dot(d_attention_later, imprint, w_later, PRECISION)
+                        w_later = dot(d_attention_later, imprint, w_later, PRECISION)
                         side_w = w - w_later
                         w += w_later
                     if FEEDBACK or AT_SYNAPSE:
@@ -702,10 +658,10 @@ if triton is not None:
         rows = tl.arange(0, BLOCK_N)
         inside = start + rows < length
         real = _real(padding_mask, sequence, start, rows, num_heads, length)
-        key = _at(key, sequence, start, num_heads, key_b, key_h, key_n)
-        value = _at(value, sequence, start, num_heads, value_b, value_h, value_n)
+        key = at(key, sequence, start, num_heads, key_b, key_h, key_n)
+        value = at(value, sequence, start, num_heads, value_b, value_h, value_n)
         if code is not None:
-            code = _at(code, sequence, start, num_heads, code_b, code_h, code_n)
+            code = at(code, sequence, start, num_heads, code_b, code_h, code_n)
         d_slot = sequence * num_slots
         since = None
         until = None
@@ -714,8 +670,8 @@ if triton is not None:
         if CAUSAL:
             d_slot += num_slots - 2 - block
             slot = sequence * num_slots + block
-            query = _at(query, sequence, start, num_heads, query_b, query_h, query_n)
-            d_output = _at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
+            query = at(query, sequence, start, num_heads, query_b, query_h, query_n)
+            d_output = at(d_output, sequence, start, num_heads, d_output_b, d_output_h, d_output_n)
             later = rows[:, None] <= rows[None, :]  # token t, a column, reads token s, a row
             if elapsed is not None:
                 passed = _passed(elapsed, sequence, start, rows, length)
@@ -736,10 +692,10 @@ if triton is not None:
             for first in range(0, F, BLOCK_F):
                 features = first + tl.arange(0, BLOCK_F)
                 mask = inside[:, None] & (features < F)[None, :]
-                activity = _phi(_load(query, query_n, rows, features, mask), mask, QUERY_MAP)
+                activity = _phi(load(query, query_n, rows, features, mask), mask, QUERY_MAP)
                 mask = real[:, None] & (features < F)[None, :]
                 _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
-                attention = _dot(imprint, tl.trans(activity), attention, PRECISION)
+                attention = dot(imprint, tl.trans(activity), attention, PRECISION)
             if reads is None:
                 attention = tl.where(later, attention * p[None, :], 0.0)
             elif d_later_hebbian is None:
@@ -754,23 +710,23 @@ if triton is not None:
                 mask = real[:, None] & (features < F)[None, :]
                 _, imprint = _imprint(key, code, key_n, code_n, rows, features, mask, FEATURE_MAP, False)
                 state_mask = (features < F)[:, None] & (columns < D)[None, :]
-                d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
-                d_written = _dot(_left(imprint, until), d_state, d_written, PRECISION)
+                d_state = load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
+                d_written = dot(_left(imprint, until), d_state, d_written, PRECISION)
                 if d_later_hebbian is not None:
-                    d_state = _load(d_later_hebbian + slot * (F * D), D, features, columns, state_mask)
-                    d_written = _dot(_left(imprint, since), d_state, d_written, PRECISION)
+                    d_state = load(d_later_hebbian + slot * (F * D), D, features, columns, state_mask)
+                    d_written = dot(_left(imprint, since), d_state, d_written, PRECISION)
             if CAUSAL:
-                d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
-                d_written = _dot(attention, d_answer, d_written, PRECISION)
+                d_answer = load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
+                d_written = dot(attention, d_answer, d_written, PRECISION)
             _store(d_value, d_written, sequence, start, rows, columns, num_heads, length, D)
 
         if CAUSAL:
             d_attention = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)  # P_t dy_t v_s
             for first_column in range(0, D, BLOCK_D):
                 columns = first_column + tl.arange(0, BLOCK_D)
-                d_answer = _load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
-                written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
-                d_attention = _dot(written, tl.trans(d_answer), d_attention, PRECISION)
+                d_answer = load(d_output, d_output_n, rows, columns, inside[:, None] & (columns < D)[None, :])
+                written = load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
+                d_attention = dot(written, tl.trans(d_answer), d_attention, PRECISION)
             if reads is None:
                 d_attention = tl.where(later, d_attention * p[None, :], 0.0)
             else:
@@ -785,26 +741,26 @@ if triton is not None:
                 d_imprint_later = tl.zeros((BLOCK_N, BLOCK_F), tl.float32)
             for first_column in range(0, D, BLOCK_D):
                 columns = first_column + tl.arange(0, BLOCK_D)
-                written = _load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
+                written = load(value, value_n, rows, columns, real[:, None] & (columns < D)[None, :])
                 state_mask = (features < F)[:, None] & (columns < D)[None, :]
-                d_state = _load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
-                d_imprint = _dot(_left(written, until), tl.trans(d_state), d_imprint, PRECISION)
+                d_state = load(d_hebbian + d_slot * (F * D), D, features, columns, state_mask)
+                d_imprint = dot(_left(written, until), tl.trans(d_state), d_imprint, PRECISION)
                 if d_later_hebbian is not None:
-                    d_state = _load(d_later_hebbian + slot * (F * D), D, features, columns, state_mask)
-                    d_imprint_later = _dot(_left(written, since), tl.trans(d_state), d_imprint_later, PRECISION)
+                    d_state = load(d_later_hebbian + slot * (F * D), D, features, columns, state_mask)
+                    d_imprint_later = dot(_left(written, since), tl.trans(d_state), d_imprint_later, PRECISION)
 
-            k = _load(key, key_n, rows, features, mask)
+            k = load(key, key_n, rows, features, mask)
             presynaptic = _phi(k, mask, FEATURE_MAP)
             source = presynaptic
             if ALL_SOURCES:
-                source += _phi(_load(code, code_n, rows, features, mask), mask, FEATURE_MAP)
+                source += _phi(load(code, code_n, rows, features, mask), mask, FEATURE_MAP)
             d_z = _left(_load_row(d_calcium + d_slot * F, features, F), until)
             if CAUSAL:
                 query_mask = inside[:, None] & (features < F)[None, :]
-                activity = _phi(_load(query, query_n, rows, features, query_mask), query_mask, QUERY_MAP)
-                d_imprint = _dot(d_attention, activity, d_imprint, PRECISION)
+                activity = _phi(load(query, query_n, rows, features, query_mask), query_mask, QUERY_MAP)
+                d_imprint = dot(d_attention, activity, d_imprint, PRECISION)
                 if d_later_hebbian is not None:
-                    d_imprint_later = _dot(d_attention_later, activity, d_imprint_later, PRECISION)
+                    d_imprint_later = dot(d_attention_later, activity, d_imprint_later, PRECISION)
                     d_z_later = _left(_load_row(d_later_calcium + slot * F, features, F), since)
                 if d_calciums is not None:
                     d_read = tl.load(
@@ -832,7 +788,7 @@ if triton is not None:
                     d_imprint += d_imprint_later
                     d_z += d_z_later
             if code is not None:
-                r = _load(code, code_n, rows, features, mask)
+                r = load(code, code_n, rows, features, mask)
                 d_process = d_imprint
                 if ALL_SOURCES:
                     d_process += d_z
@@ -1229,7 +1185,7 @@ def _backward_along(
     d_laters = None if d_later is None else (_slots(d_later[0], last), _slots(d_later[1], last))
     # At the synapse what a token reads with, and the gradient of the calcium that it finds, hang on everything before
     # it: they are stored, where else they are made again.
-    of_tokens = [_by_token(query, query.shape[-1], torch.float32) for _ in range(2 if at_synapse else 0)]
+    of_tokens = [by_token(query, query.shape[-1], torch.float32) for _ in range(2 if at_synapse else 0)]
     d_query, p, d_response, gains = _read_backward(
         query=query,
         **written,
@@ -1320,7 +1276,7 @@ def _carried(states: torch.Tensor, left: torch.Tensor | None) -> torch.Tensor:
     batch_size, num_heads, num_slots = states.shape[:3]
     size = states[0, 0, 0].numel()
     block = min(1024, triton.next_power_of_2(size))
-    with _on(states):
+    with on_device(states):
         _carry_kernel[batch_size * num_heads, triton.cdiv(size, block)](
             states, left.contiguous(), num_slots, SIZE=size, BLOCK=block, num_stages=1
         )
@@ -1389,23 +1345,23 @@ def _write(
     """The write mode of each block of tokens into its own slot of `hebbian` and `calcium`."""
     batch_size, num_heads, length, num_features = key.shape
     head_dim = value.shape[-1]
-    key, value, code = _rows(key), _rows(value), _rows(code)
-    precision = _precision(key.dtype, value.dtype)
-    block_f, block_d = _block(num_features, precision), _block(head_dim, precision, 128)
+    key, value, code = rows_of(key), rows_of(value), rows_of(code)
+    precision = precision_of(key.dtype, value.dtype)
+    block_f, block_d = block_of(num_features, precision), block_of(head_dim, precision, 128)
     grid = batch_size * num_heads * num_blocks, triton.cdiv(num_features, block_f), triton.cdiv(head_dim, block_d)
-    with _on(key):
+    with on_device(key):
         _write_kernel[grid](
             key,
             value,
             code,
-            _contiguous(padding_mask),
+            contiguous(padding_mask),
             feedback,
             d_response,
             hebbian,
             calcium,
-            *_strides(key),
-            *_strides(value),
-            *_strides(code),
+            *strides(key),
+            *strides(value),
+            *strides(code),
             num_heads,
             length,
             num_blocks,
@@ -1447,13 +1403,13 @@ def _read(
     """Key, value, code, mask and leak are those of the causal form; bidirectionally there are none."""
     batch_size, num_heads, length, num_features = query.shape
     head_dim = hebbian.shape[-1]
-    query = _rows(query)
-    key, value, code, padding_mask = _rows(key), _rows(value), _rows(code), _contiguous(padding_mask)
-    output = _by_token(query, head_dim, output_dtype)
+    query = rows_of(query)
+    key, value, code, padding_mask = rows_of(key), rows_of(value), rows_of(code), contiguous(padding_mask)
+    output = by_token(query, head_dim, output_dtype)
     num_blocks = triton.cdiv(length, BLOCK_LENGTH)
-    precision = _precision(query.dtype, output_dtype)
-    block_d = _block(head_dim, precision, 128)
-    with _on(query):
+    precision = precision_of(query.dtype, output_dtype)
+    block_d = block_of(head_dim, precision, 128)
+    with on_device(query):
         _read_kernel[batch_size * num_heads * num_blocks, triton.cdiv(head_dim, block_d)](
             query,
             key,
@@ -1461,14 +1417,14 @@ def _read(
             code,
             padding_mask,
             None if leak is None else leak.elapsed,
-            _contiguous(hebbian),
-            _contiguous(calcium),
+            contiguous(hebbian),
+            contiguous(calcium),
             *(later or (None, None)),
             output,
-            *_strides(query),
-            *_strides(key),
-            *_strides(value),
-            *_strides(code),
+            *strides(query),
+            *strides(key),
+            *strides(value),
+            *strides(code),
             num_heads,
             length,
             num_blocks,
@@ -1484,7 +1440,7 @@ def _read(
             PRECISION=precision,
             F=num_features,
             D=head_dim,
-            BLOCK_F=_block(num_features, precision, 64 if key is None else 32),
+            BLOCK_F=block_of(num_features, precision, 64 if key is None else 32),
             BLOCK_D=block_d,
             num_warps=NUM_WARPS,
             num_stages=1,
@@ -1520,15 +1476,15 @@ def _read_backward(
     reading, d_calciums = of_tokens if at_synapse else (None, None)
     batch_size, num_heads, length, num_features = query.shape
     head_dim = hebbian.shape[-1]
-    query, d_output = _rows(query), _rows(d_output)
-    key, value, code, padding_mask = _rows(key), _rows(value), _rows(code), _contiguous(padding_mask)
-    d_query = _by_token(query, num_features, query.dtype)
+    query, d_output = rows_of(query), rows_of(d_output)
+    key, value, code, padding_mask = rows_of(key), rows_of(value), rows_of(code), contiguous(padding_mask)
+    d_query = by_token(query, num_features, query.dtype)
     p = query.new_empty(batch_size, num_heads, length, dtype=torch.float32)
     d_response = torch.empty_like(p) if feedback else None
     gains = None if leak is None else torch.empty_like(p)
-    precision = _precision(query.dtype, d_output.dtype)
+    precision = precision_of(query.dtype, d_output.dtype)
     num_blocks = triton.cdiv(length, BLOCK_LENGTH)
-    with _on(query):
+    with on_device(query):
         _read_backward_kernel[(batch_size * num_heads * num_blocks,)](
             query,
             key,
@@ -1536,8 +1492,8 @@ def _read_backward(
             code,
             padding_mask,
             None if leak is None else leak.elapsed,
-            _contiguous(hebbian),
-            _contiguous(calcium),
+            contiguous(hebbian),
+            contiguous(calcium),
             *(later or (None, None)),
             d_output,
             d_query,
@@ -1548,11 +1504,11 @@ def _read_backward(
             reading,
             d_calciums,
             gains,
-            *_strides(query),
-            *_strides(key),
-            *_strides(value),
-            *_strides(code),
-            *_strides(d_output),
+            *strides(query),
+            *strides(key),
+            *strides(value),
+            *strides(code),
+            *strides(d_output),
             num_heads,
             length,
             num_blocks,
@@ -1568,8 +1524,8 @@ def _read_backward(
             PRECISION=precision,
             F=num_features,
             D=head_dim,
-            BLOCK_F=_block(num_features, precision),
-            BLOCK_D=_block(head_dim, precision),
+            BLOCK_F=block_of(num_features, precision),
+            BLOCK_D=block_of(head_dim, precision),
             num_warps=NUM_WARPS,
             num_stages=1,
         )
@@ -1602,18 +1558,18 @@ def _write_backward(
     are what was read causally, and by which feedback; bidirectionally there is none."""
     batch_size, num_heads, length, num_features = key.shape
     head_dim = value.shape[-1]
-    key, value, code = _rows(key), _rows(value), _rows(code)
-    query, d_output = _rows(query), _rows(d_output)
-    d_key = _by_token(key, num_features, key.dtype)
-    d_value = _by_token(value, head_dim, value.dtype)
+    key, value, code = rows_of(key), rows_of(value), rows_of(code)
+    query, d_output = rows_of(query), rows_of(d_output)
+    d_key = by_token(key, num_features, key.dtype)
+    d_value = by_token(value, head_dim, value.dtype)
     d_code = None
     writers = None if leak is None else key.new_empty(*key.shape[:3], dtype=torch.float32)
     shared = code is not None and code.dim() == 3
     if code is not None:
-        d_code = _by_token(key, num_features, torch.float32 if shared else code.dtype)
-    precision = _precision(key.dtype, value.dtype)
+        d_code = by_token(key, num_features, torch.float32 if shared else code.dtype)
+    precision = precision_of(key.dtype, value.dtype)
     num_blocks = triton.cdiv(length, BLOCK_LENGTH)
-    with _on(key):
+    with on_device(key):
         _write_backward_kernel[(batch_size * num_heads * num_blocks,)](
             query,
             d_output,
@@ -1626,19 +1582,19 @@ def _write_backward(
             key,
             value,
             code,
-            _contiguous(padding_mask),
-            _contiguous(d_hebbian),
-            _contiguous(d_calcium),
+            contiguous(padding_mask),
+            contiguous(d_hebbian),
+            contiguous(d_calcium),
             *(d_later or (None, None)),
             d_key,
             d_value,
             d_code,
             writers,
-            *_strides(query),
-            *_strides(d_output),
-            *_strides(key),
-            *_strides(value),
-            *_strides(code),
+            *strides(query),
+            *strides(d_output),
+            *strides(key),
+            *strides(value),
+            *strides(code),
             num_heads,
             length,
             num_blocks,
@@ -1653,8 +1609,8 @@ def _write_backward(
             PRECISION=precision,
             F=num_features,
             D=head_dim,
-            BLOCK_F=_block(num_features, precision),
-            BLOCK_D=_block(head_dim, precision),
+            BLOCK_F=block_of(num_features, precision),
+            BLOCK_D=block_of(head_dim, precision),
             num_warps=NUM_WARPS,
             num_stages=1,
         )
@@ -1667,46 +1623,6 @@ def _write_backward(
     return (found if d_code is None else {**found, "astrocyte_code": d_code}), writers
 
 
-def _block(size: int, precision: str, largest: int = 64) -> int:
-    """The power of two that holds `size`, from the least that a matrix product takes to what fits the registers."""
-    return min(max(16, triton.next_power_of_2(size)), largest if precision == "tf32" else 32)
-
-
-def _rows(x: MaybeTensor) -> MaybeTensor:
-    """`x` with its last dimension in one piece; the other strides stay."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
-
-
-def _contiguous(x: MaybeTensor) -> MaybeTensor:
-    return None if x is None else x.contiguous()
-
-
-def _strides(x: torch.Tensor | None) -> tuple[int, ...]:
-    """Strides of batch, head and token; a code that the batch shares does not move with it."""
-    if x is None:
-        return 0, 0, 0
-    return x.stride()[:3] if x.dim() == 4 else (0, *x.stride()[:2])
-
-
-def _by_token(x: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
-    batch_size, num_heads, length = x.shape[:3]
-    return x.new_empty(batch_size, length, num_heads, size, dtype=dtype)
-
-
-def _on(x: torch.Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def _precision(*dtypes: torch.dtype) -> str:
-    """How the tensor cores multiply float32: see the docstring of this file."""
-    if torch.bfloat16 in dtypes or torch.float16 in dtypes:
-        return "tf32"
-    matmul = torch.backends.cuda.matmul
-    # The newer of PyTorch's two settings, where there is one: once it was used, reading the older is an error.
-    allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    return "tf32" if allowed else "tf32x3"
-
-
 BACKEND = Backend(
     name="triton",
     device_type="cuda",
@@ -1716,8 +1632,7 @@ BACKEND = Backend(
         "write_mode_with_activity": CodeFirst("write_mode"),
         "read_mode": Kernel(read_forward, read_backward),
         "write_and_read_at_distances": PlainForm(),
-        "hybrid_causal": PlainForm(),
-        "hybrid_both_ways": PlainForm(),
+        **HYBRID_KERNELS,
         "write_and_read_both_ways": Kernel(both_ways_forward, both_ways_backward, takes_no=("document_ids",)),
         "write_and_read_both_ways_with_activity": CodeFirst("write_and_read_both_ways"),
         "write_and_read_causally": Kernel(causal_forward, causal_backward, takes_no=("document_ids",)),

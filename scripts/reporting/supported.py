@@ -41,7 +41,7 @@ bash scripts/test_supported.sh newest
 serves, so it is the first to fail when a new release changes something.
 
 The records are in [`results/supported`](../results/supported). They leave out export, the demo, the benchmark, the
-comparison, the common tests of transformers, peft, sentence-transformers and Triton's interpreter, which are tested
+comparison, the common tests of transformers, sentence-transformers and Triton's interpreter, which are tested
 with the releases in `constraints.txt` only, and `torch.compile` with torch 2.6, which can trace neither these models
 nor the library's own.
 

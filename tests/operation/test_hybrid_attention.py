@@ -6,15 +6,15 @@ import math
 
 import pytest
 import torch
+from hybrid_cases import HEADS, PADDED, SHAPES, SIZE, Case, make_inputs, make_mask
 
 from astroformer_hf import attention_backend, hybrid_attention_cpu, neuron_astrocyte_network
 from astroformer_hf.feature_maps import MOST_GAIN, HedgehogMap
 from astroformer_hf.hybrid_attention import ExactPart, Synapses, hybrid_attention, hybrid_attention_weights
-from astroformer_hf.token_layout import for_each_query, sequence_layout
+from astroformer_hf.token_layout import sequence_layout
 
 
-HEADS, SIZE, FEATURES = 3, 6, 10
-PADDED = ("no", "left", "right", "inside")
+FEATURES = 10
 EXACT = [(0, 0), (0, 2), (3, 0), (2, 1), (5, 2), (16, 4), (40, 0)]
 
 
@@ -48,15 +48,6 @@ def make_synapses(with_code, dtype=torch.float64):
     loudness = torch.tensor([0.3, 1.0, 2.0], dtype=dtype)[:, None, None]
     maps = HedgehogMap(query_map), HedgehogMap(key_map, key_loudness)
     return Synapses(*maps, loudness, code if with_code else None)
-
-
-def make_inputs(length, padded="no", dtype=torch.float64, requires_grad=True):
-    tensors = [torch.randn(2, HEADS, length, SIZE, dtype=dtype, requires_grad=requires_grad) for _ in range(3)]
-    real = torch.ones(2, length, dtype=torch.bool)
-    third = length // 3
-    hidden = {"no": slice(0, 0), "left": slice(0, third), "right": slice(-third, None), "inside": slice(third, -third)}
-    real[0, hidden[padded]] = False
-    return tensors, None if padded == "no" else real, real[:, None, :, None]
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
@@ -173,57 +164,8 @@ def test_loudness_moves_weight_between_the_parts():
 # --------------------------------------------------------------------------------------------------------------------
 
 needs_cpp = pytest.mark.compiler
-# heads, heads of keys, head size, columns of a map: less than a vector, no whole number of vectors, and whole ones
-SHAPES = [(6, 2, 6, 5), (3, 1, 20, 18), (2, 2, 16, 32)]
 LENGTHS = (1, 2, 7, 65, 130, 257)
 WINDOWS, SINKS = (0, 1, 8, 64), (0, 1, 4)
-
-
-class Case:
-    """Tensors that require gradients, and what the form of a backend, or the map, makes of them."""
-
-    def __init__(self, length, shape, dtype=torch.float64, scale=1.0):
-        heads, key_heads, size, columns = shape
-
-        def make(*shape, scale=1.0):
-            return (scale * torch.randn(*shape, dtype=torch.float64)).to(dtype).requires_grad_()
-
-        # (batch, length, heads, .) transposed, as a model's projections are
-        self.query, self.key, self.value = (
-            make(2, length, number, size, scale=factor).detach().transpose(1, 2).requires_grad_()
-            for number, factor in ((heads, scale), (key_heads, scale), (key_heads, 1.0))
-        )
-        self.maps = [make(heads, size, columns), make(key_heads, size, columns), make(key_heads, size, 1, scale=0.3)]
-        self.loudness = (torch.rand(heads, 1, 1, dtype=dtype) + 0.3).requires_grad_()
-
-    @property
-    def tensors(self):
-        return [self.query, self.key, self.value, *self.maps, self.loudness]
-
-    @property
-    def synapses(self):
-        query_map, key_map, key_loudness = self.maps
-        return Synapses(HedgehogMap(query_map), HedgehogMap(key_map, key_loudness), self.loudness)
-
-    def by_map(self, exact, mask, causal):
-        weights = hybrid_attention_weights(
-            self.query, self.key, self.synapses, ExactPart(*exact), mask, scaling=0.4, causal=causal
-        )
-        return weights @ for_each_query(self.query, self.value)
-
-    def by(self, backend, exact, mask, causal, part=slice(None), state=None):
-        tokens = (x[:, :, part] for x in (self.query, self.key, self.value))
-        mask, options = None if mask is None else mask[:, part], {"scaling": 0.4, "causal": causal, "state": state}
-        with attention_backend(backend):
-            return hybrid_attention(*tokens, self.synapses, ExactPart(*exact), mask, **options)
-
-    def gradients(self, output, upstream):
-        return torch.autograd.grad(output, self.tensors, upstream, allow_unused=True, materialize_grads=True)
-
-
-def make_mask(length, padded):
-    """As of `make_inputs`, and 1 where a token is real."""
-    return make_inputs(length, padded, requires_grad=False)[1:]
 
 
 @needs_cpp

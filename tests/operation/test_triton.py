@@ -1,67 +1,22 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The Triton kernels against the equations, in float64: on a GPU if there is one, else in Triton's interpreter."""
 
-import importlib.util
 import inspect
 import itertools
-import os
+import subprocess
 import sys
-from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
+from triton_kernels import DEVICE, load_kernels
 from variants import some_each_time
 
 
-pytest.importorskip("triton")
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of the largest entry; a GPU makes float32 products out of three of TF32.
 TOLERANCE = 1e-4 if DEVICE == "cuda" else 2e-5
 
-SOURCE = Path(__file__).resolve().parents[2] / "astroformer_hf" / "neuron_astrocyte_triton.py"
-
-
-def load_kernels():
-    """The module under a name of its own. Triton interprets what is imported while a variable is set, itself included:
-    without a GPU it is imported once more, and everything else keeps the Triton that it has."""
-
-    def names():  # a compiled module cannot be loaded twice
-        return [name for name in sys.modules if name.split(".")[0] == "triton" and not name.startswith("triton._C.")]
-
-    spec = importlib.util.spec_from_file_location("astroformer_hf.neuron_astrocyte_triton_under_test", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    if DEVICE == "cuda":
-        spec.loader.exec_module(module)
-        return module
-    kept = {name: sys.modules.pop(name) for name in names()}
-    try:
-        with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}):
-            spec.loader.exec_module(module)
-        patch_once(sys.modules["triton.runtime.interpreter"])
-    finally:
-        for name in names():
-            del sys.modules[name]
-        sys.modules.update(kept)
-    return module
-
-
-def patch_once(interpreter):
-    """Has the interpreter exchange the functions of Triton's language once for each module that uses them, for good: it
-    does so at every call of a kernel, and of a function in one, and takes a third of the time for it."""
-    patch_language, done = interpreter._patch_lang, set()
-
-    def patched(function):
-        if function.__module__ not in done:
-            done.add(function.__module__)
-            patch_language(function)
-        return mock.Mock()  # for the scope, whose end would restore them
-
-    interpreter._patch_lang = patched
-
-
-kernels = load_kernels()
+kernels = load_kernels()["neuron_astrocyte_triton"]
+blocks = load_kernels()["triton_blocks"]
 
 
 def run(name, *values):
@@ -561,29 +516,34 @@ def test_the_gradients_of_a_long_sequence_are_the_same_each_time():
 
 
 def test_where_it_is_available(monkeypatch):
-    assert kernels.unavailable(torch.device(DEVICE)) is None
-    monkeypatch.setattr(kernels, "INTERPRETED", False)
-    assert "cannot compute on cpu" in kernels.unavailable(torch.device("cpu"))
-    monkeypatch.setattr(kernels, "triton", None)
-    assert f"cannot compute on {DEVICE}" in kernels.unavailable(torch.device(DEVICE))
+    assert blocks.unavailable(torch.device(DEVICE)) is None
+    monkeypatch.setattr(blocks, "INTERPRETED", False)
+    assert "cannot compute on cpu" in blocks.unavailable(torch.device("cpu"))
+    monkeypatch.setattr(blocks, "triton", None)
+    assert f"cannot compute on {DEVICE}" in blocks.unavailable(torch.device(DEVICE))
 
 
 def test_imports_without_triton():
-    spec = importlib.util.spec_from_file_location("astroformer_hf.neuron_astrocyte_triton_alone", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    with mock.patch.dict(sys.modules, {"triton": None}):
-        spec.loader.exec_module(module)
-    assert f"cannot compute on {DEVICE}" in module.unavailable(torch.device(DEVICE))
+    code = """
+import subprocess
+import sys
+sys.modules["triton"] = None
+from astroformer_hf import hybrid_attention_triton_source, neuron_astrocyte_triton, triton_blocks
+assert triton_blocks.triton is hybrid_attention_triton_source.triton is neuron_astrocyte_triton.triton is None
+print(neuron_astrocyte_triton.BACKEND.unavailable(__import__("torch").device("cuda")))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "Triton cannot compute on cuda here\n"
 
 
 def test_precision_follows_pytorch(monkeypatch):
-    assert kernels._precision(torch.float32, torch.bfloat16) == "tf32"
-    assert kernels._precision(torch.float32, torch.float32) == "tf32x3"
+    assert blocks.precision_of(torch.float32, torch.bfloat16) == "tf32"
+    assert blocks.precision_of(torch.float32, torch.float32) == "tf32x3"
     matmul = torch.backends.cuda.matmul
     setting, value = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
     before = getattr(matmul, setting)
     setattr(matmul, setting, value)
     try:
-        assert kernels._precision(torch.float32, torch.float32) == "tf32"
+        assert blocks.precision_of(torch.float32, torch.float32) == "tf32"
     finally:
         setattr(matmul, setting, before)
