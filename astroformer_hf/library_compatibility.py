@@ -95,3 +95,16 @@ def drops_cache(layer: Any) -> bool:
     """
     has_backward = torch.is_grad_enabled() or CACHE_NAME == "past_key_values"
     return layer.gradient_checkpointing and layer.training and has_backward
+
+
+def refuse_lost_prompts(model: Any) -> None:
+    """Raises a ValueError where `generate` would lose the prompts or prefixes that peft puts before a model's input: it
+    looks the cache up by its name, and up to 0.21.2 knows the old one alone."""
+    prepare = vars(model).get("prepare_inputs_for_generation")  # while peft generates, its own
+    adapter = getattr(getattr(prepare, "__self__", None), "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False) and CACHE_NAME not in prepare.__func__.__code__.co_consts:
+        raise ValueError(
+            f"{type(adapter).__name__} does not go with generate here: this release of peft does not know that the "
+            f"cache of transformers is called {CACHE_NAME!r}, and the prompts would be lost. Use a newer peft, or "
+            "transformers 5.23"
+        )

@@ -39,7 +39,7 @@ from .input_checks import (
     flatten_choices,
 )
 from .layers_astroformer import AstroformerAttention, AstroformerLayer, AstroformerTransform, precompute_shared
-from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, takes_cache
+from .library_compatibility import CACHE_NAME, CACHE_NAMES, drops_cache, refuse_lost_prompts, takes_cache
 from .loading import SafelyLoadedModel
 from .losses import (
     answer_positions,
@@ -466,6 +466,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         kind, cache = generation_config.cache_implementation, model_kwargs.get(CACHE_NAME)
+        refuse_lost_prompts(self)
         check_generation(self.config, bool(generation_config.use_cache), cache, model_kwargs.get("memory"))
         if generation_config.prefill_chunk_size is not None and isinstance(cache, Cache) and cache.get_seq_length():
             raise ValueError(  # some releases would read the tokens in the cache a second time

@@ -28,7 +28,7 @@ from .configuration_swapped import (
     refuse_other_attention,
     swapped_config_class,
 )
-from .library_compatibility import CACHE_NAME
+from .library_compatibility import CACHE_NAME, refuse_lost_prompts
 from .swapped_attention import (
     AttentionSwap,
     HybridCache,
@@ -145,6 +145,7 @@ class SwappedModelMixin:
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         own: Any = self
+        refuse_lost_prompts(own)
         kind = generation_config.cache_implementation
         if kind not in (None, "dynamic"):
             raise ValueError(f"cache_implementation={kind!r} is not supported by a swapped model; leave it out")

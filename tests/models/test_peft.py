@@ -3,9 +3,11 @@
 
 import pytest
 import torch
+from conversion.library_models import SUPPORTED
 from transformers import DynamicCache
 from variants import HEADS, make_model, without_labels
 
+from astroformer_hf import library_compatibility, swap_attention
 from astroformer_hf.library_compatibility import CACHE_NAME
 
 
@@ -114,6 +116,22 @@ def test_a_changed_adapter_of_the_astrocyte_is_heard(code):
     torch.testing.assert_close(adapted(ids).logits.flatten(), other)
 
 
+def knows_the_cache_as():
+    """The strings in peft's code that prepares inputs, the cache's name among them."""
+    return peft.PeftModelForCausalLM.prepare_inputs_for_generation.__code__.co_consts
+
+
+def test_prompts_that_would_be_lost_are_refused(monkeypatch):
+    monkeypatch.setattr(library_compatibility, "CACHE_NAME", "another")
+    inputs = {"input_ids": torch.randint(3, 50, (1, 9)), "max_new_tokens": 2, "min_new_tokens": 2}
+    llama = next(model for model in SUPPORTED if model.name == "LlamaForCausalLM").make("sdpa")
+    for model in (make_model("AstroformerForCausalLM"), swap_attention(llama, window_size=4)):
+        adapted = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+        with pytest.raises(ValueError, match="does not know that the cache of transformers is called 'another'"):
+            adapted.generate(**inputs)
+        assert adapted.get_base_model().generate(**inputs).shape == (1, 11)
+
+
 @pytest.mark.parametrize("fields", [{}, {"astrocyte_code": "learned"}, {"attention_type": "softmax"}], ids=str)
 @pytest.mark.parametrize("is_decoder", [False, True])
 def test_prompts_are_embeddings_before_the_input(is_decoder, fields):
@@ -127,7 +145,10 @@ def test_prompts_are_embeddings_before_the_input(is_decoder, fields):
     longer = torch.cat((torch.ones(len(ids), 5), mask), dim=1).long()
     got = adapted(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(got, model(inputs_embeds=embeds, attention_mask=longer).logits)
-    if is_decoder:
+    if is_decoder and CACHE_NAME not in knows_the_cache_as():
+        with pytest.raises(ValueError, match="PromptTuningConfig does not go with generate here"):
+            adapted.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), max_new_tokens=4)
+    elif is_decoder:
         full = adapted.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), max_new_tokens=4)[:, 9:]
         expected, row = [], embeds[:1]
         for _ in range(4):

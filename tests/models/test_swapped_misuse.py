@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from conversion.library_models import SUPPORTED
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModelForCausalLM, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from astroformer_hf import swap_attention
+from astroformer_hf.library_compatibility import CACHE_NAME
 from astroformer_hf.swapped_attention import HybridCache
 from astroformer_hf.transfer import attention_errors
 
@@ -150,6 +151,10 @@ def test_a_model_with_adapters_is_swapped_before_them():
     assert not hasattr(model.config, "attention_swap")
 
 
+@pytest.mark.skipif(
+    CACHE_NAME not in PeftModelForCausalLM.prepare_inputs_for_generation.__code__.co_consts,
+    reason="this release of peft loses prefixes in models of the library as well",
+)
 def test_prefixes_of_peft_are_read():
     """They are keys and values in a cache that holds all; with a window as long as the text, as by the original."""
     answers, given = [], ids()
