@@ -87,11 +87,12 @@ def both_ways_backward(**inputs: Any) -> dict[str, torch.Tensor]:
     """Gradients from that of `both_ways_forward`'s result."""
     call = _Call(inputs, causal=False)
     found = call.differentiate(inputs["d_output"], None)
-    d_brought, d_sinks = found.pop("brought"), found.pop("sinks")
+    d_brought, d_sinks = (found.pop(name) for name in ("brought", "sinks"))
+    for name in ("grouped_hebbian", "grouped_calcium"):  # there is no state to begin with
+        del found[name]
     slots, _ = call.source_of_sinks  # what is not read there has a gradient of 0
     d_brought.scatter_add_(2, _rows_at(slots, d_brought), d_sinks)
     size = inputs["query"].shape[3]
-    found.pop("grouped_hebbian"), found.pop("grouped_calcium")
     return {**found, "grouped_key": d_brought[..., :size], "grouped_value": d_brought[..., size:]}
 
 
@@ -114,7 +115,7 @@ class _Call:
     """
 
     def __init__(self, inputs: dict[str, Any], causal: bool) -> None:
-        self.inputs, self.causal, self.scaling = inputs, causal, inputs["scaling"]
+        self.causal, self.scaling = causal, inputs["scaling"]
         self.query, self.loudness = rows_of(inputs["query"]), inputs["loudness"].flatten()
         count, length, device = inputs["tokens"], self.query.shape[2], self.query.device
         brought = torch.cat((inputs["grouped_key"], inputs["grouped_value"]), dim=-1)
@@ -133,10 +134,12 @@ class _Call:
             self.sinks = torch.where(is_new[:, None, :, None], new, inputs["sinks"])
             self.seen_from = slots
             brought = torch.cat((inputs["window"], brought), dim=2)
+            brought = brought.masked_fill(~is_there[:, None, :, None], 0)  # padding may be anything
         else:
             self.window_size, num_sinks = inputs["window_size"], inputs["sink_tokens"]
             place = torch.arange(length, device=device)
             is_there = place < count
+            brought = brought.masked_fill(~is_there[:, None, :, None], 0)  # padding may be anything
             self.is_ordinary = is_there & (place >= num_sinks) & (place < count - num_sinks)
             self.is_written = self.is_ordinary
             slots = torch.arange(num_sinks, device=device)
@@ -145,8 +148,7 @@ class _Call:
             self.source_of_sinks = torch.cat((first, last), dim=1).clamp(0, length - 1), is_read
             self.sinks = reorder(brought, self.source_of_sinks[0])
             self.seen_from = torch.where(is_read, 0, length)
-        # padding may be anything
-        self.brought = brought.masked_fill(~is_there[:, None, :, None], 0)
+        self.brought = brought
         self.key, self.value = self.brought.split(self.query.shape[3], dim=-1)
         self.query_map = HedgehogMap(inputs["query_map"])
         self.key_map = HedgehogMap(inputs["key_map"], inputs["key_loudness"])

@@ -97,14 +97,17 @@ def test_the_state_is_that_of_the_plain_form():
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
-def test_extreme_keys_and_padding_that_is_no_number(causal):
+@pytest.mark.parametrize("num_real", [2, 30])
+def test_extreme_keys_and_padding_that_is_no_number(num_real, causal):
     case = Case(40, SHAPES[0], torch.float32, scale=30.0)
-    mask, shown = make_mask(40, "left")
+    mask = torch.ones(2, 40, dtype=torch.bool)
+    mask[0, num_real:] = False
+    shown = mask[:, None, :, None]
     with torch.no_grad():
         hidden = (~mask)[:, None, :, None]
         for x in (case.key, case.value):
             x.masked_fill_(hidden, math.nan)
-    output, _ = case.by("triton", (8, 1), mask, causal)
+    output, _ = case.by("triton", (8, 2), mask, causal)
     output = torch.where(shown, output, 0)
     assert output.isfinite().all()
     d_query, d_key, d_value, *others = case.gradients(output, torch.ones_like(output))
