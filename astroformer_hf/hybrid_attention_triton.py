@@ -148,6 +148,7 @@ class _Call:
             self.source_of_sinks = torch.cat((first, last), dim=1).clamp(0, length - 1), is_read
             self.sinks = reorder(brought, self.source_of_sinks[0])
             self.seen_from = torch.where(is_read, 0, length)
+        self.is_ordinary = self.is_ordinary.contiguous()
         self.brought = brought
         self.key, self.value = self.brought.split(self.query.shape[3], dim=-1)
         self.query_map = HedgehogMap(inputs["query_map"])
@@ -176,7 +177,7 @@ class _Call:
                 self.key,
                 self.value,
                 self.key_features,
-                self.is_ordinary.contiguous(),
+                self.is_ordinary,
                 self.sinks.contiguous(),
                 self.seen_from.contiguous(),
                 *self.states,
@@ -241,7 +242,7 @@ class _Call:
                 self.key,
                 self.value,
                 self.key_features,
-                self.is_ordinary.contiguous(),
+                self.is_ordinary,
                 self.loudness,
                 y,
                 delta,
@@ -307,7 +308,7 @@ class _Call:
                     query,
                     self.key,
                     self.value,
-                    self.is_ordinary.contiguous(),
+                    self.is_ordinary,
                     y,
                     delta,
                     answer.greatest,
