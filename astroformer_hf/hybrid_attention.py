@@ -38,19 +38,7 @@ from .attention_passes import WEIGHT_FLOOR, full_precision
 from .attention_state import NeuronAstrocyteState
 from .feature_maps import HedgehogMap
 from .token_layout import for_each_query, order_of_tokens, reorder
-
-
-class ExactPart(NamedTuple):
-    """Which tokens a query reads exactly.
-
-    Attributes:
-        window_size: causally the number of nearest tokens, itself included; bidirectionally on each side, and itself.
-            0: none.
-        sink_tokens: the number of first tokens of the text; bidirectionally of first and of last ones. 0: none.
-    """
-
-    window_size: int = 0
-    sink_tokens: int = 0
+from .token_roles import ExactPart, causal_roles, latest_keys, roles_both_ways
 
 
 class Synapses(NamedTuple):
@@ -355,26 +343,20 @@ def _causal(
     if state is None:
         state = _before_any_token(key, value, exact, count)
     before = state.counted
-    # behind the tokens of the window before; `place` is that of a token in the whole text
-    brought = torch.cat((state.window, brought), dim=2)
-    place = before + torch.arange(-window_size, length, device=query.device)
-    is_there = (place >= 0) & (place < before + count)
-    ordinary = is_there & (place >= sink_tokens)  # the sinks are elsewhere
-    sinks = _filled_sinks(state.sinks, brought[:, :, window_size:], before, count)
-    own_place = place[:, window_size:]
-    slots = torch.arange(sink_tokens, device=query.device)
-    reads_sink = slots <= own_place[..., None]  # (B, N, S)
+    brought = torch.cat((state.window, brought), dim=2)  # behind the tokens of the window before
+    roles = causal_roles(exact, length, count, before)
+    new = reorder(brought[:, :, window_size:], roles.sink_source)
+    sinks = torch.where(roles.is_new_sink[:, None, :, None], new, state.sinks)
 
-    parts = [_parts_of_sinks(query, sinks, reads_sink, scaling)] if sink_tokens else []
+    parts = [_parts_of_sinks(query, sinks, roles.reads_sinks(length), scaling)] if sink_tokens else []
     if window_size:
-        parts.append(_parts_of_window(query, brought[:, :, 1:], ordinary[:, 1:], window_size, scaling))
+        parts.append(_parts_of_window(query, brought[:, :, 1:], roles.is_ordinary[:, 1:], window_size, scaling))
     left = brought[:, :, :length]  # what has left the window when a query comes
-    has_left = ordinary[:, :length] & (torch.arange(length, device=query.device) < count)
     read, written, code_state = _read_synapses(
-        query, left, has_left, synapses, causal=True, state=state.synapses, code_state=state.code_state
+        query, left, roles.is_written, synapses, causal=True, state=state.synapses, code_state=state.code_state
     )
-    latest = count + torch.arange(window_size, device=query.device)
-    state = HybridState(written, code_state, reorder(brought, latest), sinks, before + count)
+    latest = reorder(brought, latest_keys(window_size, count))
+    state = HybridState(written, code_state, latest, sinks, before + count)
     return _in_one_normaliser(parts, [read], synapses.loudness), state
 
 
@@ -390,30 +372,24 @@ def _both_ways(
     """Likewise, reading in both directions."""
     (window_size, sink_tokens), length = exact, query.shape[2]
     brought = torch.cat((key, value), dim=-1)
-    place = torch.arange(length, device=query.device)
-    is_there = place < count
-    ordinary = is_there & (place >= sink_tokens) & (place < count - sink_tokens)
+    roles = roles_both_ways(exact, length, count)
     parts = []
     if sink_tokens:
-        slots = torch.arange(sink_tokens, device=query.device)
-        first, last = slots.expand(len(count), -1), count - 1 - slots
-        chosen = torch.cat((first, last), dim=1)
-        is_sink = torch.cat((first < count, last >= sink_tokens), dim=1)  # in a short text, none twice
-        sinks = reorder(brought, chosen.clamp(0, length - 1))
-        parts.append(_parts_of_sinks(query, sinks, is_sink[:, None], scaling))
+        sinks = reorder(brought, roles.sink_source)
+        parts.append(_parts_of_sinks(query, sinks, roles.reads_sinks(length), scaling))
     code = None
     if synapses.code is not None:
-        code, _ = synapses.code(key, ordinary, False, None)
+        code, _ = synapses.code(key, roles.is_ordinary, False, None)
     if not window_size:
-        reads = [_read_synapses(query, brought, ordinary, synapses, causal=False, code=code)[0]]
+        reads = [_read_synapses(query, brought, roles.is_written, synapses, causal=False, code=code)[0]]
         return _in_one_normaliser(parts, reads, synapses.loudness)
     around = nn.functional.pad(brought, (0, 0, window_size, window_size))
-    known = nn.functional.pad(ordinary, (window_size, window_size))
+    known = nn.functional.pad(roles.is_ordinary, (window_size, window_size))
     parts.append(_parts_of_window(query, around, known, 2 * window_size + 1, scaling))
     # on either side of the window, what has been written on the way from that end
     reads = []
     for turned in (False, True):
-        tokens = (query, brought, ordinary[:, None, :, None], *(() if code is None else (code,)))
+        tokens = (query, brought, roles.is_written[:, None, :, None], *(() if code is None else (code,)))
         own_query, *written = (x.flip(2) if turned else x for x in tokens)
         behind, known, *own_code = (nn.functional.pad(x, (0, 0, window_size + 1, 0))[:, :, :length] for x in written)
         read, *_ = _read_synapses(
@@ -421,17 +397,6 @@ def _both_ways(
         )
         reads.append(read.flip(2) if turned else read)
     return _in_one_normaliser(parts, reads, synapses.loudness)
-
-
-def _filled_sinks(
-    sinks: torch.Tensor, brought: torch.Tensor, before: torch.Tensor, count: torch.Tensor
-) -> torch.Tensor:
-    """The sinks after new tokens, of which the first fill what slots are empty."""
-    number, length = sinks.shape[2], brought.shape[2]
-    source = torch.arange(number, device=sinks.device) - before  # which of the new tokens a slot is for
-    is_new = (source >= 0) & (source < count)
-    new = reorder(brought, source.clamp(0, length - 1))
-    return torch.where(is_new[:, None, :, None], new, sinks)
 
 
 def _parts_of_sinks(

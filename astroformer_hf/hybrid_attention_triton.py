@@ -30,6 +30,7 @@ from .attention_contract import Kernel
 from .attention_passes import WEIGHT_FLOOR
 from .feature_maps import MOST_GAIN, HedgehogMap
 from .token_layout import for_each_query, reorder
+from .token_roles import ExactPart, causal_roles, latest_keys, roles_both_ways
 from .triton_blocks import block_of, by_token, on_device, precision_of, rows_of, strides, triton
 
 
@@ -53,7 +54,7 @@ def causal_forward(**inputs: Any) -> tuple[torch.Tensor, ...]:
     call = _Call(inputs, causal=True)
     output, *_ = call.attend()
     hebbian, calcium = (x[:, :, -1].clone() for x in call.states)  # clones let go of the other blocks
-    window = reorder(call.brought, call.latest)
+    window = reorder(call.brought, latest_keys(call.window_size, inputs["tokens"]))
     return output.to(inputs["output_dtype"]), hebbian, calcium, window, call.sinks
 
 
@@ -62,9 +63,10 @@ def causal_backward(**inputs: Any) -> dict[str, torch.Tensor]:
     call = _Call(inputs, causal=True)
     found = call.differentiate(inputs["d_output"], (inputs["d_grouped_hebbian"], inputs["d_grouped_calcium"]))
     d_brought, d_sinks = found.pop("brought"), found.pop("sinks") + inputs["d_sinks"]
-    d_brought.scatter_add_(2, _rows_at(call.latest, d_brought), inputs["d_window"])
     window_size = call.window_size
-    slots, is_new = call.source_of_sinks
+    latest = latest_keys(window_size, inputs["tokens"])
+    d_brought.scatter_add_(2, _rows_at(latest, d_brought), inputs["d_window"])
+    slots, is_new = call.roles.sink_source, call.roles.is_new_sink
     d_new = d_sinks.masked_fill(~is_new[:, None, :, None], 0)
     d_brought[:, :, window_size:].scatter_add_(2, _rows_at(slots, d_brought), d_new)
     size = inputs["query"].shape[3]
@@ -90,8 +92,8 @@ def both_ways_backward(**inputs: Any) -> dict[str, torch.Tensor]:
     d_brought, d_sinks = (found.pop(name) for name in ("brought", "sinks"))
     for name in ("grouped_hebbian", "grouped_calcium"):  # there is no state to begin with
         del found[name]
-    slots, _ = call.source_of_sinks  # what is not read there has a gradient of 0
-    d_brought.scatter_add_(2, _rows_at(slots, d_brought), d_sinks)
+    # what is not read there has a gradient of 0
+    d_brought.scatter_add_(2, _rows_at(call.roles.sink_source, d_brought), d_sinks)
     size = inputs["query"].shape[3]
     return {**found, "grouped_key": d_brought[..., :size], "grouped_value": d_brought[..., size:]}
 
@@ -117,38 +119,21 @@ class _Call:
     def __init__(self, inputs: dict[str, Any], causal: bool) -> None:
         self.causal, self.scaling = causal, inputs["scaling"]
         self.query, self.loudness = rows_of(inputs["query"]), inputs["loudness"].flatten()
-        count, length, device = inputs["tokens"], self.query.shape[2], self.query.device
+        count, length = inputs["tokens"], self.query.shape[2]
         brought = torch.cat((inputs["grouped_key"], inputs["grouped_value"]), dim=-1)
         if causal:
-            self.window_size, num_sinks = inputs["window"].shape[2], inputs["sinks"].shape[2]
-            before = inputs["counted"]
-            place = before + torch.arange(-self.window_size, length, device=device)
-            is_there = (place >= 0) & (place < before + count)
-            self.is_ordinary = is_there & (place >= num_sinks)
-            self.is_written = self.is_ordinary[:, :length] & (torch.arange(length, device=device) < count)
-            self.latest = count + torch.arange(self.window_size, device=device)
-            slots = torch.arange(num_sinks, device=device) - before
-            is_new = (slots >= 0) & (slots < count)
-            self.source_of_sinks = slots.clamp(0, length - 1), is_new
-            new = reorder(brought, self.source_of_sinks[0])
-            self.sinks = torch.where(is_new[:, None, :, None], new, inputs["sinks"])
-            self.seen_from = slots
+            exact, before = ExactPart(inputs["window"].shape[2], inputs["sinks"].shape[2]), inputs["counted"]
+            self.roles = causal_roles(exact, length, count, before)
+            self.sinks = reorder(brought, self.roles.sink_source)
+            self.sinks = torch.where(self.roles.is_new_sink[:, None, :, None], self.sinks, inputs["sinks"])
             brought = torch.cat((inputs["window"], brought), dim=2)
-            brought = brought.masked_fill(~is_there[:, None, :, None], 0)  # padding may be anything
         else:
-            self.window_size, num_sinks = inputs["window_size"], inputs["sink_tokens"]
-            place = torch.arange(length, device=device)
-            is_there = place < count
-            brought = brought.masked_fill(~is_there[:, None, :, None], 0)  # padding may be anything
-            self.is_ordinary = is_there & (place >= num_sinks) & (place < count - num_sinks)
-            self.is_written = self.is_ordinary
-            slots = torch.arange(num_sinks, device=device)
-            first, last = slots.expand(len(count), -1), count - 1 - slots
-            is_read = torch.cat((first < count, last >= num_sinks), dim=1)  # in a short text, none twice
-            self.source_of_sinks = torch.cat((first, last), dim=1).clamp(0, length - 1), is_read
-            self.sinks = reorder(brought, self.source_of_sinks[0])
-            self.seen_from = torch.where(is_read, 0, length)
-        self.is_ordinary = self.is_ordinary.contiguous()
+            exact = ExactPart(inputs["window_size"], inputs["sink_tokens"])
+            self.roles = roles_both_ways(exact, length, count)
+            self.sinks = reorder(brought, self.roles.sink_source)
+        self.window_size = exact.window_size
+        self.is_ordinary = self.roles.is_ordinary.contiguous()
+        brought = brought.masked_fill(~self.roles.is_there[:, None, :, None], 0)  # padding may be anything
         self.brought = brought
         self.key, self.value = self.brought.split(self.query.shape[3], dim=-1)
         self.query_map = HedgehogMap(inputs["query_map"])
@@ -156,7 +141,7 @@ class _Call:
         self.query_features = self.query_map(self.query).contiguous()
         self.written_key = self.key[:, :, :length]
         features = self.key_map(self.written_key)
-        self.key_features = features.masked_fill(~self.is_written[:, None, :, None], 0).contiguous()
+        self.key_features = features.masked_fill(~self.roles.is_written[:, None, :, None], 0).contiguous()
         self.precision = precision_of(self.query.dtype)
         self.block = tokens_of_block(self.query.shape[3], self.precision)
         self.num_blocks = triton.cdiv(length, self.block)
@@ -179,7 +164,7 @@ class _Call:
                 self.key_features,
                 self.is_ordinary,
                 self.sinks.contiguous(),
-                self.seen_from.contiguous(),
+                self.roles.sink_seen_from.contiguous(),
                 *self.states,
                 *(self.later or (None, None)),
                 self.loudness,
@@ -273,7 +258,7 @@ class _Call:
                 self.num_blocks,
                 **constants,
             )
-        d_key_features = d_key_features.masked_fill(~self.is_written[:, None, :, None], 0)
+        d_key_features = d_key_features.masked_fill(~self.roles.is_written[:, None, :, None], 0)
         d_written, d_key_map, d_key_loudness = _map_gradients(self.key_map, self.written_key, d_key_features)
         d_key[:, :, :length] += d_written
         return {
@@ -295,7 +280,7 @@ class _Call:
         sign, and the gradient of the sinks."""
         query, (batch_size, num_heads, length, size) = self.query, self.query.shape
         sink_key, sink_value = for_each_query(query, self.sinks).split(size, dim=-1)
-        is_read = self.seen_from[:, None, None, :] <= torch.arange(length, device=query.device)[:, None]
+        is_read = self.roles.reads_sinks(length)[:, None]
         scores = (query @ sink_key.transpose(-1, -2) * self.scaling).masked_fill(~is_read, -torch.inf)
         weights = (scores - answer.greatest[..., None]).exp()
         d_scores = weights * (y @ sink_value.transpose(-1, -2) - delta[..., None]) * self.scaling
