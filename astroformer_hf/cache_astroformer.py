@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .attention_state import NeuronAstrocyteState
 from .forward_keywords import may_look_at, may_wait_for
+from .library_compatibility import CACHE_NAME
 
 
 Place = TypeVar("Place", int, torch.Tensor)
@@ -204,6 +205,15 @@ class AstroformerCache(Cache):
         """
         first = self.layers[0]
         first.places = places_after(first.places, attention_mask, batch_size, length, first.length)
+
+
+def check_rows(rows_in_cache: int, batch_size: int) -> None:
+    """Raises a ValueError if a cache is not of as many sequences as go on from it."""
+    if rows_in_cache != batch_size:
+        raise ValueError(
+            f"{CACHE_NAME} holds {rows_in_cache} sequences and the input has {batch_size}. For beams and "
+            "num_return_sequences, give each sequence its copies first: cache.batch_repeat_interleave(copies)"
+        )
 
 
 def places_after(

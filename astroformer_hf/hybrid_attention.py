@@ -151,7 +151,11 @@ def hybrid_attention(
 
     Returns:
         `(batch, heads, length, size)`, in the dtype of `value`, and causally the state after the last token.
+
+    Raises:
+        ValueError: a tensor has another shape than these.
     """
+    _check_shapes(query, key, value, synapses, exact, padding_mask, state)
     dtype = value.dtype
     with full_precision(query):
         query, key, value = upcast(query), upcast(key), upcast(value)
@@ -170,6 +174,43 @@ def hybrid_attention(
         if rank is not None:
             output = reorder(output, rank)
         return output.to(dtype), state
+
+
+def _check_shapes(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    synapses: Synapses,
+    exact: ExactPart,
+    padding_mask: torch.Tensor | None,
+    state: HybridState | None,
+) -> None:
+    """Raises a ValueError for tensors of other shapes than `hybrid_attention` takes: kernels read what they expect."""
+    batch_size, heads, length, size = query.shape
+    key_heads = key.shape[1]
+    channels = size + value.shape[3]
+    expected: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "key": (key, (batch_size, key_heads, length, size)),
+        "value": (value, (batch_size, key_heads, length, value.shape[3])),
+        "loudness": (synapses.loudness, (heads, 1, 1)),
+        "padding_mask": (padding_mask, (batch_size, length)),
+    }
+    maps = {"query_features": (synapses.query_features, heads), "key_features": (synapses.key_features, key_heads)}
+    for name, (features, number) in maps.items():
+        if isinstance(features, HedgehogMap):
+            expected[name] = (features.weight, (number, size, features.weight.shape[-1]))
+    if state is not None:
+        expected["state.counted"] = (state.counted, (batch_size, 1))
+        expected["state.window"] = (state.window, (batch_size, key_heads, exact.window_size, channels))
+        expected["state.sinks"] = (state.sinks, (batch_size, key_heads, exact.sink_tokens, channels))
+        if state.synapses is not None:
+            hebbian = state.synapses.hebbian
+            expected["state.synapses"] = (hebbian, (batch_size, key_heads, hebbian.shape[2], value.shape[3]))
+    for name, (x, shape) in expected.items():
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} must have the shape {shape}, got {tuple(x.shape)}")
+    if heads % key_heads:
+        raise ValueError(f"the {heads} heads of queries must be a multiple of the {key_heads} heads of keys")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Cache, DynamicCache
 
-from .cache_astroformer import AstroformerCache
+from .cache_astroformer import AstroformerCache, check_rows
 from .configuration_astroformer import AstroformerConfig
 from .feature_maps import FEATURE_MAPS
 from .forward_keywords import may_look_at
@@ -199,11 +199,7 @@ def check_cache_layer(layer: Any, config: AstroformerConfig, code_has_state: boo
         raise ValueError(
             f"{CACHE_NAME} was written by another model, whose attention has other sizes or codes, or other segments"
         )
-    if batch_in_cache != batch_size:
-        raise ValueError(
-            f"{CACHE_NAME} holds {batch_in_cache} sequences and the input has {batch_size}. For beams and "
-            "num_return_sequences, give each sequence its copies first: cache.batch_repeat_interleave(copies)"
-        )
+    check_rows(batch_in_cache, batch_size)
 
 
 def flatten_choices(inputs: TextInputs) -> tuple[TextInputs, int]:

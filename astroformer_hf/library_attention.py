@@ -208,6 +208,12 @@ def _checked_mask(module: nn.Module, query: torch.Tensor, key: torch.Tensor, mas
         raise refusal(
             f"an attention mask of shape {shape}; give a model one of shape (batch, length), 1 for a real token", config
         )
+    if mask.real is not None and (mask.real.dim() != 2 or mask.real.shape[0] != query.shape[0]):
+        raise refusal(
+            f"an attention_mask of shape {tuple(mask.real.shape)} for {query.shape[0]} sequences; give one of shape "
+            f"(batch, length), ({query.shape[0]}, {key.shape[2]})",
+            config,
+        )
     if not mask.causal and query.shape[2] != key.shape[2]:
         raise refusal(f"cross-attention, {query.shape[2]} queries over {key.shape[2]} keys", config)
     return mask
@@ -321,9 +327,10 @@ def register() -> None:
 
 def _refuse_without_interface(model: PreTrainedModel, attn_implementation: Any) -> None:
     """Raises a ValueError for one of the implementations and a model whose attention cannot be chosen."""
-    if isinstance(attn_implementation, str) and attn_implementation in FORMS:
-        if not model._can_set_attn_implementation():
-            raise ValueError(
-                f"attn_implementation {attn_implementation!r} is not for {type(model).__name__}, whose attention is "
-                "not an implementation that can be chosen"
-            )
+    given = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
+    asked = [name for name in given if name in FORMS]
+    if asked and not model._can_set_attn_implementation():
+        raise ValueError(
+            f"attn_implementation {asked[0]!r} is not for {type(model).__name__}, whose attention is "
+            "not an implementation that can be chosen"
+        )

@@ -65,6 +65,12 @@ def swap_attention(model: PreTrainedModel, *, layers: Any = "all", **options: An
     if getattr(model.config, "attention_swap", None) is not None:
         raise ValueError(f"the attention of this {type(model).__name__} is swapped already")
     found = attention_layers(model)
+    on_meta = [name for name, x in model.named_parameters() if x.is_meta]
+    if on_meta and torch.get_default_device().type != "meta":
+        raise ValueError(
+            f"swap_attention takes a model whose weights are in memory; {on_meta[0]!r} is on the meta device, or "
+            "offloaded to the disk"
+        )
     if not model._can_set_attn_implementation() or not found:
         raise ValueError(f"{type(model).__name__} does not follow the library's attention interface: nothing to swap")
     chosen = range(len(found)) if layers == "all" else layers

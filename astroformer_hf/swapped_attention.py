@@ -11,6 +11,7 @@ keys with a vector a per head that starts at zero.
 """
 
 import dataclasses
+import functools
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from .cache_astroformer import places_after
+from .cache_astroformer import check_rows, places_after
 from .configuration_swapped import IMPLEMENTATION, refuse_other_attention
 from .feature_maps import FEATURE_MAPS, HedgehogMap
 from .hybrid_attention import ExactPart, HybridState, Synapses, hybrid_attention, hybrid_attention_weights
@@ -32,6 +33,7 @@ from .library_attention import (
     token_mask,
     wants_attention_map,
 )
+from .library_compatibility import CACHE_NAME
 from .token_layout import for_each_query, sequence_layout
 
 
@@ -54,7 +56,7 @@ class AttentionSwap:
         sink_tokens (`int`): first tokens of a text that are read exactly, bidirectionally first and last ones. 0: none.
         astrocyte_code (`str`, *optional*): "activity" adds H_astro; None: H_neuron alone.
         astrocyte_scale (`float`): scale of the coupling between the processes.
-        layers (tuple of `int`): the attention layers that are replaced, from 0.
+        layers (sequence of `int`): the attention layers that are replaced, from 0; a tuple afterwards.
 
     Raises:
         ValueError: for a value that is none of these.
@@ -69,6 +71,7 @@ class AttentionSwap:
     layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))  # a list, as read from a file
         fixed = [name for name, phi in FEATURE_MAPS.items() if not phi.has_random_projection]
         if self.feature_map not in (HEDGEHOG, *fixed):
             raise ValueError(f"feature_map must be one of {[HEDGEHOG, *fixed]}, got {self.feature_map!r}")
@@ -103,7 +106,7 @@ class SwappedSynapses(nn.Module):
 
     def __init__(self, swap: AttentionSwap, num_heads: int, num_key_heads: int, head_size: int) -> None:
         super().__init__()
-        self.swap = swap
+        self.swap, self.heads = swap, (num_heads, num_key_heads, head_size)
         self.log_loudness = nn.Parameter(torch.zeros(num_heads))
         self.query_map: nn.Parameter | None = None
         self.key_map: nn.Parameter | None = None
@@ -158,6 +161,12 @@ class SwappedSynapses(nn.Module):
         Returns:
             `(batch, heads, length, size)`, the map or None, and causally the state after the last token.
         """
+        heads = query.shape[1], key.shape[1], query.shape[3]
+        if heads != self.heads:
+            raise ValueError(
+                f"the synapses are for {_of_heads(self.heads)}, but the layer has {_of_heads(heads)}; a model whose "
+                "heads are spread over several devices is not supported"
+            )
         synapses = Synapses(
             query_features=self._features(self.query_map, None),
             key_features=self._features(self.key_map, self.key_loudness),
@@ -187,6 +196,10 @@ class SwappedSynapses(nn.Module):
         weight, bias = self.code_weight.to(key.dtype), self.code_bias.to(key.dtype)
         recipe = layout.activity(key, self.swap.astrocyte_scale, weight, bias, state)
         return recipe.materialize(key, layout.padding_mask, layout.causal, None)
+
+
+def _of_heads(heads: tuple[int, int, int]) -> str:
+    return "{} heads of queries, {} of keys, of size {}".format(*heads)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -233,9 +246,11 @@ def swapped_attention(
             found, *_ = synapses(query, key, value, mask, scaling)
             errors.append(relative_error(found, output, mask.real))
     elif layer is not None:
-        layer.follow(synapses.swap, mask.real, key.shape[0], key.shape[2])
+        places = layer.places_after(synapses.swap, mask.real, key.shape[0], key.shape[2])
         new = None if mask.real is None else mask.real[:, -key.shape[2] :]
-        output, weights, layer.state = synapses(query, key, value, mask._replace(real=new), scaling, layer.state)
+        output, weights, state = synapses(query, key, value, mask._replace(real=new), scaling, layer.state)
+        assert state is not None
+        layer.write(synapses.swap, state, places, key.shape[2])
     else:
         # of a cache that holds every key, the queries of the tokens in it are not asked again
         query = nn.functional.pad(query, (0, 0, past_length, 0))
@@ -306,17 +321,30 @@ def add_synapses(model: PreTrainedModel) -> None:
         reference = next(module.parameters())
         synapses = SwappedSynapses(swap, *shape_of(module))
         module.synapses = synapses.to(device=reference.device, dtype=reference.dtype)
+    for part in model.modules():
+        has_own_config = isinstance(part, PreTrainedModel) and part.config is not model.config
+        if has_own_config and any(hasattr(module, "synapses") for module in part.modules()):
+            refuse: Any = functools.partial(refuse_to_save_part, type(part).__name__)
+            part.save_pretrained = refuse
     for i, module in enumerate(found):
         module.in_swapped_model = True
         module.register_forward_pre_hook(CacheMessenger(i), with_kwargs=True)
     model.set_attn_implementation(IMPLEMENTATION)
 
 
+def refuse_to_save_part(name: str, *args: Any, **kwargs: Any) -> None:
+    """Stands for `save_pretrained` of a model in a swapped one, whose own configuration tells of no swap."""
+    raise ValueError(
+        f"this {name} is a part of a swapped model, and would be loaded with softmax attention: save the whole model"
+    )
+
+
 def shape_of(module: Any) -> tuple[int, int, int]:
     """Heads, heads of keys, and head size of an attention layer."""
     config = module.config
     heads = config.num_attention_heads
-    size = getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
+    names = ("qk_head_dim", "head_dim", "attention_head_size")  # the first: queries with a part that is rotated
+    size = next((getattr(module, name) for name in names if getattr(module, name, None)), None)
     size = size or getattr(config, "head_dim", None) or config.hidden_size // heads
     return heads, getattr(config, "num_key_value_heads", None) or heads, size
 
@@ -338,7 +366,11 @@ class CacheMessenger:
         if is_swapped:
             refuse_other_attention(config._attn_implementation)
         for given in (*arguments, *keywords.values()):  # its name depends on the model and the release
-            layer = given.layers[self.index] if isinstance(given, HybridCache) else None
+            if not isinstance(given, HybridCache):
+                continue
+            if self.index == 0:
+                given.check_whole()
+            layer = given.layers[self.index]
             if isinstance(layer, HybridCacheLayer):
                 if not is_swapped:
                     raise refusal("the HybridCache of a model in which other layers are swapped", config)
@@ -356,7 +388,7 @@ class HybridCacheLayer(CacheLayerMixin):
     """What a swapped layer remembers: a `HybridState`, of constant size.
 
     `update` gives back the new keys and values alone: the attention function, which is handed this layer, knows what
-    to make of them.
+    to make of them, and writes when it has.
 
     Args:
         keeps_places (`bool`): whether it takes down for the cache which tokens were real.
@@ -377,24 +409,42 @@ class HybridCacheLayer(CacheLayerMixin):
         self.is_initialized = False
         self.is_awaited = False  # whether an attention function has been handed this layer
 
-    def follow(self, swap: AttentionSwap, real: torch.Tensor | None, batch_size: int, length: int) -> None:
-        """Checks that what comes now goes on from what was written.
+    def places_after(
+        self, swap: AttentionSwap, real: torch.Tensor | None, batch_size: int, length: int
+    ) -> torch.Tensor | None:
+        """Checks that what comes now goes on from what was written, and changes nothing yet.
 
         Args:
-            swap (`AttentionSwap`): of the layer that writes.
+            swap (`AttentionSwap`): of the layer that is about to write.
             real (`torch.Tensor`, *optional*): `(batch, tokens so far + length)` bool, False where one is padding.
-            batch_size, length (`int`): sequences, and new tokens of each, which `update` has counted.
+            batch_size, length (`int`): sequences, and new tokens of each.
+
+        Returns:
+            `places` after the new tokens, where this layer takes them down.
 
         Raises:
-            ValueError: another swap has written, or the mask says otherwise of the tokens in the cache.
+            ValueError: another swap has written, or other sequences, or the mask says otherwise of the tokens in the
+                cache.
         """
+        check_rows(self.state.counted.shape[0] if self.state is not None else batch_size, batch_size)
         if self.swap not in (None, swap):
             raise ValueError(
                 f"the cache was written by a model with {self.swap}, and cannot be read by one with {swap}"
             )
-        self.swap = swap
-        if self.keeps_places:
-            self.places = places_after(self.places, real, batch_size, length, self.length - length)
+        return places_after(self.places, real, batch_size, length, self.length) if self.keeps_places else None
+
+    def write(self, swap: AttentionSwap, state: HybridState, places: torch.Tensor | None, length: int) -> None:
+        """Takes over what a layer leaves after `length` more tokens, all at once: what was refused has changed nothing.
+
+        Args:
+            swap (`AttentionSwap`): of the layer.
+            state (`HybridState`): after the new tokens.
+            places (`torch.Tensor`, *optional*): as `places_after` returned.
+            length (`int`): new tokens.
+        """
+        self.swap, self.state, self.places = swap, state, places
+        self.length += length
+        self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to allocate."""
@@ -408,8 +458,6 @@ class HybridCacheLayer(CacheLayerMixin):
                 "attention would find the new tokens alone. DynamicCache is for others"
             )
         self.is_awaited = False
-        self.length += key_states.shape[2]
-        self.is_initialized = True
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -455,6 +503,7 @@ class HybridCache(Cache):
         config (`PreTrainedConfig`): of the model.
     """
 
+    layers: list[Any]
     max_cache_len = -1  # no longest text, as peft's prefixes ask
 
     def __init__(self, config: Any) -> None:
@@ -464,6 +513,20 @@ class HybridCache(Cache):
             for i in range(config.num_hidden_layers)
         ]
         super().__init__(layers=layers)
+
+    def check_whole(self) -> None:
+        """Raises a ValueError if a call failed between two layers, of which the first ones hold its tokens."""
+        lengths = [layer.get_seq_length() for layer in self.layers]
+        if lengths and min(lengths) < max(lengths):
+            raise ValueError(
+                f"{CACHE_NAME} is not whole: its layers hold {lengths} tokens, since a call failed between them. Begin "
+                "with another cache; copy.deepcopy of one keeps what was before"
+            )
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """As of the library, refused where a layer cannot, before any layer has."""
+        for layer in sorted(self.layers, key=lambda layer: not isinstance(layer, HybridCacheLayer)):
+            layer.crop(*args, **kwargs)
 
     @property
     def num_bytes(self) -> int:

@@ -202,14 +202,18 @@ def keep_swapped(model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedM
         model (`PreTrainedModel`): a swapped model.
         layers (tuple of `int`): those that stay swapped, as of `TransferReport.easiest`.
     """
+    found: list[Any] = attention_layers(model)
     swap = AttentionSwap(**model.config.attention_swap)
     unknown = set(layers) - set(swap.layers)
     if unknown:
         raise ValueError(f"layers {sorted(unknown)} are not swapped; those that are: {swap.layers}")
-    found = attention_layers(model)
-    for i in set(swap.layers) - set(layers):
-        del found[i].synapses
-    model.config.attention_swap = dataclasses.asdict(dataclasses.replace(swap, layers=tuple(sorted(layers))))
+    swap = dataclasses.replace(swap, layers=tuple(sorted(layers)))
+    for i, module in enumerate(found):
+        if i in layers:
+            module.synapses.swap = swap
+        elif getattr(module, "synapses", None) is not None:
+            del module.synapses
+    model.config.attention_swap = dataclasses.asdict(swap)
     return model
 
 
@@ -217,8 +221,8 @@ class DistillationTrainer(Trainer):
     """Trains a swapped model towards the outputs of the original.
 
     The loss is the mean over the layers of the squared differences of their hidden states, over the squared hidden
-    states of the original; and, where both give logits, the Kullback-Leibler divergence of the answers, per token or
-    per example. Padding counts in neither. There is no dropout, and no gradient checkpointing, which needs it.
+    states of the original; and, where both give logits, the divergence of the answers, per token or per example, see
+    `divergence`. Padding counts in neither. There is no dropout, and no gradient checkpointing, which needs it.
 
     Args:
         teacher (`PreTrainedModel`): the original.
@@ -263,6 +267,7 @@ class DistillationTrainer(Trainer):
         with without_dropout(model):
             outputs = model(**inputs, output_hidden_states=True)
         real = inputs.get("attention_mask")
+        real = None if real is None else real.flatten(0, -2)  # of multiple choice, `(batch, choices, length)`
         loss = (
             self.hidden_weight
             * torch.stack(
@@ -272,8 +277,14 @@ class DistillationTrainer(Trainer):
                 ]
             ).mean()
         )
-        if "logits" in outputs and self.logits_weight:
-            loss = loss + self.logits_weight * divergence(outputs.logits, expected.logits, real)
+        if self.logits_weight:
+            problem_type = getattr(self.teacher.config, "problem_type", None)
+            for name in ("logits", "start_logits", "end_logits"):
+                if name in outputs:
+                    found, wanted = outputs[name], expected[name]
+                    if name != "logits" and real is not None:  # an answer that begins or ends at a token
+                        found, wanted = (x.masked_fill(real == 0, torch.finfo(x.dtype).min) for x in (found, wanted))
+                    loss = loss + self.logits_weight * divergence(found, wanted, real, problem_type)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -287,11 +298,29 @@ class DistillationTrainer(Trainer):
             self.label_names = label_names
 
 
-def divergence(found: torch.Tensor, wanted: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """The Kullback-Leibler divergence of answers by their logits, `(batch, classes)` or `(batch, length, classes)`."""
-    per_answer = nn.functional.kl_div(
-        found.float().log_softmax(-1), wanted.float().log_softmax(-1), reduction="none", log_target=True
-    ).sum(-1)
+def divergence(
+    found: torch.Tensor, wanted: torch.Tensor, real: torch.Tensor | None, problem_type: str | None = None
+) -> torch.Tensor:
+    """The mean Kullback-Leibler divergence of answers by their logits.
+
+    Args:
+        found, wanted (`torch.Tensor`): `(batch, classes)` or `(batch, length, classes)`.
+        real (`torch.Tensor`, *optional*): `(batch, length)`, 0 at padding.
+        problem_type (`str`, *optional*): as of the library's configurations. Of one logit, and for "regression", what
+            diverges are normal distributions of variance 1 around the numbers; for "multi_label_classification" the
+            answers yes and no of each label, by themselves; else the classes, of which one is right.
+    """
+    found, wanted = found.float(), wanted.float()
+    logsigmoid = nn.functional.logsigmoid
+    if problem_type == "regression" or wanted.shape[-1] == 1:
+        per_answer = (found - wanted).square().sum(-1) / 2
+    elif problem_type == "multi_label_classification":
+        yes, no = (logsigmoid(sign * wanted) - logsigmoid(sign * found) for sign in (1, -1))
+        per_answer = (wanted.sigmoid() * yes + (-wanted).sigmoid() * no).sum(-1)
+    else:
+        per_answer = nn.functional.kl_div(
+            found.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1)
     if real is None or real.shape != per_answer.shape:
         return per_answer.mean()
     return (per_answer * real).sum() / real.sum().clamp(min=1)

@@ -19,7 +19,7 @@ import torch
 import train_text_classification
 from comparison.cells import as_arguments
 from conversion.arms import CONVERSIONS
-from conversion.inputs import load_processor
+from conversion.inputs import fallbacks_of, load_processor
 from conversion.quality import probe_accuracies
 from training.data import load_splits, pick_split
 from training.files import read_json, write_json
@@ -70,33 +70,39 @@ def parse_arguments(arguments=None):
     return args
 
 
-def probe(source, folder, data, options):
-    """Accuracy of a linear probe on embeddings of the original and of the converted model, for each seed; None where
-    the data have no labels.
+def probe_examples(data, options):
+    """What a linear probe learns from and is measured on; None where the data have no labels.
 
     It learns from texts of the training split that the conversion did not take, and is measured on the validation
     split: the converted model has learned from none of them.
     """
     splits = load_splits(**({"dataset_dir": data} if Path(data).is_dir() else {"dataset_name": data}))
     train_name, train = pick_split(splits, options["train_split"])
-    _, validation = pick_split(splits, options["validation_split"])
+    _, validation = pick_split(splits, options["validation_split"], fallbacks=fallbacks_of(options["validation_split"]))
     if "label" not in train.column_names:
         return None
     train, validation = (rows.shuffle(seed=options["seed"]) for rows in (train, validation))
     used = options["num_transfer"] + options["num_distillation"]
     if used >= len(train):
-        raise ValueError(f"the conversion took all {len(train)} examples of split {train_name!r}; a probe needs others")
+        raise ValueError(
+            f"the conversion takes all {len(train)} examples of split {train_name!r}; a probe needs others"
+        )
     pools = train.select(range(used, len(train))), validation
     numbers = PROBE_TRAIN, PROBE_TEST
     # a quarter more than a seed draws
-    train, test = (
+    return tuple(
         pool.select(range(min(len(pool), number * 5 // 4))) for pool, number in zip(pools, numbers, strict=True)
     )
+
+
+def probe(source, folder, train, test):
+    """Accuracy of a linear probe on embeddings of the original and of the converted model, for each seed."""
     original = convert.load_original(source)
     processor = load_processor(original, source)
     models = {"original": original, "converted": AutoModel.from_pretrained(folder).eval()}
     return {
-        name: probe_accuracies(model, processor, train, test, PROBE_SEEDS, numbers) for name, model in models.items()
+        name: probe_accuracies(model, processor, train, test, PROBE_SEEDS, (PROBE_TRAIN, PROBE_TEST))
+        for name, model in models.items()
     }
 
 
@@ -140,10 +146,14 @@ def main(arguments=None):
                 continue
             print(f"{name}, {arm}: converting to {folder}", flush=True)
             given = {"model": source, "text": args.data, "output_dir": folder}
-            convert.main(as_arguments({**given, **conversion.options, **conversion.arms[arm]}))
-            record = {"arm": arm, **read_json(folder / "results.json")}
+            arguments = as_arguments({**given, **conversion.options, **conversion.arms[arm]})
+            examples = None
+            if conversion.has_probe:  # what is amiss with the data shows before the conversion
+                examples = probe_examples(args.data, vars(convert.parse_arguments(arguments)))
+            convert.main(arguments)
+            record = {"arm": arm, **read_json(folder / convert.RESULTS)}
             if conversion.has_probe:
-                record["probe"] = probe(source, folder, args.data, record["options"])
+                record["probe"] = None if examples is None else probe(source, folder, *examples)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, record)
         if args.finetune:

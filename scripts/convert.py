@@ -27,14 +27,15 @@ from conversion.quality import compare_embeddings, embeddings, perplexity, silen
 from training.files import read_json, write_json
 from training.half_precision import warn_of_slow_bfloat16
 from training.provenance import command, hardware, versions
+from training.resuming import checkpoint_to_resume
 from transformers import AutoConfig, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from astroformer_hf import DistillationTrainer, keep_swapped, swap_attention, transfer_attention
 
 
 STAGES = ("transfer", "transferred", "distillation")  # folders that are there while a conversion is under way
 OPTIONS = "options.json"  # what a conversion was begun with, which is there as long
+RESULTS = "results.json"  # which is there when it is finished
 SWAP_OPTIONS = ("feature_map", "num_features", "window_size", "sink_tokens", "astrocyte_code")
 
 
@@ -78,6 +79,11 @@ def parse_arguments(arguments=None):
         least = 1 if name == "num_validation" else 0
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if args.keep_layers is not None:
+        if args.keep_layers < 1:
+            parser.error(f"--keep_layers must be at least 1, got {args.keep_layers}")
+        if args.num_transfer == 0:
+            parser.error("--keep_layers goes by the errors that the transfer leaves: it needs --num_transfer above 0")
     return args
 
 
@@ -127,19 +133,23 @@ def options_of(args, output_dir):
         ValueError: the folder holds one that was begun otherwise.
     """
     options = json.loads(json.dumps({name: value for name, value in vars(args).items() if name != "output_dir"}))
-    if (output_dir / OPTIONS).exists():
-        for name, begun_with in read_json(output_dir / OPTIONS).items():
-            if options[name] != begun_with:
-                raise ValueError(
-                    f"--{name} is {options[name]!r}, but the conversion in {output_dir} was begun with {begun_with!r}; "
-                    "give the same options to go on with it, name another folder, or remove it"
-                )
+    if (output_dir / RESULTS).exists():
+        begun_with = read_json(output_dir / RESULTS)["options"]
+    elif (output_dir / OPTIONS).exists():
+        begun_with = read_json(output_dir / OPTIONS)
+    else:
+        return options
+    for name, value in options.items():
+        if name in begun_with and value != begun_with[name]:
+            raise ValueError(
+                f"--{name} is {value!r}, but the conversion in {output_dir} was made or begun with "
+                f"{begun_with[name]!r}; give the same options to go on with it, name another folder, or remove it"
+            )
     return options
 
 
 def last_checkpoint(args, stage):
-    folder = Path(args.output_dir) / stage
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return checkpoint_to_resume(str(Path(args.output_dir) / stage))
 
 
 def transfer(args, model, original, inputs, output_dir):
@@ -168,11 +178,11 @@ def transfer(args, model, original, inputs, output_dir):
 def main(arguments=None):
     args = parse_arguments(arguments)
     stopwatch, output_dir = time.perf_counter(), Path(args.output_dir)
-    if (output_dir / "results.json").exists():
-        print(f"{output_dir} holds a model that is converted; name another folder, or remove it")
+    options = options_of(args, output_dir)
+    if (output_dir / RESULTS).exists():
+        print(f"{output_dir} holds this model, converted; name another folder, or remove it")
         return
     resumed = any((output_dir / stage).is_dir() for stage in STAGES)
-    options = options_of(args, output_dir)
     if args.bf16 and not torch.accelerator.is_available():
         warn_of_slow_bfloat16()
     original = load_original(args.model)
@@ -183,6 +193,9 @@ def main(arguments=None):
     validation = inputs.of(args.validation_split, 0, args.num_validation)
     swap = {name: getattr(args, name) for name in SWAP_OPTIONS}
     model = swap_attention(load_original(args.model), **swap)
+    num_layers = len(model.config.attention_swap["layers"])
+    if args.keep_layers is not None and args.keep_layers > num_layers:
+        raise ValueError(f"--keep_layers is {args.keep_layers}, but the model has {num_layers} attention layers")
     measured = {}
 
     def measure(stage, of=None):
@@ -235,7 +248,7 @@ def main(arguments=None):
         "hardware": hardware(),
     }
     write_card(output_dir / "README.md", results, original)
-    write_json(output_dir / "results.json", results)
+    write_json(output_dir / RESULTS, results)
     for stage in STAGES:
         shutil.rmtree(output_dir / stage, ignore_errors=True)
     (output_dir / OPTIONS).unlink()

@@ -40,7 +40,7 @@ class Inputs:
 
     def of(self, split, start, number):
         """Examples `start` to `start + number` of a split, in an order drawn with the seed; fewer where it ends."""
-        _, data = pick_split(self.splits, split, fallbacks=("test",) if split == "validation" else ())
+        _, data = pick_split(self.splits, split, fallbacks=fallbacks_of(split))
         if self.is_causal:
             if split not in self.blocks:
                 blocks = in_blocks(data, self.processor, self.column, self.max_length)
@@ -89,3 +89,8 @@ class Blocks(torch.utils.data.Dataset):
 def load_processor(model, source):
     """The tokenizer or image processor of a model."""
     return (AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer).from_pretrained(source)
+
+
+def fallbacks_of(split):
+    """The splits that stand for another where the data lack it, as of `pick_split`."""
+    return ("test",) if split == "validation" else ()

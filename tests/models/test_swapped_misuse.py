@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Uses of swapped models, and of their caches, that would give other numbers unseen: each is right or refused."""
 
+import copy
 import pickle
 import re
 import subprocess
@@ -12,10 +13,16 @@ from conversion.library_models import SUPPORTED
 from peft import LoraConfig, PeftModelForCausalLM, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     BloomConfig,
     BloomModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
     CLIPVisionConfig,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     DynamicCache,
     Lfm2Config,
     Lfm2ForCausalLM,
@@ -28,6 +35,7 @@ from transformers import (
 )
 
 from astroformer_hf import swap_attention
+from astroformer_hf.library_attention import TokenMask
 from astroformer_hf.library_compatibility import CACHE_NAME
 from astroformer_hf.swapped_attention import HybridCache
 from astroformer_hf.transfer import attention_errors
@@ -237,3 +245,133 @@ def test_a_model_without_the_librarys_interface_refuses_the_implementations():
     with pytest.raises(ValueError, match="'neuron_astrocyte' is not for BloomModel"):
         model.set_attn_implementation("neuron_astrocyte")
     model.set_attn_implementation("eager")
+
+
+@pytest.mark.parametrize("options", [{}, {"astrocyte_code": "activity"}, {"layers": [1]}], ids=str)
+def test_a_cache_of_other_sequences(options):
+    model = swapped(**options)
+    cache = HybridCache(model.config)
+    given = ids()
+    with torch.no_grad():
+        model(given, past_key_values=cache)
+        for rows, more in ((1, ids(1)[:1]), (3, ids(2)[:1].repeat(3, 1))):
+            if not options.get("layers"):  # where layers are not swapped, the library says so of their keys
+                with pytest.raises(ValueError, match=rf"{CACHE_NAME} holds 2 sequences and the input has {rows}\. For"):
+                    model(more, past_key_values=copy.deepcopy(cache))
+        more = ids(3)
+        cache.batch_repeat_interleave(3)
+        found = model(more.repeat_interleave(3, 0), past_key_values=cache).logits
+        expected = model(torch.cat((given, more), dim=1)).logits[:, -3:].repeat_interleave(3, 0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_that_are_copied_beside_a_cache_that_is_not():
+    model, prompt = swapped(), ids(12)[:1]
+    cache = HybridCache(model.config)
+    with torch.no_grad():
+        model(prompt[:, :10], past_key_values=cache)
+    with pytest.raises(ValueError, match="holds 1 sequences and the input has 4"):
+        model.generate(prompt, past_key_values=cache, num_return_sequences=4, **{**GENERATE, "do_sample": True})
+
+
+@pytest.mark.parametrize("attention", ["swapped", "neuron_astrocyte", "linear"])
+@pytest.mark.parametrize("shape", [(1, 9), (9,), (3, 9)], ids=str)
+def test_a_mask_of_other_sequences(attention, shape):
+    model = swapped() if attention == "swapped" else llama()
+    if attention != "swapped":
+        model.set_attn_implementation(attention)
+    mask = torch.ones(shape, dtype=torch.long)
+    mask[..., 0] = 0
+    message = re.escape(
+        f"an attention_mask of shape {shape} for 2 sequences; give one of shape (batch, length), (2, 9)"
+    )
+    with pytest.raises(ValueError, match=message):
+        model(ids(), attention_mask=mask)
+
+
+@torch.no_grad()
+def test_what_is_refused_leaves_the_cache_as_it_was():
+    model, token = swapped(), ids(1)
+    cache = HybridCache(model.config)
+    model(ids(), past_key_values=cache)
+    expected = model(token, past_key_values=copy.deepcopy(cache)).logits
+    contradiction = torch.ones(2, 10, dtype=torch.long)
+    contradiction[0, 3] = 0
+    for refused in ({"output_attentions": True}, {"attention_mask": contradiction}):
+        with pytest.raises(ValueError, match="does not support attention maps|says otherwise"):
+            model(token, past_key_values=cache, **refused)
+        torch.testing.assert_close(model(token, past_key_values=copy.deepcopy(cache)).logits, expected)
+
+
+@torch.no_grad()
+def test_a_call_that_failed_between_two_layers_leaves_a_cache_that_is_refused():
+    model, token = swapped(layers=[1]), ids(1)
+    cache = HybridCache(model.config)
+    model(ids(), past_key_values=cache)
+    expected = model(token, past_key_values=copy.deepcopy(cache)).logits
+    with pytest.raises(ValueError, match=r"crop\(-2\)"):  # the other layer could
+        cache.crop(-2)
+    torch.testing.assert_close(model(token, past_key_values=copy.deepcopy(cache)).logits, expected)
+    with pytest.raises(ValueError, match="attention maps"):
+        model(token, past_key_values=cache, output_attentions=True)
+    with pytest.raises(ValueError, match=rf"{CACHE_NAME} is not whole: its layers hold \[10, 9\] tokens"):
+        model(token, past_key_values=cache)
+
+
+def test_a_part_of_a_swapped_model_is_not_saved_without_its_synapses(tmp_path):
+    """Its own configuration tells of no swap: it would be loaded with softmax attention."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    vision = CLIPVisionConfig(**sizes, image_size=16, patch_size=4)
+    text = CLIPTextConfig(**sizes, vocab_size=60, max_position_embeddings=64, eos_token_id=2, pad_token_id=0)
+    model = swapped(CLIPModel(CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict())), sink_tokens=0)
+    model.save_pretrained(tmp_path / "whole")
+    reloaded = AutoModel.from_pretrained(tmp_path / "whole")
+    for whole in (model, reloaded, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for part in (whole.vision_model, whole.text_model):
+            with pytest.raises(ValueError, match=f"this {type(part).__name__} is a part of a swapped model"):
+                part.save_pretrained(tmp_path / "part")
+    inner = swapped().model  # which shares the configuration of the whole
+    inner.save_pretrained(tmp_path / "inner")
+    assert AutoModel.from_pretrained(tmp_path / "inner").config.attention_swap["window_size"] == 3
+
+
+def test_a_cache_goes_on_in_the_reloaded_model(tmp_path):
+    model, given = swapped(), ids(10)
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    cache = HybridCache(model.config)
+    with torch.no_grad():
+        model(given[:, :6], past_key_values=cache)
+        found = reloaded(given[:, 6:], past_key_values=cache).logits
+        torch.testing.assert_close(found, model(given).logits[:, 6:], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_not_in_memory():
+    with torch.device("meta"):
+        model = llama()
+    with pytest.raises(ValueError, match=r"weights are in memory; 'model\.embed_tokens\.weight' is on the meta device"):
+        swap_attention(model, window_size=3)
+
+
+def test_synapses_of_other_heads():
+    """As where the heads of a model are spread over several devices."""
+    layer = swapped().model.layers[0].self_attn.synapses
+    query, key = torch.randn(1, 8, 5, 16), torch.randn(1, 2, 5, 16)
+    with pytest.raises(ValueError, match="for 4 heads of queries, 2 of keys, of size 16, but the layer has 8 heads"):
+        layer(query, key, key, TokenMask(None, causal=True))
+
+
+def test_queries_with_a_part_that_is_rotated():
+    """Latent attention, whose heads of queries and keys are larger than those of values."""
+    sizes = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6, "kv_lora_rank": 8, "q_lora_rank": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    sizes |= {"intermediate_size": 48, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "vocab_size": 60}
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **experts)).eval()
+    given = ids()
+    with torch.no_grad():
+        expected = model(given).logits
+        torch.testing.assert_close(swapped(model, window_size=20)(given).logits, expected, rtol=1e-4, atol=1e-5)
+    model = swapped(DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **experts)).eval())
+    found, expected = (model.generate(given, use_cache=use_cache, **GENERATE) for use_cache in (True, False))
+    assert torch.equal(found, expected)

@@ -7,7 +7,13 @@ import pytest
 import torch
 from conversion.library_models import SUPPORTED
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    TrainingArguments,
+)
 
 from astroformer_hf import DistillationTrainer, keep_swapped, swap_attention, transfer_attention
 from astroformer_hf.swapped_attention import attention_layers
@@ -142,3 +148,49 @@ def test_what_cannot_be_transferred_is_named(tmp_path):
         teacher.embeddings.word_embeddings.weight.add_(1)
     with pytest.raises(ValueError, match="teacher is not the original of swapped: 1 weights differ"):
         transfer_attention(model, teacher, examples("BertModel"))
+
+
+def test_divergence_of_answers_that_are_no_classes():
+    found, wanted = torch.randn(6, 3), torch.randn(6, 3)
+    normal, bernoulli = torch.distributions.Normal, torch.distributions.Bernoulli
+    kl = torch.distributions.kl_divergence
+    expected = kl(normal(wanted, 1), normal(found, 1)).sum(-1).mean()
+    torch.testing.assert_close(divergence(found, wanted, None, "regression"), expected)
+    expected = kl(normal(wanted[:, :1], 1), normal(found[:, :1], 1)).mean()
+    torch.testing.assert_close(divergence(found[:, :1], wanted[:, :1], None), expected)
+    expected = kl(bernoulli(logits=wanted), bernoulli(logits=found)).sum(-1).mean()
+    torch.testing.assert_close(divergence(found, wanted, None, "multi_label_classification"), expected)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "fields"),
+    [
+        (BertForSequenceClassification, {"num_labels": 1}),
+        (BertForSequenceClassification, {"num_labels": 3, "problem_type": "multi_label_classification"}),
+        (BertForQuestionAnswering, {}),
+        (BertForMultipleChoice, {}),
+    ],
+    ids=lambda value: str(getattr(value, "__name__", value)),
+)
+def test_every_kind_of_answer_is_distilled(model_class, fields, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    teacher = model_class(BertConfig(vocab_size=60, initializer_range=0.3, **sizes, **fields)).eval()
+    model = swap_attention(copy.deepcopy(teacher), window_size=1)
+    options = arguments(tmp_path, report_to="none", save_strategy="no")
+    trainer = DistillationTrainer(model, TrainingArguments(**options), teacher=teacher)
+    shape = (2, 3, 9) if model_class is BertForMultipleChoice else (2, 9)
+    batch = {"input_ids": torch.randint(3, 60, shape), "attention_mask": torch.ones(shape).long()}
+    batch["attention_mask"][0, ..., 5:] = 0
+    losses = []
+    for padding in (3, 40):  # what stands there makes no difference, neither in hidden states nor in answers
+        batch["input_ids"].masked_fill_(batch["attention_mask"] == 0, padding)
+        losses.append([])
+        for trainer.hidden_weight, trainer.logits_weight in ((1, 0), (0, 1)):
+            losses[-1].append(trainer.compute_loss(model, batch).item())
+    assert min(losses[0]) > 1e-4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_layers_that_stay_know_it():
+    _, model = make("LlamaForCausalLM", window_size=2)
+    keep_swapped(model, (1,))
+    assert model.model.layers[1].self_attn.synapses.swap.layers == (1,) == tuple(model.config.attention_swap["layers"])

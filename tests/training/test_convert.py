@@ -26,6 +26,7 @@ from training import half_precision
 from training.data import load_splits
 from training.tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTImageProcessorPil, pipeline
+from transformers.trainer_callback import TrainerState
 
 from astroformer_hf import swap_attention
 
@@ -87,7 +88,12 @@ def test_an_encoder_is_converted(tmp_path, scripts):
     assert model.config.model_type == "astromorphic" and model.config.attention_swap["window_size"] == 2
     assert model(**tokenizer("a lovely w1", return_tensors="pt")).last_hidden_state.isfinite().all()
     again = scripts.run("scripts/convert.py", "--model", original, "--text", str(data), *options(output_dir))
-    assert "holds a model that is converted" in again.stdout
+    assert "holds this model, converted" in again.stdout
+    message = r"--window_size is 5, but the conversion in .* was made or begun with 2; give the same"
+    with pytest.raises(ValueError, match=message):
+        convert.main(
+            ["--model", original, "--text", str(data), *options(output_dir, "--sink_tokens", "1"), "--window_size", "5"]
+        )
 
 
 def test_a_decoder_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
@@ -100,6 +106,19 @@ def test_a_decoder_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
         def train(self, *args, **kwargs):
             raise KeyboardInterrupt
 
+    saved = []
+
+    def die(state, path):  # as one is that is killed while it writes its third checkpoint
+        saved.append(path)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        save(state, path)
+
+    save = TrainerState.save_to_json
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainerState, "save_to_json", die)
+        with pytest.raises(KeyboardInterrupt):
+            convert.main(arguments)
     with monkeypatch.context() as patch:
         patch.setattr(convert, "DistillationTrainer", Killed)
         with pytest.raises(KeyboardInterrupt):
@@ -107,7 +126,7 @@ def test_a_decoder_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     assert not (output_dir / "results.json").exists()
     capsys.readouterr()
     with pytest.raises(
-        ValueError, match=r"--window_size is 5, but the conversion in .* was begun with 2; give the same"
+        ValueError, match=r"--window_size is 5, but the conversion in .* was made or begun with 2; give the same"
     ):
         convert.main([*arguments, "--window_size", "5"])
     convert.main(arguments)
@@ -303,3 +322,50 @@ def test_a_probe_is_of_texts_that_the_conversion_has_not_seen(tmp_path, monkeypa
     assert len(learned) == 18 and len(train) > 0
     assert set(train) <= set(splits["train"]["text"]) - learned and set(test) <= set(splits["validation"]["text"])
     assert probed == [probed[0]] * 2  # of both models the same
+
+
+def test_an_earlier_conversion_is_not_taken_for_another(tmp_path, monkeypatch):
+    original, data = save_original("BertModel", tmp_path / "original"), write_reviews(tmp_path / "reviews")
+    shared = {"num_transfer": 8, "num_distillation": 0, "num_validation": 8, "max_length": 12, "batch_size": 8}
+    arguments = ["--models", f"minilm={original}", "--data", str(data), "--output_dir", str(tmp_path / "models")]
+    for window_size in (1, 2):
+        conversion = Conversion(shared, {"window": {"window_size": window_size}})
+        monkeypatch.setitem(compare_conversions.CONVERSIONS, "minilm", conversion)
+        run = [*arguments, "--results_dir", str(tmp_path / f"results{window_size}")]
+        if window_size == 1:
+            compare_conversions.main(run)
+            continue
+        with pytest.raises(ValueError, match="--window_size is 2, but the conversion in .* was made or begun with 1"):
+            compare_conversions.main(run)
+
+
+def test_data_of_train_and_test_have_a_probe(tmp_path, monkeypatch):
+    original, data = save_original("BertModel", tmp_path / "original"), write_reviews(tmp_path / "reviews")
+    (data / "validation.csv").rename(data / "test.csv")
+    shared = {"num_transfer": 8, "num_distillation": 0, "num_validation": 8, "max_length": 12, "batch_size": 8}
+    conversion = Conversion(shared, {"window": {"window_size": 2}}, has_probe=True)
+    monkeypatch.setitem(compare_conversions.CONVERSIONS, "minilm", conversion)
+    folders = ("--results_dir", str(tmp_path / "results"), "--output_dir", str(tmp_path / "models"))
+    arguments = ["--models", f"minilm={original}", "--data", str(data), *folders]
+    compare_conversions.main(arguments)
+    assert len(json.loads((tmp_path / "results/minilm/window.json").read_text())["probe"]["original"]) == 3
+    too_many = Conversion({**shared, "num_transfer": 10**6}, {"other": {"window_size": 2}}, has_probe=True)
+    monkeypatch.setitem(compare_conversions.CONVERSIONS, "minilm", too_many)
+    with pytest.raises(ValueError, match="the conversion takes all .* a probe needs others"):
+        compare_conversions.main(arguments)
+    assert not (tmp_path / "models/minilm/other").exists()  # which it says before the conversion
+
+
+def test_layers_to_keep(tmp_path, capsys):
+    original, data = save_original("BertModel", tmp_path / "original"), write_reviews(tmp_path / "reviews")
+    arguments = ["--model", original, "--text", str(data)]
+    with pytest.raises(ValueError, match="--keep_layers is 5, but the model has 2 attention layers"):
+        convert.main([*arguments, *options(tmp_path / "converted", "--keep_layers", "5")])
+    assert not (tmp_path / "converted").exists()
+    for more, message in (
+        (["0"], "--keep_layers must be at least 1, got 0"),
+        (["1", "--num_transfer", "0"], "it needs"),
+    ):
+        with pytest.raises(SystemExit):
+            convert.main([*arguments, *options(tmp_path / "converted"), "--keep_layers", *more])
+        assert message in capsys.readouterr().err
