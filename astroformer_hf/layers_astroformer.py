@@ -25,7 +25,7 @@ from .feature_maps import FEATURE_MAPS
 from .forward_keywords import may_wait_for
 from .head_shards import HeadShard, split_heads
 from .hebbian_covariance import covariance_read, covariance_weights
-from .library_compatibility import takes_cache
+from .library_compatibility import inside_adapters, takes_cache
 from .synaptic_decay import SynapticDecay, effective_tokens
 from .token_layout import sizes_of_documents
 
@@ -421,9 +421,7 @@ def precompute_shared(layout: Layout, layers: nn.ModuleList) -> SharedAcrossLaye
         document_sizes = sizes_of_documents(layout.document_ids)
     code = attention.astrocyte_code
     if code is not None:
-        if not isinstance(code, AstrocyteCode):  # an adapter around it
-            code = next(module for module in code.modules() if isinstance(module, AstrocyteCode))
-        geometry = code.geometry(layout)
+        geometry = inside_adapters(code, AstrocyteCode).geometry(layout)
     return SharedAcrossLayers(layout, geometry, attention.output_scale(layout), document_sizes, distances)
 
 

@@ -20,9 +20,18 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE_NAME = CACHE_NAMES["cache" not in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)}]
+
+
+def inside_adapters(module: torch.nn.Module, module_class: type[Module]) -> Module:
+    """The module of a class that adapters may have been put around, as peft puts them around parameters."""
+    if isinstance(module, module_class):
+        return module
+    return next(inner for inner in module.modules() if isinstance(inner, module_class))
+
 
 # Each name that is private or may change without notice, and what would replace it.
 PRIVATE_NAMES = {

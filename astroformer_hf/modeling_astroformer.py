@@ -67,6 +67,7 @@ from .segments import (
     Pick,
     check_generation,
     check_memory,
+    check_pooled_rows,
     check_segments_of,
     continue_in_segments,
     read_in_segments,
@@ -583,7 +584,8 @@ class AstroformerForMaskedLM(AstroformerTextHead):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: see `AstroformerModel.forward`.
-            labels (`torch.LongTensor`, *optional*): `(batch, length)` tokens to predict; -100 is ignored.
+            labels (`torch.LongTensor`, *optional*): `(batch, length)` tokens to predict; -100 is ignored, and, of a
+                model that reads in segments, padding, which it does not read.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): see `AstroformerForCausalLM.forward`.
 
         Returns:
@@ -598,6 +600,9 @@ class AstroformerForMaskedLM(AstroformerTextHead):
         loss = None
         if labels is not None:
             labels = class_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size", loss_arguments)
+            if self.config.segment_length is not None and inputs.attention_mask is not None:
+                # the transform's norm, given the 0 that stands there, would multiply gradients by a million
+                labels = labels.masked_fill(inputs.attention_mask == 0, loss_arguments.get("ignore_index", -100))
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         return AstroformerMaskedLMOutput(loss=loss, logits=logits, **recorded(outputs))
 
@@ -640,6 +645,7 @@ class AstroformerForSequenceClassification(AstroformerTextHead):
         Raises:
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
+        check_pooled_rows(kwargs.get("memory"), inputs.attention_mask)
         outputs = self.astroformer(*inputs, cache=cache, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         refuse_packed_rows("sequence classification", hidden_states, inputs.attention_mask, inputs.position_ids, kwargs)

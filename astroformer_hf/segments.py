@@ -38,6 +38,7 @@ from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerBaseConfig
 from .forward_keywords import may_look_at, may_wait_for
 from .input_checks import TextInputs
+from .library_compatibility import inside_adapters
 from .token_layout import order_of_tokens, sequence_layout
 from .traced_values import held_sizes, is_exporting, known_value
 
@@ -77,7 +78,6 @@ class AstroformerMemory(nn.Module):
     def __init__(self, config: AstroformerBaseConfig) -> None:
         super().__init__()
         self.config = config  # of which the retention may be changed
-        self.num_tokens = config.num_memory_tokens
         self.embeddings = nn.Parameter(torch.empty(config.num_memory_tokens, config.hidden_size))
 
     def begin(self, memory: torch.Tensor | None, texts: "Texts") -> torch.Tensor:
@@ -101,7 +101,7 @@ class AstroformerMemory(nn.Module):
             retention (`torch.Tensor` or `float`, *optional*): by the share of all segments, for "ltp": `(batch, 1)` or
                 one for all.
         """
-        if self.num_tokens == 0:
+        if self.config.num_memory_tokens == 0:
             return memory
         unit = nn.functional.rms_norm(upcast(hidden_states), hidden_states.shape[-1:])
         if self.config.memory_retention == "streaming":
@@ -163,7 +163,8 @@ def check_segments_of(
         return
     message = (
         "position_ids must count the real tokens of each text from 0 on, where a model reads in segments "
-        f"(segment_length={config.segment_length}); leave them out"
+        f"(segment_length={config.segment_length}); leave them out. `generate` makes them of attention_mask: pad "
+        "prompts on the left, and give each a token"
     )
     if torch.jit.is_tracing() or is_exporting():
         raise ValueError(f"{message}: in a graph they cannot be checked")
@@ -184,6 +185,20 @@ def check_segments_of(
         torch._assert_async(~differs.any(), message)
     elif differs.any():
         raise ValueError(message)
+
+
+def check_pooled_rows(memory: torch.Tensor | None, attention_mask: torch.Tensor | None) -> None:
+    """Raises a ValueError if a head would answer for texts that ended before the piece which comes now: with a memory
+    of what came before, they have an answer, which a vector of nothing is not."""
+    if memory is None or attention_mask is None or not (may_look_at(attention_mask) or may_wait_for(attention_mask)):
+        return
+    ended = (attention_mask == 0).all(-1).nonzero().squeeze(1).tolist()
+    if ended:
+        raise ValueError(
+            f"attention_mask has no real token in row {', '.join(map(str, ended))} of the batch, which goes on from a "
+            "memory: its answer is that of the piece with its last token. Keep that, and leave the row out (of the "
+            "memory, too)"
+        )
 
 
 def use_of_segment_cache(config: AstroformerBaseConfig, use_cache: bool | None, is_given: bool = False) -> bool | None:
@@ -305,14 +320,15 @@ def read_in_segments(
         Hidden states `(batch, length, hidden_size)`, 0 at padding, and the memory after the last segment of each text.
     """
     config, size = model.config, model.config.segment_length
-    memory = model.memory.begin(memory, texts)
+    memory = memory_of(model).begin(memory, texts)
     num_segments: Any = -(-texts.length // size)
     own_segments: Any = num_segments if texts.num_real is None else (texts.num_real + size - 1) // size  # (B, 1)
     is_transformed = torch._C._are_functorch_transforms_active()  # which take no checkpoints
     replays = config.memory_backprop != "full" and torch.is_grad_enabled()
     replays = replays and not (is_transformed or torch.jit.is_tracing())
+    elsewhere = tensors_elsewhere(model, texts.device) if replays else []
 
-    def read(memory: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(memory: torch.Tensor, index: int, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         start = index * size
         end = min(start + size, texts.length)
         retention = None
@@ -331,11 +347,32 @@ def read_in_segments(
         if index > 0:
             memory = _with_gradients_across(memory, own_segments - index, config.memory_backprop)
         if replays:
-            part, memory = checkpoint(read, memory, index, use_reentrant=False)
+            part, memory = checkpoint(read, memory, index, *elsewhere, use_reentrant=False)
         else:
             part, memory = read(memory, index)
         parts.append(part)
     return texts.put_back(torch.cat(parts, dim=1)), memory
+
+
+def memory_of(model: Any) -> AstroformerMemory:
+    """The memory of a model. Its forward is called as `model.memory(...)`, through what adapters put around it.
+
+    Raises:
+        ValueError: the model was made without one.
+    """
+    if not hasattr(model, "memory"):
+        raise ValueError(
+            f"segment_length={model.config.segment_length} was set on a model that was made without segments: give it "
+            "to from_pretrained, or make the model of a configuration that has it"
+        )
+    return inside_adapters(model.memory, AstroformerMemory)
+
+
+def tensors_elsewhere(model: nn.Module, device: torch.device) -> list[torch.Tensor]:
+    """A tensor on each other device of a model: `checkpoint` keeps the random states of the devices of what it is
+    given, and a replay is to draw the same dropout on all of them."""
+    found = {x.device: x.detach() for x in model.parameters() if x.device.type not in ("cpu", "meta")}
+    return [x for own, x in found.items() if own != device]
 
 
 def _read_segment(
@@ -349,7 +386,7 @@ def _read_segment(
     retention: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden states of a segment of `length` tokens, real where `mask` says so, and the memory after it."""
-    causal, num_memory_tokens = model.config.is_decoder, model.memory.num_tokens
+    causal, num_memory_tokens = model.config.is_decoder, model.config.num_memory_tokens
     behind = num_memory_tokens if causal else 0
     if mask is not None:
         mask = nn.functional.pad(mask, (num_memory_tokens, behind), value=True)
@@ -359,7 +396,7 @@ def _read_segment(
     recalled = model.memory(memory).to(embeddings)
     hidden_states = model.encode(torch.cat([recalled, embeddings] + [recalled] * causal, dim=1), layout, False)
     of_memory = hidden_states[:, own.stop :] if causal else hidden_states[:, :num_memory_tokens]
-    return hidden_states[:, own], model.memory.store(of_memory, memory, retention)
+    return hidden_states[:, own], memory_of(model).store(of_memory, memory, retention)
 
 
 def _with_gradients_across(memory: torch.Tensor, segments_left: Any, backprop: str | int) -> torch.Tensor:
@@ -396,7 +433,7 @@ def continue_in_segments(
     size = model.config.segment_length
     past_length, counted = cache.get_seq_length(), cache.layers[0].counted
     if cache.layers[0].memory is None:
-        _open_segment(model, cache, model.memory.begin(memory, texts))
+        _open_segment(model, cache, memory_of(model).begin(memory, texts))
     is_even = counted is None and texts.num_real is None
     taken: Any
     if is_even:
@@ -405,7 +442,7 @@ def continue_in_segments(
         while start < texts.length:
             end = min(start + size - taken, texts.length)
             layout = sequence_layout(
-                end - start, texts.device, causal=True, past_length=model.memory.num_tokens + taken
+                end - start, texts.device, causal=True, past_length=model.config.num_memory_tokens + taken
             )
             embeddings = embed(texts.pick(start, end), layout.position_ids)
             hidden_states.append(model.encode(embeddings, layout, False, cache))
@@ -443,10 +480,10 @@ def _continue_unevenly(
     done = torch.zeros_like(taken)
     places = torch.arange(most, device=texts.device)
     read = None
-    past_length = model.memory.num_tokens + size - 1  # or fewer, which `past_counted` says
+    past_length = model.config.num_memory_tokens + size - 1  # or fewer, which `past_counted` says
     while True:
         num_now = torch.minimum(size - taken, num_real - done)  # (B, 1)
-        width = 1 if most == 1 else int(num_now.max())
+        width = 1 if most == 1 else max(1, int(num_now.max()))  # where all is padding, one token that is none
         real = places[:width] < num_now
         place = (done + places[:width]).clamp(max=most - 1)  # in the order of the segments
         index = place if texts.order is None else texts.order.gather(1, place)
@@ -456,7 +493,7 @@ def _continue_unevenly(
             nn.functional.pad(real, (past_length, 0), value=True),
             causal=True,
             past_length=past_length,
-            past_counted=model.memory.num_tokens + taken,
+            past_counted=model.config.num_memory_tokens + taken,
         )
         positions = layout.position_ids
         embeddings = embed(lambda x, index=index: x if x is None else take_tokens(x, index), positions)  # type: ignore[misc]
@@ -478,7 +515,7 @@ def _continue_unevenly(
 def _closed(model: Any, cache: AstroformerCache, taken: torch.Tensor | int) -> torch.Tensor:
     """The memory if the open segment, of which `taken` tokens have been read, ended now; the cache stays as it is."""
     memory: Any = cache.layers[0].memory
-    num_memory_tokens = model.memory.num_tokens
+    num_memory_tokens = model.config.num_memory_tokens
     if num_memory_tokens == 0:
         return memory
     is_even = not torch.is_tensor(taken)
@@ -489,8 +526,8 @@ def _closed(model: Any, cache: AstroformerCache, taken: torch.Tensor | int) -> t
         past_length=num_memory_tokens + (taken if is_even else model.config.segment_length),
         past_counted=None if is_even else num_memory_tokens + taken,
     )
-    hidden_states = model.encode(model.memory(memory), layout, False, cache.copy_rows())
-    return model.memory.store(hidden_states, memory, None)
+    hidden_states = model.encode(_recalled(model, memory), layout, False, cache.copy_rows())
+    return memory_of(model).store(hidden_states, memory, None)
 
 
 def _open_segment(model: Any, cache: AstroformerCache, memory: torch.Tensor) -> None:
@@ -498,6 +535,11 @@ def _open_segment(model: Any, cache: AstroformerCache, memory: torch.Tensor) -> 
     for layer in cache.layers:
         layer.forget_segment()
     cache.layers[0].memory, cache.layers[0].segment_length = memory, model.config.segment_length
-    if model.memory.num_tokens > 0:
-        layout = sequence_layout(model.memory.num_tokens, memory.device, causal=True)
-        model.encode(model.memory(memory), layout, False, cache)
+    if model.config.num_memory_tokens > 0:
+        layout = sequence_layout(model.config.num_memory_tokens, memory.device, causal=True)
+        model.encode(_recalled(model, memory), layout, False, cache)
+
+
+def _recalled(model: Any, memory: torch.Tensor) -> torch.Tensor:
+    """The embeddings of the memory tokens, in the dtype that the parameters have."""
+    return model.memory(memory.to(memory_of(model).embeddings.dtype))

@@ -46,6 +46,9 @@ def main(arguments=None):
     for name, least in {"length": 10, "documents": 1, "piece": 1}.items():
         if getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    texts = {path: read_text(path) for path in args.text_file}
+    if args.output_dir:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 
     model = AutoModelForSequenceClassification.from_pretrained(args.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -55,15 +58,21 @@ def main(arguments=None):
             '--model must read in segments and answer at the end, with segment_length and pooling="last"; '
             f"{args.model} has segment_length {segment_length} and pooling {pooling!r}"
         )
+    if model.config.memory_retention == "ltp":
+        raise ValueError(
+            f"--model must read in pieces, and {args.model} has memory_retention 'ltp', which goes by the number "
+            "of segments in the whole text. Train one with 'streaming' or 'none'"
+        )
     if (kind := model.config.problem_type) not in (None, "single_label_classification") or model.config.num_labels < 2:
         raise ValueError(
             f"--model must give one label of several to a text; {args.model} has problem_type {kind!r} and "
             f"{model.config.num_labels} labels"
         )
-    for path in args.text_file:
-        input_ids = document_of(token_ids(Path(path).read_text(encoding="utf-8"), tokenizer), tokenizer)
-        if input_ids.shape[1] == 0:
+    for path, text in texts.items():
+        tokens = token_ids(text, tokenizer)
+        if not tokens:
             raise ValueError(f"--text_file {path} is empty")
+        input_ids = document_of(tokens, tokenizer)
         logits = read(model, input_ids, args.piece * segment_length)
         probability, label = logits.softmax(-1).max(-1)
         name = model.config.id2label[label.item()]
@@ -72,9 +81,22 @@ def main(arguments=None):
         record = read_data(model, tokenizer, args)
         record = {"command": command(__file__, arguments), "versions": versions(), "hardware": hardware(), **record}
         if args.output_dir:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
             write_json(Path(args.output_dir) / RECORD, record)
             print(f"wrote {Path(args.output_dir) / RECORD}")
+
+
+def read_text(path):
+    """The text in a file.
+
+    Raises:
+        ValueError: there is none, or it is not in UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")  # perhaps with a mark that it is
+    except OSError as error:
+        raise ValueError(f"--text_file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text_file {path} must be text in UTF-8; byte {error.start} is not") from error
 
 
 @torch.no_grad()
@@ -130,6 +152,10 @@ def read_data(model, tokenizer, args):
     _, data = pick_split(load_splits(dataset_dir=args.dataset_dir), args.split)
     if missing := {"text", "label"} - set(data.column_names):
         raise ValueError(f"--dataset_dir must have the columns text and label, {sorted(missing)} is missing")
+    kinds = {type(x) for x in data["label"]} | {type(x) for x in data["text"]}
+    if strange := kinds - {str, int, bool}:
+        names = ", ".join(sorted(kind.__name__ for kind in strange))
+        raise ValueError(f"--dataset_dir must have a text and one label in each row, got a {names}")
     documents = make_documents(data, tokenizer, args.length, args.documents)
     if not documents:
         raise ValueError(f"--length {args.length}: no label of split {args.split} has texts of so many tokens together")

@@ -238,8 +238,10 @@ def main(arguments=None):
     args.results_dir, args.output_dir = relative(args.results_dir), relative(args.output_dir)
     os.chdir(ROOT)
     records = Records(args.results_dir, args.preset)
+    total, done = records.count(args.tasks, args.arms, args.seeds)
+    if total == 0:
+        sys.exit(f"no task of {', '.join(args.tasks)} has one of the arms {', '.join(args.arms)}")
     if args.list:
-        total, done = records.count(args.tasks, args.arms, args.seeds)
         for cell in records.missing(args.tasks, args.arms, args.seeds):
             print(f"missing: {cell}")
         print(f"{done} of {total} cells are done")

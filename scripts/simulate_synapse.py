@@ -137,6 +137,7 @@ def sweep(cases, num_neurons, num_segments):
 def main(arguments=None):
     args = parse_arguments(arguments)
     start, constants = time.perf_counter(), args.constants
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     trajectory = macro_model.simulate(
         constants, num_segments=args.num_segments, num_neurons=args.num_neurons, points=args.points
     )
@@ -173,7 +174,6 @@ def main(arguments=None):
         "sweep": sweep(args.cases, args.num_neurons, min(SWEPT_SEGMENTS, args.num_segments)),
     }
     record["seconds"] = round(time.perf_counter() - start, 1)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(args.output_dir / "simulation.json", record)
     figure = plot_record(record)
     write_whole(args.output_dir / "simulation.png", lambda path: figure.savefig(path, dpi=110))

@@ -244,8 +244,15 @@ def sample(model, tokenizer, num_tokens):
     longest = getattr(model.config, "longest_input", getattr(model.config, "max_position_embeddings", None))
     if longest is not None:
         num_tokens = min(num_tokens, longest - start.shape[1])
+    reads_in_segments = getattr(model.config, "segment_length", None) is not None
+    has_no_cache = reads_in_segments and model.config.attention_type == "softmax"
     output = model.eval().generate(
-        start.to(model.device), max_new_tokens=num_tokens, do_sample=True, top_k=50, pad_token_id=tokenizer.pad_token_id
+        start.to(model.device),
+        max_new_tokens=num_tokens,
+        do_sample=True,
+        top_k=50,
+        pad_token_id=tokenizer.pad_token_id,
+        **({"use_cache": False} if has_no_cache else {}),
     )
     return tokenizer.decode(output[0], skip_special_tokens=True)
 

@@ -50,7 +50,7 @@ def add_short_convolution(model, taps):
     its saved weights are loaded by `load_weights`, not by `from_pretrained`.
 
     Raises:
-        ValueError: the model is not causal, or `taps` is below 1.
+        ValueError: the model is not causal, or reads in segments, or `taps` is below 1.
     """
     if taps is None:
         return
@@ -58,6 +58,8 @@ def add_short_convolution(model, taps):
         raise ValueError(f"--short_convolution must be at least 1, got {taps}")
     if not model.config.is_decoder:
         raise ValueError("--short_convolution is for causal models: it looks back only")
+    if getattr(model.config, "segment_length", None) is not None:
+        raise ValueError("--short_convolution does not go with --segment_length: it would look across memory tokens")
     for layer in model.base_model.layers:
         for name in PROJECTIONS:
             setattr(layer.attention, name, ConvolvedProjection(getattr(layer.attention, name), taps))

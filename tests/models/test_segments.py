@@ -4,6 +4,7 @@
 import copy
 import itertools
 import math
+import types
 
 import pytest
 import torch
@@ -564,19 +565,25 @@ def test_saved_and_loaded(tmp_path):
             assert torch.equal(again(**inputs).logits, model(**inputs).logits)
 
 
-def test_adapters():
+@pytest.mark.parametrize("of_memory", [False, True])
+def test_adapters(of_memory):
     model = segment_model("AstroformerForSequenceClassification")
-    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False))
+    kind = {"target_parameters": ["memory.embeddings"]} if of_memory else {}
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False, **kind))
     ids, mask, _ = batch()
     found = {}
     for backprop in ("full", "replay"):
         model.config.memory_backprop = backprop
         adapted.zero_grad()
-        adapted(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 1, 0, 1, 1])).loss.backward()
+        outputs = adapted(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 1, 0, 1, 1]))
+        outputs.loss.backward()
         found[backprop] = {name: p.grad for name, p in adapted.named_parameters() if p.grad is not None}
     assert any("lora" in name for name in found["full"])
     for name, grad in found["full"].items():
         assert_close(found["replay"][name], grad, rtol=1e-5, atol=1e-6)
+    with adapted.disable_adapter():
+        assert not torch.allclose(adapted(input_ids=ids, attention_mask=mask).logits, outputs.logits)
+    assert_close(adapted.merge_and_unload()(ids, mask).logits, outputs.logits, rtol=1e-4, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -655,6 +662,11 @@ REFUSED = {
         {"use_cache": True},
         "use_cache must be",
     ),
+    "positions that generate makes": (
+        {"is_decoder": True},
+        {"position_ids": torch.full((2, 6), 2), "attention_mask": torch.eye(2, 6).long()},
+        "pad prompts on the left, and give each a token",
+    ),
     "cache and k": ({"memory_backprop": 2, "is_decoder": True}, {"use_cache": True}, "memory_backprop=2"),
 }
 
@@ -710,3 +722,80 @@ def test_a_cache_of_another_kind_of_model():
     cache = getattr(segmented(prompt, use_cache=True), CACHE_NAME)
     with pytest.raises(ValueError, match="memory does not go with the 6 tokens in the cache"):
         segmented(prompt, memory=torch.zeros(1, MEMORY, 32), **{CACHE_NAME: cache})
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_piece_of_padding_alone(arm):
+    """As in prompts that are read in chunks, whose first ones may hold nothing."""
+    model = segment_model("AstroformerForCausalLM", **ARMS[arm])
+    ids, mask = torch.randint(1, 50, (2, 13)), torch.ones(2, 13).long()
+    mask[0, :9], mask[1, :7] = 0, 0
+    softmax = model.config.attention_type == "softmax"
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask, use_cache=False).logits * mask[..., None]
+        if softmax:
+            return
+        cache, read = None, []
+        for start in range(0, 13, 3):
+            more = {} if cache is None else {CACHE_NAME: cache}
+            outputs = model(ids[:, start : start + 3], attention_mask=mask[:, : start + 3], use_cache=True, **more)
+            cache = getattr(outputs, CACHE_NAME)
+            read.append(outputs.logits)
+        assert_close(torch.cat(read, 1) * mask[..., None], whole, rtol=1e-4, atol=1e-4)
+        options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+        found, expected = (
+            model.generate(ids, **options, **more) for more in ({"prefill_chunk_size": 3}, {"use_cache": False})
+        )
+    assert torch.equal(found, expected)
+
+
+def test_a_text_that_ended_has_its_answer_already():
+    model = segment_model("AstroformerForSequenceClassification", pooling="last")
+    ids, mask, texts = batch("right", (11, 3))
+    with torch.no_grad():
+        first = model(ids[:, : 2 * SIZE], attention_mask=mask[:, : 2 * SIZE])
+        rest = {"input_ids": ids[:, 2 * SIZE :], "attention_mask": mask[:, 2 * SIZE :]}
+        with pytest.raises(ValueError, match="no real token in row 1 of the batch, which goes on from a memory"):
+            model(**rest, memory=first.memory)
+        last = model(**{name: x[:1] for name, x in rest.items()}, memory=first.memory[:1])
+        for found, text in ((last.logits, texts[0]), (first.logits[1:], texts[1])):
+            assert_close(found, model(text).logits, rtol=1e-4, atol=1e-5)
+        model(ids, attention_mask=torch.zeros_like(mask))  # without a memory, as in a model without segments
+
+
+def test_labels_at_padding_do_not_count():
+    model = segment_model("AstroformerForMaskedLM")
+    ids, mask, _ = batch()
+    labels = torch.randint(1, 50, ids.shape)
+    found = []
+    for ignored in (-100, 7):
+        labels = labels.masked_fill(mask == 0, ignored)
+        model.zero_grad()
+        model(ids, attention_mask=mask, labels=labels).loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    for name, grad in found[0].items():
+        assert torch.equal(found[1][name], grad), name
+
+
+def test_replay_keeps_the_random_states_of_every_device(monkeypatch):
+    """`torch.utils.checkpoint` keeps those of the devices of what it is given."""
+    tensors = [types.SimpleNamespace(device=own, detach=lambda own=own: own) for own in map(of_index, (0, 1, 1, 0, 2))]
+    model = types.SimpleNamespace(parameters=lambda: tensors)
+    assert [own.index for own in segments.tensors_elsewhere(model, of_index(0))] == [1, 2]
+    given = []
+    monkeypatch.setattr(segments, "tensors_elsewhere", lambda *_: ["that of another device"])
+    monkeypatch.setattr(segments, "checkpoint", lambda read, *args, **options: given.append(args) or read(*args))
+    segment_model()(torch.randint(1, 50, (1, 6)))
+    assert len(given) == 2 and all(args[2:] == ("that of another device",) for args in given)
+
+
+def of_index(index):
+    return torch.device("cuda", index)
+
+
+def test_segments_of_a_model_that_was_made_without():
+    model = make_model("AstroformerForCausalLM")
+    model.config.segment_length = 4
+    for use_cache in (True, False):
+        with pytest.raises(ValueError, match="segment_length=4 was set on a model that was made without segments"):
+            model(torch.randint(1, 50, (1, 6)), use_cache=use_cache)

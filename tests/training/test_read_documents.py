@@ -95,6 +95,7 @@ def test_special_tokens_stand_around_a_document_as_around_a_text(data_dir):
     "fields, more, message",
     [
         ({"segment_length": None}, [], "has segment_length None and pooling 'last'"),
+        ({"memory_retention": "ltp"}, [], "memory_retention 'ltp', which goes by the number of segments"),
         ({"pooling": "mean"}, [], "has segment_length 8 and pooling 'mean'"),
         ({"problem_type": "regression"}, [], "one label of several to a text; .* has problem_type 'regression'"),
         ({"id2label": {0: "bad"}, "label2id": {"bad": 0}}, [], "problem_type None and 1 labels"),
@@ -121,3 +122,39 @@ def test_bad_arguments_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         read_documents.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read(data_dir, tmp_path):
+    folder = save_model(tmp_path / "model")
+    tokenizer = train_wordpiece_tokenizer([*TEXTS.values(), "0 1 2 3 4 5 6 7 8 9"], 80)  # which adds tokens of its own
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "latin.txt").write_bytes("sch\xf6n".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    cases = {"latin.txt": "must be text in UTF-8; byte 3 is not", "empty.txt": "is empty", "none.txt": "No such file"}
+    for name, message in {**cases, "data": "Is a directory"}.items():
+        with pytest.raises(ValueError, match=rf"--text_file .*{name} .*{message}"):
+            read_documents.main(["--model", folder, "--text_file", str(tmp_path / name)])
+
+
+def test_a_mark_of_utf_8_is_no_text(tmp_path):
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "book.txt").write_text("A lovely book.", encoding=encoding)
+        assert read_documents.read_text(tmp_path / "book.txt") == "A lovely book."
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [({"text": ["a", None], "label": ["bad", "good"]}, "NoneType"), ({"text": ["a"], "label": [["bad"]]}, "list")],
+)
+def test_rows_without_a_text_or_a_label(rows, kind, tmp_path):
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(rows).to_parquet(tmp_path / "data/validation.parquet")
+    with pytest.raises(ValueError, match=f"a text and one label in each row, got a {kind}"):
+        read_documents.main(["--model", save_model(tmp_path / "model"), "--dataset_dir", str(tmp_path / "data")])
+
+
+def test_a_record_that_cannot_be_written_is_an_error_before_the_reading(data_dir, tmp_path):
+    (tmp_path / "found").write_text("")
+    arguments = ["--model", "not looked at", "--dataset_dir", str(data_dir), "--output_dir", str(tmp_path / "found")]
+    with pytest.raises(FileExistsError):
+        read_documents.main(arguments)

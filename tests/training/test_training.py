@@ -459,6 +459,13 @@ def run_language_model_again(folder, scripts, novel):
     return json.loads((output_dir / "results.json").read_text())
 
 
+def test_language_model_script_with_softmax_attention_in_segments(tmp_path, scripts, novel):
+    """Which generates without a cache."""
+    options = ("--attention_type", "softmax", "--segment_length", "16", "--num_memory_tokens", "2", "--max_steps", "1")
+    results = run_language_model(tmp_path, scripts.run, "--dataset_dir", str(novel), *options)
+    assert results["sample"] and results["config"]["segment_length"] == 16
+
+
 def test_language_model_script_masked_with_byte_pairs(tmp_path, scripts, novel):
     options = ("--objective", "masked", "--tokenizer", "bpe", "--vocab_size", "300", "--num_train_epochs", "12")
     results = run_language_model(tmp_path, scripts.run, "--dataset_dir", str(novel), *options)
@@ -673,6 +680,8 @@ def test_a_model_with_a_short_convolution(attention_type):
         add_short_convolution(model, 0)
     with pytest.raises(ValueError, match="--short_convolution is for causal models"):
         add_short_convolution(AstroformerForSequenceClassification(tiny_config()), 4)
+    with pytest.raises(ValueError, match="--short_convolution does not go with --segment_length"):
+        add_short_convolution(make_model("AstroformerForCausalLM", segment_length=4), 4)
 
 
 def test_script_goes_on_with_a_short_convolution(tmp_path, scripts, novel):
