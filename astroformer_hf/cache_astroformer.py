@@ -190,8 +190,9 @@ class AstroformerCache(Cache):
             if own.memory is not None:
                 own.memory = _put(own.memory, rows, layer.memory)
 
-    def follow_mask(self, attention_mask: torch.Tensor | None, batch_size: int, length: int) -> None:
-        """Checks a mask against what was written, and takes down which of the tokens that come now are padding.
+    def places_after(self, attention_mask: torch.Tensor | None, batch_size: int, length: int) -> torch.Tensor | None:
+        """Checks a mask against what was written; returns `places` after the tokens that come now, to be taken down
+        when nothing is refused any more.
 
         Looked at is only what costs nothing: on a GPU, a mask of more than one new token, of which the layout asks
         whether it is all real anyway; in a graph, none.
@@ -204,7 +205,7 @@ class AstroformerCache(Cache):
             ValueError: the mask says of tokens in the cache what was not said when they were written.
         """
         first = self.layers[0]
-        first.places = places_after(first.places, attention_mask, batch_size, length, first.length)
+        return places_after(first.places, attention_mask, batch_size, length, first.length)
 
 
 def check_rows(rows_in_cache: int, batch_size: int) -> None:
@@ -221,7 +222,7 @@ def places_after(
 ) -> torch.Tensor | None:
     """Which tokens were real, as a cache takes it down: after new ones, from what it was `before` them.
 
-    Arguments and errors as of `AstroformerCache.follow_mask`; there were `past_length` tokens.
+    Arguments and errors as of `AstroformerCache.places_after`; there were `past_length` tokens.
     """
     if attention_mask is None:
         if before is None:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .astrocyte_code import upcast
+from .astrocyte_code import AstrocyteCode, upcast
 from .attention_operation import neuron_astrocyte_attention_weights, shares
 from .attention_passes import (
     activities,
@@ -21,6 +21,7 @@ from .attention_passes import (
 from .feature_maps import phi
 from .input_checks import isinstance_by_name
 from .layers_astroformer import AstroformerAttention, materialized
+from .library_compatibility import CACHE_NAME, CACHE_NAMES
 
 
 class SynapseRecord(NamedTuple):
@@ -77,7 +78,7 @@ def look_inside(model: PreTrainedModel, **inputs: Any) -> tuple[ModelOutput, lis
         The model's output, and a list with a `SynapseRecord` for each layer.
 
     Raises:
-        ValueError: the model has no such synapses.
+        ValueError: the model has no such synapses, or the inputs go on from a cache.
     """
     layers = [module for module in model.modules() if isinstance_by_name(module, AstroformerAttention)]
     if not layers or layers[0].attention_type == "softmax":
@@ -86,6 +87,12 @@ def look_inside(model: PreTrainedModel, **inputs: Any) -> tuple[ModelOutput, lis
     if (segment_length := getattr(model.config, "segment_length", None)) is not None:
         raise ValueError(
             f"look_inside takes models that read a text at once, and this one has segment_length={segment_length}"
+        )
+    cache = next((inputs[name] for name in CACHE_NAMES if inputs.get(name) is not None), None)
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError(
+            f"look_inside takes whole texts, and {CACHE_NAME} holds {cache.get_seq_length()} tokens: leave it out, and "
+            "give them as well"
         )
     heard = {}
     was_training = model.training
@@ -153,7 +160,8 @@ def _record(layer: Any, hidden_states: torch.Tensor, shared: Any) -> SynapseReco
         code = code.expand(batch_size, *code.shape[-3:])
     coupling = None
     if code is not None:
-        coupling = _coupling(layer.astrocyte_code.scale, layout, batch_size, length)
+        own_code = next(x for x in layer.astrocyte_code.modules() if isinstance_by_name(x, AstrocyteCode))
+        coupling = _coupling(own_code.scale, layout, batch_size, length)
         coupling = coupling * mask[:, None, :] * mask[:, :, None]
     retention, memory_span = None, torch.full((batch_size, layer.num_heads), math.inf)
     if log_decay is not None:

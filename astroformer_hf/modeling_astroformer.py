@@ -61,7 +61,7 @@ from .model_outputs import (
     AstroformerSequenceClassifierOutput,
     AstroformerTokenClassifierOutput,
 )
-from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
+from .packed_rows import first_tokens, is_packed_explicitly, packed_documents, refuse_packed_rows
 from .segments import (
     AstroformerMemory,
     Pick,
@@ -296,8 +296,9 @@ class AstroformerModel(AstroformerEncoder):
         check_memory(memory, self.config, batch_size, past_length)
         if self.config.segment_length is not None:
             check_segments_of(inputs, self.config, document_ids, cache, is_packed_explicitly(kwargs))
-        past_counted = self._continue_cache(cache, attention_mask, batch_size, length)
+        past_counted, places = self._continue_cache(cache, attention_mask, batch_size, length)
         if self.config.segment_length is not None:
+            _take_down(cache, places)
             return self._read_in_segments(inputs, memory, cache, past_length)
         layout = sequence_layout(
             length,
@@ -311,6 +312,7 @@ class AstroformerModel(AstroformerEncoder):
         )
         if self.config.longest_input is not None:
             check_positions(layout, position_ids, past_length + length, self.config.longest_input)
+        _take_down(cache, places)
         hidden_states = self.embeddings(input_ids, token_type_ids, layout.position_ids, inputs_embeds)
         hidden_states = self.encode(hidden_states, layout, kwargs.get("output_attentions"), cache)
         if not self.config.is_decoder:
@@ -357,18 +359,24 @@ class AstroformerModel(AstroformerEncoder):
 
     def _continue_cache(
         self, cache: Any, attention_mask: torch.Tensor | None, batch_size: int, length: int
-    ) -> torch.Tensor | None:
-        """Checks that the input continues what the cache holds; returns how many real tokens that is, if known."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Checks that the input continues what the cache holds; returns how many real tokens that is, if known, and
+        the `places` of the cache after the input."""
         if cache is None:
-            return None
+            return None, None
         if cache.get_seq_length():
             attention: Any = self.layers[0].attention
             code = None if attention.astrocyte_code is None else ASTROCYTE_CODES[self.config.astrocyte_code]
             check_cache_layer(cache.layers[0], self.config, code is not None and code.has_state, batch_size)
         if self.config.attention_type == "softmax":
-            return None
-        cache.follow_mask(attention_mask, batch_size, length)
-        return cache.layers[0].counted
+            return None, None
+        return cache.layers[0].counted, cache.places_after(attention_mask, batch_size, length)
+
+
+def _take_down(cache: Any, places: torch.Tensor | None) -> None:
+    """Writes into a cache which of the tokens that it is about to hold are real."""
+    if isinstance(cache, AstroformerCache):
+        cache.layers[0].places = places
 
 
 def head_forward(*keywords: str, returns_cache: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -551,9 +559,15 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         loss = None
         if labels is not None:
             labels = class_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size", loss_arguments)
-            if labels.shape == outputs.last_hidden_state.shape[:2]:
+            shape = outputs.last_hidden_state.shape[:2]
+            first = first_tokens(shape, inputs.attention_mask, inputs.position_ids, kwargs)
+            if first is not None:
                 ignored = loss_arguments.get("ignore_index", -100)
-                labels = without_first_tokens(labels, inputs.attention_mask, inputs.position_ids, kwargs, ignored)
+                labels = labels.masked_fill(first[:, kept], ignored)
+                if loss_arguments.get("shift_labels") is not None:
+                    following = nn.functional.pad(first[:, 1:], (0, 1))
+                    shifted = loss_arguments["shift_labels"]
+                    loss_arguments["shift_labels"] = shifted.masked_fill(following[:, kept], ignored)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         state = {CACHE_NAME: getattr(outputs, CACHE_NAME)}
         return AstroformerCausalLMOutputWithPast(loss=loss, logits=logits, **state, **recorded(outputs))

@@ -100,24 +100,23 @@ def is_packed_explicitly(keywords: Mapping[str, Any]) -> bool:
     return any(keywords.get(name) is not None for name in PACKING_KEYWORDS)
 
 
-def without_first_tokens(
-    labels: torch.Tensor,
+def first_tokens(
+    shape: Sequence[int],
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
     keywords: Mapping[str, Any],
-    ignored: int = -100,
-) -> torch.Tensor:
-    """Labels of a causal language model, `(batch, length)`, with `ignored` at the first token of each document but the
-    first: the preceding token, the last of another document, must not predict it."""
-    length = labels.shape[1]
+) -> torch.Tensor | None:
+    """Where in a batch of that shape each document but the first of its row begins, `(batch, length)` bool; None where
+    nothing tells of documents. The preceding token, the last of another document, must not predict it."""
+    length = shape[1]
     padding_mask = None if attention_mask is None else attention_mask[:, -length:] != 0
-    starts = _explicit_starts(labels.shape, padding_mask, keywords)
+    starts = _explicit_starts(shape, padding_mask, keywords)
     if starts is None:
         if position_ids is None:
-            return labels
-        starts = (position_ids.view(-1, length) == 0).expand(labels.shape)
+            return None
+        starts = (position_ids.view(-1, length) == 0).expand(*shape)
     documents = number_documents(starts, padding_mask)
-    return labels.masked_fill(starts & (documents > 0), ignored)
+    return starts & (documents > 0)
 
 
 def _explicit_starts(

@@ -292,6 +292,8 @@ def main(arguments=None):
     args, data_args = parser.parse_args_into_dataclasses(arguments)
     require_packages(args.format)
     transformers.set_seed(args.seed)
+    if Path(args.output_dir).resolve() == Path(args.model).resolve():
+        raise ValueError(f"--output_dir must be another folder than that of --model, {args.model}, whose files it has")
     model, processor = load(args)
     if args.evaluate and not type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification")):
         raise ValueError(f"--evaluate measures classifiers of texts and images, not {type(model).__name__}")

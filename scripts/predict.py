@@ -7,10 +7,13 @@ python scripts/predict.py --model outputs/imdb --text "What a lovely film." --te
 """
 
 import argparse
+from pathlib import Path
 
 from datasets import ClassLabel
 from training.data import load_splits, pick_split
+from training.files import read_json
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import astroformer_hf  # noqa: F401 (registers the classes)
 
@@ -22,18 +25,24 @@ def main(arguments=None):
     parser.add_argument("--dataset_dir", help="folder of files named by split: measure the accuracy and show examples")
     parser.add_argument("--split", default="validation", help="split to measure on")
     parser.add_argument("--max_length", type=int, help="tokens read of each text; all that the model takes by default")
+    parser.add_argument(
+        "--attn_implementation",
+        help="attention of a model of the library; by default that which it was trained with, if results.json says so",
+    )
     parser.add_argument("--examples", type=int, default=4, help="how many of its texts to show")
     args = parser.parse_args(arguments)
     if not args.text and args.dataset_dir is None:
         parser.error("give --text or --dataset_dir")
 
-    model = AutoModelForSequenceClassification.from_pretrained(args.model)
+    attention = args.attn_implementation or attention_in_training(args.model)
+    more = {"attn_implementation": attention} if attention else {}
+    model = AutoModelForSequenceClassification.from_pretrained(args.model, **more)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    longest = args.max_length or model.config.longest_input
+    longest = args.max_length or longest_input(model.config, tokenizer)
     options = {"truncation": longest is not None, "max_length": longest}
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=32, **options)
     for text in args.text:
-        show(text, classify(text)[0])
+        show(text, classify(text)[0], is_number=model.config.problem_type == "regression")
     if args.dataset_dir is None:
         return
     kind = model.config.problem_type
@@ -56,12 +65,28 @@ def main(arguments=None):
     print(f"accuracy {hits / len(texts):.4f} on {len(texts)} texts of split {args.split}")
 
 
-def show(text, answer, reference=None):
-    """One line: the answer, its probability, the right answer if known, and the text's beginning."""
+def attention_in_training(model):
+    """The `attn_implementation` with which a model of the library was trained, if its folder tells; else None."""
+    record = Path(model) / "results.json"
+    return read_json(record).get("attn_implementation") if record.exists() else None
+
+
+def longest_input(config, tokenizer):
+    """How many tokens a model takes; None for any number."""
+    if hasattr(config, "longest_input"):
+        return config.longest_input
+    known = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or VERY_LARGE_INTEGER)
+    return min(known) if min(known) < VERY_LARGE_INTEGER else None
+
+
+def show(text, answer, reference=None, is_number=False):
+    """One line: the answer, its probability (or the answer itself where it is a number), the right answer if known, and
+    the text's beginning."""
     text = " ".join(text.split())
     text = text if len(text) <= 70 else text[:67] + "..."
     truth = "" if reference is None else f" (is {reference})"
-    print(f"  {answer['label']:>15} {answer['score']:4.0%}{truth}  {text}")
+    score = f"{answer['score']:.3g}" if is_number else f"{answer['score']:4.0%}"
+    print(f"  {answer['label']:>15} {score}{truth}  {text}")
 
 
 if __name__ == "__main__":

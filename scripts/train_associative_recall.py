@@ -31,7 +31,7 @@ from training import options, runs
 from training.memory_use import cache_bytes
 from training.provenance import command
 from training.recall import SPLITS, RecallExamples, recall_accuracy, share_of_the_commonest
-from training.resuming import resume_from
+from training.resuming import options_of_run, resume_from
 from training.run_records import plot_learning_curve, title, write_model_card
 from training.short_convolution import add_short_convolution
 from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator
@@ -99,6 +99,12 @@ def state_bytes(model, example):
     return cache_bytes(outputs[CACHE_NAME])
 
 
+class RecallTrainer(runs.ExactTrainer):
+    """A `Trainer` of causal models."""
+
+    is_causal = True
+
+
 def likeliest(logits, labels):
     """The token that is predicted at each place: there is no room for all logits."""
     return logits.argmax(-1)
@@ -118,7 +124,7 @@ def main(arguments=None):
             raise ValueError(
                 f"--vocab_size must be at most the model's {config.vocab_size}, got {data_args.vocab_size}"
             )
-        model = AutoModelForCausalLM.from_pretrained(**model_args.source, config=config)
+        model = AutoModelForCausalLM.from_pretrained(**model_args.source, **model_args.attention, config=config)
     else:
         config = AstroformerConfig(
             **model_args.architecture,
@@ -139,7 +145,7 @@ def main(arguments=None):
             f"Accuracy of a guess: chance {guesses['chance']:.4f} (a value of the example at random), majority "
             f"{guesses['majority']:.4f} (the commonest value of the training examples)"
         )
-    trainer = runs.ExactTrainer(
+    trainer = RecallTrainer(
         model=model,
         args=training_args,
         train_dataset=examples["train"],
@@ -162,7 +168,7 @@ def main(arguments=None):
 
     return runs.train(
         trainer,
-        resume_from(training_args),
+        resume_from(training_args, options_of_run(model_args, data_args, training_args)),
         {
             "task": "text-generation",
             "dataset": f"associative recall of {data_args.num_pairs} pairs",

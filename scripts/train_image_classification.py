@@ -21,7 +21,7 @@ from training.data import dataset_title, load_examples, test_of
 from training.images import Collator, augment, common_size, digits, make_image_processor
 from training.labels import Labels
 from training.provenance import command
-from training.resuming import resume_from
+from training.resuming import options_of_run, resume_from
 from training.run_records import classification_record
 from training.short_convolution import add_short_convolution
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -109,6 +109,10 @@ def main(arguments=None):
         raise ValueError(f"the data has no column {' or '.join(map(repr, columns))}; it has {train.column_names}")
     examples = {name: split.cast_column(image_column, Image()) for name, split in examples.items()}
     labels = Labels(train, data_args.label_column)
+    contents = {  # the labels of all splits, before anything is trained
+        name: (labels.encode_all(name, data_args.label_column, split[data_args.label_column]),)
+        for name, split in examples.items()
+    }
 
     if model_args.source:
         image_processor = AutoImageProcessor.from_pretrained(**model_args.source)
@@ -152,7 +156,7 @@ def main(arguments=None):
     unit = f"images, resized to {config.image_size} pixels"
     return runs.train(
         trainer,
-        resume_from(training_args),
+        resume_from(training_args, options_of_run(model_args, data_args, training_args, contents)),
         known,
         classification_record(labels, training_args, unit),
         command=command(__file__, arguments),

@@ -23,7 +23,7 @@ import transformers
 from training import docstrings, options, runs
 from training.data import dataset_title, load_examples, test_of
 from training.provenance import command
-from training.resuming import once, resume_from
+from training.resuming import once, options_of_run, resume_from
 from training.run_records import plot_learning_curve, title, write_model_card
 from training.short_convolution import add_short_convolution
 from training.tokenization import in_blocks, tell_longest_input, train_bpe_tokenizer, train_character_tokenizer
@@ -69,6 +69,8 @@ class DataArguments(options.DataArguments):
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
             raise ValueError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.num_sample_tokens < 0:
+            raise ValueError(f"--num_sample_tokens must be 0 or more, got {self.num_sample_tokens}")
 
 
 def make_tokenizer(model_args, texts):
@@ -113,6 +115,8 @@ def hide_once(blocks, collator):
 
 class LanguageModelTrainer(runs.ExactTrainer):
     """A `Trainer` whose evaluation takes examples that have their labels, and tells the perplexity."""
+
+    is_causal = True
 
     def get_eval_dataloader(self, eval_dataset=None):
         training_collator = self.data_collator
@@ -198,6 +202,7 @@ def main(arguments=None):
         processing_class=tokenizer,
         data_collator=masking,
     )
+    trainer.is_causal = not is_masked
 
     def record(results, output_dir):
         plot_learning_curve(results["learning_curve"], "perplexity", output_dir / "learning_curve.png", title(results))
@@ -206,8 +211,10 @@ def main(arguments=None):
             saved = auto_class.from_pretrained(
                 output_dir, trust_remote_code=model_args.trust_remote_code, **model_args.attention
             )
-            results["sample"] = sample(saved.to(training_args.device), tokenizer, data_args.num_sample_tokens)
-            print(results["sample"])
+            written = sample(saved.to(training_args.device), tokenizer, data_args.num_sample_tokens)
+            if written is not None:
+                results["sample"] = written
+                print(written)
         write_model_card(
             output_dir / "README.md",
             "language_model.md.jinja",
@@ -219,6 +226,7 @@ def main(arguments=None):
             training_args=training_args,
         )
 
+    contents = {name: (split[data_args.text_column],) for name, split in examples.items()}
     known = {
         "task": "fill-mask" if is_masked else "text-generation",
         "dataset": dataset_title(data_args, "Python docstrings"),
@@ -227,7 +235,7 @@ def main(arguments=None):
     }
     return runs.train(
         trainer,
-        resume_from(training_args),
+        resume_from(training_args, options_of_run(model_args, data_args, training_args, contents)),
         known,
         record,
         command=command(__file__, arguments),
@@ -237,10 +245,12 @@ def main(arguments=None):
 
 
 def sample(model, tokenizer, num_tokens):
-    """A text that the model writes, as far as its positions reach."""
+    """A text that the model writes, as far as its positions reach; None for no tokens, or without one to begin with."""
     start = tokenizer("\n", return_tensors="pt").input_ids
-    if start.numel() == 0:
+    if start.numel() == 0 and tokenizer.eos_token_id is not None:
         start = torch.tensor([[tokenizer.eos_token_id]])
+    if start.numel() == 0 or num_tokens == 0:
+        return None
     longest = getattr(model.config, "longest_input", getattr(model.config, "max_position_embeddings", None))
     if longest is not None:
         num_tokens = min(num_tokens, longest - start.shape[1])

@@ -20,7 +20,7 @@ from training import options, runs
 from training.data import dataset_title, load_examples, test_of
 from training.labels import Labels
 from training.provenance import command
-from training.resuming import once, resume_from
+from training.resuming import once, options_of_run, resume_from
 from training.run_records import classification_record
 from training.short_convolution import add_short_convolution
 from training.tokenization import (
@@ -99,6 +99,14 @@ def make_tokenizer(model_args, texts):
     return train_wordpiece_tokenizer(texts, WORDPIECES if model_args.vocab_size is None else model_args.vocab_size)
 
 
+def check_texts(texts, column):
+    """Raises a ValueError for a row without a text; `texts` are lists by the names of the splits."""
+    for name, rows in texts.items():
+        missing = [row for row, text in enumerate(rows) if text is None]
+        if missing:
+            raise ValueError(f"row {missing[0]} of split {name!r}, column {column!r}: there is no text")
+
+
 def main(arguments=None):
     model_args, data_args, training_args = parse_arguments(arguments)
     transformers.set_seed(training_args.seed)
@@ -106,13 +114,18 @@ def main(arguments=None):
     train_name, validation_name, *_ = examples
     train = examples[train_name]
     labels = Labels(train, data_args.label_column)
+    texts = {name: split[data_args.text_column] for name, split in examples.items()}
+    check_texts(texts, data_args.text_column)
+    encoded_labels = {  # of all splits, before anything is trained
+        name: labels.encode_all(name, data_args.label_column, split[data_args.label_column])
+        for name, split in examples.items()
+    }
 
     if model_args.source:
         tokenizer = AutoTokenizer.from_pretrained(**model_args.source)
         config = AutoConfig.from_pretrained(**model_args.source)
     else:
-        texts = train[data_args.text_column]
-        tokenizer = once(training_args, lambda: make_tokenizer(model_args, texts))
+        tokenizer = once(training_args, lambda: make_tokenizer(model_args, texts[train_name]))
         config = AstroformerConfig(
             **model_args.architecture,
             pooling=model_args.pooling,
@@ -140,7 +153,7 @@ def main(arguments=None):
         name: split.map(encode, batched=True, remove_columns=train.column_names, desc=f"Tokenizing {name}")
         for name, split in examples.items()
     }
-    majority = labels.majority(encoded[train_name]["labels"], encoded[validation_name]["labels"])
+    majority = labels.majority(encoded_labels[train_name], encoded_labels[validation_name])
     if majority is not None and training_args.process_index == 0:
         print(f"Accuracy of a guess: majority {majority:.4f} (the commonest label of the training texts)")
     if training_args.metric_for_best_model == "auto":
@@ -160,10 +173,11 @@ def main(arguments=None):
         "split": validation_name,
         **({} if majority is None else {"majority": majority}),
     }
+    contents = {name: (texts[name], encoded_labels[name]) for name in examples}
     unit = f"texts, cut at {data_args.max_length} tokens"
     return runs.train(
         trainer,
-        resume_from(training_args),
+        resume_from(training_args, options_of_run(model_args, data_args, training_args, contents)),
         known,
         classification_record(labels, training_args, unit),
         command=command(__file__, arguments),

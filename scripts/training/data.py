@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Loading data, from the Hub or a local folder, and choosing splits."""
 
+import glob
 from pathlib import Path
 
 import datasets
@@ -42,9 +43,13 @@ def load_splits(dataset_name=None, dataset_config_name=None, dataset_dir=None, o
             f"--dataset_dir must be a folder with files named by split, in one format of {sorted(FILE_FORMATS)}, like "
             f"train.parquet and validation.parquet; {str(folder)!r} has {[path.name for path in files]}"
         )
+    stems = [path.stem for path in files]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        names = [path.name for path in files if path.stem == twice[0]]
+        raise ValueError(f"--dataset_dir must have one file for each split, {str(folder)!r} has {' and '.join(names)}")
     file_format = formats.pop()
     more = {"sample_by": "document"} if file_format == "text" else {}
-    return datasets.load_dataset(file_format, data_files={path.stem: str(path) for path in files}, **more)
+    return datasets.load_dataset(file_format, data_files={path.stem: glob.escape(str(path)) for path in files}, **more)
 
 
 HELD_OUT_SEED = 0  # the same examples are held out, whatever the seed of the run

@@ -2,6 +2,7 @@
 """Kinds of labels, and how they become what a model takes."""
 
 import functools
+import math
 from collections import Counter
 
 from datasets import ClassLabel
@@ -19,12 +20,15 @@ class Labels:
         self.names = None
         if isinstance(kind, ClassLabel):
             self.names = list(kind.names)
-            self._number = int
+            self._number = functools.partial(self._look_up, {i: i for i in range(len(self.names))})
         elif kind.dtype.startswith("float"):
             if several is not None:
                 raise ValueError(f"label column {column!r}: lists of real numbers are not supported")
         elif kind.dtype.startswith(("int", "uint", "bool", "string", "large_string")):
-            flat = {value for row in values for value in row} if several else set(values)
+            if several is not None:
+                refuse_zeros_and_ones(column, values)
+            flat = {value for row in values for value in row or ()} if several else set(values)
+            flat -= {None}  # which `encode_all` refuses, with its row
             self.names = [str(value) for value in sorted(flat)]
             numbers = {name: i for i, name in enumerate(sorted(flat))}
             self._number = functools.partial(self._look_up, numbers)
@@ -38,6 +42,8 @@ class Labels:
         else:
             self.problem_type, self.best = "single_label_classification", "accuracy"
             self.metric = Classification()
+            if len(self.names) < 2:
+                raise ValueError(f"label column {column!r} must have two classes or more, got {self.names}")
 
     @staticmethod
     def _look_up(numbers, value):
@@ -46,6 +52,23 @@ class Labels:
                 f"label {value!r} does not occur in the training split, whose labels are {sorted(numbers)}"
             )
         return numbers[value]
+
+    def encode_all(self, split, column, values):
+        """The labels of a split as the model takes them.
+
+        Raises:
+            ValueError: one is missing, or is none of the training split; it names the row.
+        """
+        encoded = []
+        for row, value in enumerate(values):
+            where = f"row {row} of split {split!r}, column {column!r}"
+            if value is None or (isinstance(value, float) and math.isnan(value)):
+                raise ValueError(f"{where}: there is no label")
+            try:
+                encoded.append(self.encode(value))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+        return encoded
 
     def encode(self, value):
         """A label of the data set as the model takes it."""
@@ -92,3 +115,13 @@ class Labels:
         else:
             predictions, references = (logits > 0).astype(int), references.astype(int)
         return self.metric.compute(predictions=predictions, references=references)
+
+
+def refuse_zeros_and_ones(column, values):
+    """Raises a ValueError if lists of labels say of every class whether it applies, instead of naming those that do."""
+    lengths = {len(row) for row in values if row is not None}
+    if len(lengths) == 1 and lengths != {1} and all(set(row) <= {0, 1} for row in values if row is not None):
+        raise ValueError(
+            f"label column {column!r} has a 0 or 1 for each of {lengths.pop()} classes in every row, got "
+            f"{values[0]}; expected lists of the labels that apply, of names or numbers"
+        )

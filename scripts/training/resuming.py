@@ -1,7 +1,11 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Going on with a run that was killed."""
 
+import dataclasses
+import hashlib
+import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -9,6 +13,22 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
+
+from training.files import read_json, write_json
+
+
+RUN_OPTIONS = "run_options.json"  # in a run's folder: what it was begun with
+# The arguments of `Trainer` that change what is learned; batches are checked on their own, see `check_batch_size`.
+LEARNING_OPTIONS = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("num_train_epochs", "max_steps", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("seed", "data_seed", "bf16", "fp16", "label_smoothing_factor", "train_sampling_strategy", "group_by_length"),
+)
+# What says where the data lie, of which `options_of_run` compares the contents, or changes nothing that is learned.
+PLACES = (
+    *("dataset_name", "dataset_config_name", "dataset_dir", "max_curve_samples", "num_sample_tokens"),
+    "trust_remote_code",
+)
 
 
 def once(training_args, make):
@@ -30,15 +50,70 @@ def checkpoint_to_resume(output_dir):
         return None
     for path in Path(output_dir).glob("checkpoint-*"):
         if not (path / "trainer_state.json").exists():  # the file that Trainer writes last; a killed run may lack it
-            path.rename(path.with_name(f"incomplete-{path.name}"))
+            incomplete = path.with_name(f"incomplete-{path.name}")
+            shutil.rmtree(incomplete, ignore_errors=True)  # of an earlier time that it was killed there
+            path.rename(incomplete)
     return get_last_checkpoint(output_dir)
 
 
-def resume_from(training_args):
-    """The checkpoint that a run goes on from: the one asked for, or the newest in its output folder, or None."""
-    if training_args.resume_from_checkpoint:
-        return training_args.resume_from_checkpoint
-    return once(training_args, lambda: checkpoint_to_resume(training_args.output_dir))
+def options_of_run(model_args, data_args, training_args, splits=None):
+    """What a run is begun with, as JSON keeps it: options by their names, and what the data are like.
+
+    Args:
+        model_args, data_args, training_args: the three dataclasses of a training script.
+        splits (`dict`, *optional*): by name, columns of the data that tell them from others.
+    """
+    given = {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args)}
+    given |= {name: getattr(training_args, name) for name in LEARNING_OPTIONS if hasattr(training_args, name)}
+    found = {"options": {name: value for name, value in given.items() if name not in PLACES}}
+    found["data"] = {name: digest_of(columns) for name, columns in (splits or {}).items()}
+    return json.loads(json.dumps(found, default=str))
+
+
+def digest_of(columns):
+    """A digest of what is in columns of data, each of numbers, strings or lists."""
+    digest = hashlib.sha256()
+    for column in columns:
+        for value in column:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()[:16]
+
+
+def resume_from(training_args, options):
+    """The checkpoint that a run goes on from: the one asked for, or the newest in its output folder, or None.
+
+    Args:
+        training_args (`TrainingArguments`): of the run.
+        options (`dict`): of `options_of_run`, which is written into the folder.
+
+    Raises:
+        ValueError: the folder holds a run that was begun otherwise, and no checkpoint was asked for by name.
+    """
+
+    def find():
+        folder = Path(training_args.output_dir)
+        checkpoint = training_args.resume_from_checkpoint or checkpoint_to_resume(folder)
+        is_begun = checkpoint or (folder / "results.json").exists()
+        if is_begun and (folder / RUN_OPTIONS).exists() and not training_args.resume_from_checkpoint:
+            check_same_run(folder, read_json(folder / RUN_OPTIONS), options)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RUN_OPTIONS, options)
+        return checkpoint
+
+    return once(training_args, find)
+
+
+def check_same_run(folder, begun_with, options):
+    """Raises a ValueError if the run in a folder was begun with other options, or on other data."""
+    advice = "give the same to go on with it, name another --output_dir, or remove it"
+    for name, value in options["options"].items():
+        earlier = begun_with["options"].get(name, value)
+        if earlier != value:
+            raise ValueError(f"--{name} is {value!r}, but the run in {folder} was begun with {earlier!r}; {advice}")
+    for name, like in options["data"].items():
+        earlier = begun_with["data"].get(name)
+        if earlier != like:
+            raise ValueError(f"split {name!r} of the data is not what the run in {folder} was begun with; {advice}")
 
 
 class Stopwatch(TrainerCallback, ExportableState):
@@ -70,12 +145,15 @@ class Stopwatch(TrainerCallback, ExportableState):
         self._begin(earlier["attributes"] if earlier else {})
 
 
-def finished_state(checkpoint):
+def finished_state(checkpoint, training_args):
     """The state of a run whose last step is in a checkpoint, None if there are steps left or there is no checkpoint."""
     if not checkpoint:
         return None
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    return state if state.global_step >= state.max_steps and "Stopwatch" in state.stateful_callbacks else None
+    more_epochs = training_args.max_steps <= 0 and training_args.num_train_epochs > state.num_train_epochs
+    if state.global_step < state.max_steps or training_args.max_steps > state.global_step or more_epochs:
+        return None
+    return state if "Stopwatch" in state.stateful_callbacks else None
 
 
 def check_batch_size(checkpoint, batch_size, world_size):

@@ -16,6 +16,9 @@ from training.run_records import learning_curve, quality, title
 from training.short_convolution import load_weights
 
 
+LOWER_IS_BETTER = ("loss", "mse", "perplexity")  # of the metrics that a best checkpoint is chosen by
+
+
 class ExactTrainer(Trainer):
     """A `Trainer` whose evaluation loss is the mean over all labels.
 
@@ -23,12 +26,13 @@ class ExactTrainer(Trainer):
     processes evaluate, the last batches are filled up with examples that were counted before.
     """
 
+    is_causal = False  # whether a token's label is the next token
     _losses: list
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
         if loss is not None:
-            losses = losses_of_examples(logits, labels, self.model.config)
+            losses = losses_of_examples(logits, labels, self.model.config, self.is_causal)
             self._losses.append(self.accelerator.gather_for_metrics(losses))  # which leaves out what was filled up
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
@@ -42,17 +46,17 @@ class ExactTrainer(Trainer):
         return output
 
 
-def losses_of_examples(logits, labels, config):
+def losses_of_examples(logits, labels, config, is_causal=False):
     """The summed loss of each example and the number of its labels: `(batch, 2)`."""
-    logits = logits.float()
-    if config.problem_type == "regression":
+    logits, problem_type = logits.float(), getattr(config, "problem_type", None)
+    if problem_type == "regression":
         each = (logits - labels.float().view_as(logits)).square()
         counted = torch.ones_like(each)
-    elif config.problem_type == "multi_label_classification":
+    elif problem_type == "multi_label_classification":
         each = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
         counted = torch.ones_like(each)
     else:
-        if logits.dim() == 3 and config.is_decoder:  # a token's label is the next token
+        if is_causal:
             logits, labels = logits[:, :-1], labels[:, 1:]
         each = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
         each, counted = each.view(labels.shape), (labels != -100).float()
@@ -89,9 +93,9 @@ def train(trainer, resume_from, results, record, *, command, test=None, max_curv
         if trainer.is_world_process_zero():
             print(f"Continuing from {resume_from}")
     best_by = args.metric_for_best_model
-    args.greater_is_better = best_by.removeprefix("eval_") not in ("loss", "mse")
+    args.greater_is_better = best_by.removeprefix("eval_") not in LOWER_IS_BETTER
     trainer.add_callback(stopwatch)
-    finished = finished_state(resume_from)
+    finished = finished_state(resume_from, args)
     if finished is None:
         needs_best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
         if not needs_best and args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:

@@ -6,17 +6,20 @@ import torch
 import visualize
 from looking.checkpoint import spell
 from looking.colours import colour, coloured_text
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from training.tokenization import train_character_tokenizer, train_wordpiece_tokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from variants import ROOT, SWITCHES_OFF, VARIANTS, make_model, tiny_config, tiny_vision_config
 
 from astroformer_hf import (
+    AstroformerCache,
     AstroformerForImageClassification,
     AstroformerForSequenceClassification,
     look_inside,
     neuron_astrocyte_attention,
 )
+from astroformer_hf.library_compatibility import CACHE_NAME
 
 
 SYNAPTIC = {name: variant for name, variant in VARIANTS.items() if variant.get("attention_type") != "softmax"}
@@ -159,6 +162,25 @@ def test_a_model_is_left_as_it_was():
     model = make_model("AstroformerModel").train()
     look_inside(model, input_ids=torch.ones(1, 4).long())
     assert model.training and not any(layer.attention._forward_pre_hooks for layer in model.layers)
+
+
+def test_a_text_that_goes_on_from_a_cache_is_refused():
+    model, ids = make_model("AstroformerForCausalLM"), torch.randint(1, 50, (1, 9))
+    cache = getattr(model(ids[:, :6], use_cache=True), CACHE_NAME)
+    with pytest.raises(ValueError, match=f"look_inside takes whole texts, and {CACHE_NAME} holds 6 tokens"):
+        look_inside(model, input_ids=ids[:, 6:], **{CACHE_NAME: cache})
+    output, _ = look_inside(model, input_ids=ids, **{CACHE_NAME: AstroformerCache()})  # an empty one is none
+    torch.testing.assert_close(output.logits, model(ids).logits)
+
+
+def test_an_adapted_model():
+    model = make_model("AstroformerForSequenceClassification")
+    adaptation = LoraConfig(task_type="SEQ_CLS", r=2, target_parameters=["astrocyte_code.weight"])
+    ids = torch.randint(1, 50, (1, 9))
+    _, expected = look_inside(model, input_ids=ids)
+    _, found = look_inside(get_peft_model(model, adaptation), input_ids=ids)  # whose adapters add nothing yet
+    torch.testing.assert_close(found[0].coupling, expected[0].coupling)
+    torch.testing.assert_close(found[0].attention, expected[0].attention)
 
 
 def test_softmax_attention_has_no_synapses():

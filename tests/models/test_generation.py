@@ -405,6 +405,19 @@ def test_the_learned_code_ends_with_its_table():
         model(torch.randint(1, 50, (1, 21)))
 
 
+def test_a_refused_call_leaves_the_cache_as_it_was():
+    model = make_model("AstroformerForCausalLM", astrocyte_code="learned", max_position_embeddings=20)
+    ids, mask = torch.randint(1, 50, (2, 15)), torch.ones(2, 15).long()
+    mask[0, :3] = 0
+    with torch.no_grad():
+        cache = getattr(model(ids[:, :12], attention_mask=mask[:, :12], use_cache=True), CACHE_NAME)
+        longer = torch.randint(1, 50, (2, 9))
+        with pytest.raises(ValueError, match="max_position_embeddings=20"):
+            model(longer, attention_mask=torch.cat((mask[:, :12], torch.ones(2, 9).long()), 1), **{CACHE_NAME: cache})
+        found = model(ids[:, 12:], attention_mask=mask, **{CACHE_NAME: cache}).logits
+        torch.testing.assert_close(found, model(ids, attention_mask=mask).logits[:, 12:], rtol=1e-4, atol=1e-4)
+
+
 def test_assisted_generation_works_or_says_why_not(variant):
     model = make_model("AstroformerForCausalLM", **variant)
     assistant = make_model("AstroformerForCausalLM", **variant)

@@ -417,6 +417,24 @@ def test_a_loss_is_that_of_the_documents_alone():
         torch.testing.assert_close(model(**batch).loss, expected)
 
 
+@pytest.mark.parametrize("kept", [30, torch.arange(60, 100)], ids=["a number", "indices"])
+def test_a_loss_of_some_logits_is_that_of_the_documents_alone(kept):
+    model = make_model("AstroformerForCausalLM")
+    ids, positions = torch.randint(1, 50, (1, 100)), positions_of([[5, 1, 70, 24]])
+    own = slice(-kept, None) if isinstance(kept, int) else kept
+    labels = ids.clone()
+    labels[0, [5, 6, 76]] = -100  # by hand
+    more = {"position_ids": positions, "logits_to_keep": kept}
+    expected = model(ids, **more, labels=labels[:, own]).loss
+    torch.testing.assert_close(model(ids, **more, labels=ids[:, own]).loss, expected)
+    shifted = torch.nn.functional.pad(ids, (0, 1), value=-100)[:, 1:]
+    given = {**more, "labels": ids[:, own], "shift_labels": shifted[:, own]}
+    by_hand = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    logits = model(ids, **more).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), by_hand[:, own].flatten())
+    torch.testing.assert_close(model(ids, **given).loss, expected)
+
+
 @pytest.mark.parametrize(
     "name", ["AstroformerForSequenceClassification", "AstroformerForQuestionAnswering", "AstroformerForMultipleChoice"]
 )

@@ -199,12 +199,21 @@ def test_models_that_do_not_fit_are_named(name, options, message, classifier, tm
 
 
 @needs_exporters
+def test_a_model_is_not_exported_over_itself(classifier):
+    folder, _ = classifier
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="--output_dir must be another folder than that of --model"):
+        export.main(["--model", str(folder), "--format", "torch", "--output_dir", f"{folder}/../{folder.name}"])
+    assert (folder / "results.json").exists()
+
+
 def test_evaluation_wants_the_labels_of_the_model(classifier, tmp_path):
     model, data = classifier
-    (data / "validation.json").write_text(json.dumps({"text": "a film", "label": "worse"}))
-    (data / "train.json").write_text(json.dumps({"text": "a film", "label": "worse"}))
+    lines = "\n".join(json.dumps({"text": "a film", "label": label}) for label in ("worse", "worst"))
+    for split in ("train", "validation"):
+        (data / f"{split}.json").write_text(lines)
     options = ["--format", "torch", "--evaluate", "--dataset_dir", str(data), "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match=r"one label each of \['bad', 'good'\], got \['worse'\]"):
+    with pytest.raises(ValueError, match=r"one label each of \['bad', 'good'\], got \['worse', 'worst'\]"):
         export.main(["--model", str(model), *options])
 
 

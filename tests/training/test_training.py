@@ -11,15 +11,18 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import predict
 import pytest
 import torch
 import train_associative_recall
+import train_image_classification
 import train_language_model
 import train_text_classification
 from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from PIL import Image
 from reviews import write_reviews
 from training.data import load_splits, pick_split
 from training.files import write_json
@@ -28,10 +31,10 @@ from training.metrics import Classification, MultiLabelClassification, Regressio
 from training.options import choices_of
 from training.provenance import launcher
 from training.recall import RecallExamples, recall_accuracy, recall_examples, share_of_the_commonest
-from training.resuming import check_batch_size
+from training.resuming import check_batch_size, checkpoint_to_resume
 from training.runs import losses_of_examples
 from training.short_convolution import ConvolvedProjection, add_short_convolution
-from training.tokenization import in_blocks, train_character_tokenizer, train_wordpiece_tokenizer
+from training.tokenization import in_blocks, train_character_tokenizer, train_word_tokenizer, train_wordpiece_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -39,6 +42,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     DataCollatorForLanguageModeling,
+    LlamaConfig,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -283,7 +288,7 @@ def test_the_exact_loss_is_that_of_the_model(head):
         model, ids = kind(tiny_config()), torch.randint(1, 50, (6, 5))
         labels = ids.masked_fill(torch.rand(6, 5) < 0.5, -100)
     output = model.eval()(input_ids=ids, labels=labels)
-    losses = losses_of_examples(output.logits, labels, model.config)
+    losses = losses_of_examples(output.logits, labels, model.config, model.config.is_decoder)
     total, number = losses.sum(0)
     torch.testing.assert_close(total / number, output.loss)
     assert losses.shape == (6, 2)
@@ -378,6 +383,34 @@ def test_a_label_that_was_never_trained_is_named():
     kind = Labels(Dataset.from_dict({"label": ["a", "b"]}), "label")
     with pytest.raises(ValueError, match=r"label 'c' does not occur .* \['a', 'b'\]"):
         kind.encode("c")
+    classes = datasets.Features({"label": datasets.ClassLabel(names=["a", "b"])})
+    kind = Labels(Dataset.from_dict({"label": [0, 1]}, features=classes), "label")
+    assert kind.encode_all("train", "label", [1, 0]) == [1, 0]
+    with pytest.raises(ValueError, match=r"row 1 of split 'test', column 'label': label -1 does not occur"):
+        kind.encode_all("test", "label", [0, -1])  # as of those that a competition hides
+
+
+@pytest.mark.parametrize("labels", [["a", None, "b"], [0.5, None, 1.5], [[1], None, [2, 3]], [1, 2, None]], ids=str)
+def test_a_label_that_is_missing_is_named(labels):
+    kind = Labels(Dataset.from_dict({"label": labels}), "label")
+    row = labels.index(None)
+    with pytest.raises(ValueError, match=f"row {row} of split 'train', column 'label': there is no label"):
+        kind.encode_all("train", "label", labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "a"], r"label column 'label' must have two classes or more, got \['a'\]"),
+        (
+            [[0, 1, 1], [1, 0, 0]],
+            r"a 0 or 1 for each of 3 classes in every row, got \[0, 1, 1\]; expected lists of the",
+        ),
+    ],
+)
+def test_labels_of_no_use_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        Labels(Dataset.from_dict({"label": labels}), "label")
 
 
 def test_metrics_work_without_a_network():
@@ -399,6 +432,134 @@ def test_bad_data_is_named(tmp_path):
         load_splits(dataset_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"no split 'train'; it has \['other'\]"):
         pick_split({"other": None}, "train")
+    (tmp_path / "twice").mkdir()
+    for name in ("train.json", "train.jsonl", "validation.json"):
+        (tmp_path / "twice" / name).write_text('{"text": "a", "label": "b"}')
+    with pytest.raises(ValueError, match="one file for each split, .* has train.json and train.jsonl"):
+        load_splits(dataset_dir=str(tmp_path / "twice"))
+
+
+def test_the_name_of_a_folder_is_no_pattern(tmp_path):
+    for name in ("data[1]", "data1", "*"):
+        write_reviews(tmp_path / name, 20 if name == "data1" else 10)
+    for name in ("data[1]", "*"):
+        assert len(load_splits(dataset_dir=str(tmp_path / name))["train"]) == 10
+
+
+def test_data_without_a_text_or_a_label_are_named_before_the_training(tmp_path):
+    data = write_reviews(tmp_path / "reviews", 20)
+    whole = (data / "validation.csv").read_text()
+    for line, message in {
+        "lovely,": "row 40 of split 'validation', column 'label': there is no label",
+        ",pos": "row 40 of split 'validation', column 'text': there is no text",
+        "lovely,good": "row 40 of split 'validation', column 'label': label 'good' does not occur in the training",
+    }.items():
+        (data / "validation.csv").write_text(f"{whole}{line}\n")
+        with pytest.raises(ValueError, match=message):
+            train_text_classification.main(script_command(data, tmp_path / "model")[1:])
+    assert not (tmp_path / "model").exists()
+
+
+def test_images_of_an_unknown_label_are_named_before_the_training(tmp_path):
+    images = {name: [Image.new("RGB", (8, 8))] * 4 for name in ("train", "validation")}
+    (tmp_path / "data").mkdir()
+    for name, labels in {"train": ["cat", "dog"] * 2, "validation": ["cat", "dog", "cat", "owl"]}.items():
+        rows = Dataset.from_dict({"image": images[name], "label": labels})
+        rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / f"data/{name}.parquet")
+    arguments = ["--dataset_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "model"), "--use_cpu"]
+    with pytest.raises(ValueError, match="row 3 of split 'validation', column 'label': label 'owl' does not occur"):
+        train_image_classification.main(arguments)
+
+
+CHANGED = {
+    "presynaptic_alpha": ["--presynaptic_alpha", "0.9"],
+    "learning_rate": ["--learning_rate", "0.5"],
+    "max_steps": ["--max_steps", "2"],
+    "seed": ["--seed", "7"],
+}
+
+
+def test_a_folder_that_holds_another_run_is_not_gone_on_with(tmp_path, capsys):
+    data, other = write_reviews(tmp_path / "reviews", 20), write_reviews(tmp_path / "other", 24)
+    command = script_command(data, tmp_path / "model", "--max_steps", "1", "--save_strategy", "steps")[1:]
+    command += ["--save_steps", "1", "--load_best_model_at_end", "false", "--disable_tqdm", "true"]
+    train_text_classification.main(command)
+    before = (tmp_path / "model/model.safetensors").read_bytes()
+    for name, more in CHANGED.items():
+        with pytest.raises(ValueError, match=f"--{name} is .*, but the run in .* was begun with .*; give the same"):
+            train_text_classification.main([*command, *more])
+    changed = [str(other) if argument == str(data) else argument for argument in command]
+    with pytest.raises(ValueError, match="split 'train' of the data is not what the run in .* was begun with"):
+        train_text_classification.main(changed)
+    capsys.readouterr()
+    data.rename(tmp_path / "moved")  # which is the same data
+    moved = [str(tmp_path / "moved") if argument == str(data) else argument for argument in command]
+    train_text_classification.main([*moved, "--logging_steps", "7"])
+    assert "Continuing from" in capsys.readouterr().out
+    assert (tmp_path / "model/model.safetensors").read_bytes() == before
+    checkpoint = str(tmp_path / "model/checkpoint-1")  # by its name, a checkpoint may begin another run
+    train_text_classification.main([*moved, "--resume_from_checkpoint", checkpoint, "--max_steps", "2"])
+    assert json.loads((tmp_path / "model/results.json").read_text())["steps"] == 2
+
+
+def test_a_run_that_is_killed_twice_at_the_same_checkpoint(tmp_path):
+    for _ in range(2):
+        (tmp_path / "checkpoint-9/inside").mkdir(parents=True)
+        assert checkpoint_to_resume(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["incomplete-checkpoint-9"]
+
+
+def test_the_best_checkpoint_by_perplexity_is_the_lowest(tmp_path, scripts, novel):
+    options = ("--dataset_dir", str(novel), "--max_steps", "12", "--metric_for_best_model", "perplexity")
+    options += ("--num_sample_tokens", "0", "--eval_strategy", "steps", "--eval_steps", "4", "--save_strategy", "steps")
+    results = run_language_model(tmp_path, scripts.run, *options, "--save_steps", "4")
+    curve = [entry["eval_perplexity"] for entry in results["learning_curve"]["evaluation"]]
+    assert len(curve) == 3 and results["metrics"]["perplexity"] == pytest.approx(min(curve), rel=1e-4)
+    assert "sample" not in results  # no tokens were asked for
+
+
+def test_a_tokenizer_without_a_token_to_begin_with_writes_no_sample():
+    model = make_model("AstroformerForCausalLM")
+    tokenizer = train_word_tokenizer(["a b c"])
+    tokenizer.eos_token = None
+    assert train_language_model.sample(model, tokenizer, 5) is None
+
+
+@pytest.mark.parametrize("attention", ["neuron_astrocyte", "sdpa"])
+def test_language_models_of_the_library_are_measured(attention, tmp_path, novel):
+    """Whose configurations do not say whether they are causal."""
+    tokenizer = train_character_tokenizer([(novel / "train.txt").read_text()])
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    arguments = ["--model_name_or_path", str(tmp_path / "llama"), "--dataset_dir", str(novel), "--block_size", "16"]
+    arguments += ["--max_steps", "2", "--eval_strategy", "steps", "--save_strategy", "no", "--use_cpu"]
+    arguments += ["--load_best_model_at_end", "false", "--disable_tqdm", "true", "--num_sample_tokens", "3"]
+    more = ["--attn_implementation", attention, "--output_dir", str(tmp_path / "model")]
+    train_language_model.main([*arguments, *more])
+    results = json.loads((tmp_path / "model/results.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=attention).eval()
+    texts = Dataset.from_text(str(novel / "validation.txt"), sample_by="document")
+    blocks = in_blocks(texts, tokenizer, "text", 16)
+    with torch.no_grad():
+        assert results["metrics"]["loss"] == pytest.approx(model(blocks, labels=blocks).loss.item(), rel=1e-3)
+
+
+def test_predict_reads_with_the_attention_of_the_training(tmp_path, capsys):
+    tokenizer = train_wordpiece_tokenizer(["lovely awful"] * 9, 60)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, max_position_embeddings=16, **sizes)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write_json(tmp_path / "results.json", {"attn_implementation": "neuron_astrocyte"})
+    text = "lovely awful " * 20  # longer than the model takes
+    inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=16)
+    for attention, more in {"neuron_astrocyte": [], "sdpa": ["--attn_implementation", "sdpa"]}.items():
+        predict.main(["--model", str(tmp_path), "--text", text, *more])
+        model = BertForSequenceClassification.from_pretrained(tmp_path, attn_implementation=attention).eval()
+        with torch.no_grad():
+            expected = model(**inputs).logits.softmax(-1).max().item()
+        assert f"{expected:.0%}" in capsys.readouterr().out
 
 
 def test_json_is_whole_or_absent(tmp_path):
