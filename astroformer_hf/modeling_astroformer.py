@@ -61,7 +61,7 @@ from .model_outputs import (
     AstroformerSequenceClassifierOutput,
     AstroformerTokenClassifierOutput,
 )
-from .packed_rows import first_tokens, is_packed_explicitly, packed_documents, refuse_packed_rows
+from .packed_rows import is_packed_explicitly, packed_documents, refuse_packed_rows, without_first_tokens
 from .segments import (
     AstroformerMemory,
     Pick,
@@ -560,14 +560,7 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
         if labels is not None:
             labels = class_labels(labels, logits.shape[:2], self.config.vocab_size, "vocab_size", loss_arguments)
             shape = outputs.last_hidden_state.shape[:2]
-            first = first_tokens(shape, inputs.attention_mask, inputs.position_ids, kwargs)
-            if first is not None:
-                ignored = loss_arguments.get("ignore_index", -100)
-                labels = labels.masked_fill(first[:, kept], ignored)
-                if loss_arguments.get("shift_labels") is not None:
-                    following = nn.functional.pad(first[:, 1:], (0, 1))
-                    shifted = loss_arguments["shift_labels"]
-                    loss_arguments["shift_labels"] = shifted.masked_fill(following[:, kept], ignored)
+            labels = without_first_tokens(labels, shape, kept, inputs, kwargs, loss_arguments)
             loss = self.loss_function(logits, labels, self.config.vocab_size, **loss_arguments)
         state = {CACHE_NAME: getattr(outputs, CACHE_NAME)}
         return AstroformerCausalLMOutputWithPast(loss=loss, logits=logits, **state, **recorded(outputs))

@@ -100,23 +100,38 @@ def is_packed_explicitly(keywords: Mapping[str, Any]) -> bool:
     return any(keywords.get(name) is not None for name in PACKING_KEYWORDS)
 
 
-def first_tokens(
+def without_first_tokens(
+    labels: torch.Tensor,
     shape: Sequence[int],
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
+    kept: slice | torch.Tensor,
+    inputs: Any,
     keywords: Mapping[str, Any],
-) -> torch.Tensor | None:
-    """Where in a batch of that shape each document but the first of its row begins, `(batch, length)` bool; None where
-    nothing tells of documents. The preceding token, the last of another document, must not predict it."""
+    loss_arguments: dict[str, Any],
+) -> torch.Tensor:
+    """Labels of a causal language model, with what is ignored at the first token of each document but the first of its
+    row: the preceding token, the last of another document, must not predict it.
+
+    Args:
+        labels (`torch.Tensor`): of the tokens whose logits are kept.
+        shape (`tuple`): `(batch, length)` of the input.
+        kept (`slice` or `torch.Tensor`): which of its tokens these are.
+        inputs (`TextInputs`), keywords: of the forward.
+        loss_arguments (`dict`): of `pop_loss_arguments`; its `shift_labels`, each at the token before, are treated
+            likewise, in place.
+    """
     length = shape[1]
-    padding_mask = None if attention_mask is None else attention_mask[:, -length:] != 0
+    padding_mask = None if inputs.attention_mask is None else inputs.attention_mask[:, -length:] != 0
     starts = _explicit_starts(shape, padding_mask, keywords)
     if starts is None:
-        if position_ids is None:
-            return None
-        starts = (position_ids.view(-1, length) == 0).expand(*shape)
-    documents = number_documents(starts, padding_mask)
-    return starts & (documents > 0)
+        if inputs.position_ids is None:
+            return labels
+        starts = (inputs.position_ids.view(-1, length) == 0).expand(*shape)
+    first = starts & (number_documents(starts, padding_mask) > 0)
+    ignored = loss_arguments.get("ignore_index", -100)
+    if loss_arguments.get("shift_labels") is not None:
+        following = torch.nn.functional.pad(first[:, 1:], (0, 1))
+        loss_arguments["shift_labels"] = loss_arguments["shift_labels"].masked_fill(following[:, kept], ignored)
+    return labels.masked_fill(first[:, kept], ignored)
 
 
 def _explicit_starts(

@@ -121,7 +121,9 @@ def evaluate(model, processor, examples, max_length=None):
         labels = batch.pop("labels")
         with torch.no_grad():
             logits = model(**batch).logits
-        losses.append(losses_of_examples(logits, labels, model.config).double())
+        losses.append(
+            losses_of_examples(logits, labels, model.config, logits.dim() == 3 and model.config.is_decoder).double()
+        )
         predictions.append(logits.argmax(-1))
         references.append(labels)
     sums, counts = torch.cat(losses).unbind(-1)
