@@ -15,7 +15,7 @@ NAMES = {
     "window_and_sinks": "window and sinks",
     "window_and_sinks_half": "window and sinks, the easier half of the layers",
     "window_and_sinks_astrocyte": "window, sinks and astrocyte code",
-    "linear": "neither: synapses alone",
+    "linear": "synapses alone",
     "linear_astrocyte": "synapses alone, with the astrocyte code",
     "window": "window, no sinks",
     "sinks": "sinks, no window",

@@ -45,7 +45,7 @@ def test_perplexities_are_told_beside_the_original(tmp_path):
     write(tmp_path, "decoder", [record("linear", linear), record("window_and_sinks", quality)])
     lines = conversions_lines(tmp_path)
     assert "| window and sinks | 2 | 90.0 | 24.0 | 21.0 | 1.050 | 1.250 | 2 |" in lines
-    assert "| neither: synapses alone | 2 | 90.0 | 24.0 |  | 1.200 |  |  |" in lines
+    assert "| synapses alone | 2 | 90.0 | 24.0 |  | 1.200 |  |  |" in lines
     assert lines.index("| window and sinks | 2 | 90.0 | 24.0 | 21.0 | 1.050 | 1.250 | 2 |") == 4
     assert "Perplexity on 1,234 tokens; the original's is 20.0." in lines
 
@@ -72,7 +72,7 @@ def test_fine_tuned_models_are_compared_with_softmax(tmp_path):
     lines = conversions_lines(tmp_path)
     assert "| softmax attention, as it is | 90.0 |  |" in lines
     assert '| `attn_implementation="neuron_astrocyte"` | 85.0 | -5.0 |' in lines
-    assert "| converted: neither: synapses alone | 91.0 | +1.0 |" in lines
+    assert "| converted: synapses alone | 91.0 | +1.0 |" in lines
     assert any("7 steps" in line and "1,800 texts" in line for line in lines)
     assert any("up to 1.0 points" in line for line in lines)
 
