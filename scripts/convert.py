@@ -27,7 +27,7 @@ from conversion.quality import compare_embeddings, embeddings, perplexity, silen
 from training.files import read_json, write_json
 from training.half_precision import warn_of_slow_bfloat16
 from training.provenance import command, hardware, versions
-from training.resuming import checkpoint_to_resume
+from training.resuming import check_same_options, checkpoint_to_resume
 from transformers import AutoConfig, TrainingArguments
 
 from astroformer_hf import DistillationTrainer, keep_swapped, swap_attention, transfer_attention
@@ -139,12 +139,7 @@ def options_of(args, output_dir):
         begun_with = read_json(output_dir / OPTIONS)
     else:
         return options
-    for name, value in options.items():
-        if name in begun_with and value != begun_with[name]:
-            raise ValueError(
-                f"--{name} is {value!r}, but the conversion in {output_dir} was made or begun with "
-                f"{begun_with[name]!r}; give the same options to go on with it, name another folder, or remove it"
-            )
+    check_same_options(f"conversion in {output_dir}", begun_with, options)
     return options
 
 

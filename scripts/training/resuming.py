@@ -103,17 +103,25 @@ def resume_from(training_args, options):
     return once(training_args, find)
 
 
+ADVICE = "give the same to go on with it, name another --output_dir, or remove it"
+
+
 def check_same_run(folder, begun_with, options):
     """Raises a ValueError if the run in a folder was begun with other options, or on other data."""
-    advice = "give the same to go on with it, name another --output_dir, or remove it"
-    for name, value in options["options"].items():
-        earlier = begun_with["options"].get(name, value)
-        if earlier != value:
-            raise ValueError(f"--{name} is {value!r}, but the run in {folder} was begun with {earlier!r}; {advice}")
+    check_same_options(f"run in {folder}", begun_with["options"], options["options"])
     for name, like in options["data"].items():
         earlier = begun_with["data"].get(name)
         if earlier != like:
-            raise ValueError(f"split {name!r} of the data is not what the run in {folder} was begun with; {advice}")
+            raise ValueError(f"split {name!r} of the data is not what the run in {folder} was begun with; {ADVICE}")
+
+
+def check_same_options(what, begun_with, options):
+    """Raises a ValueError if an option is not what something, a run or a conversion, was begun with. One that it knew
+    nothing of may be anything."""
+    for name, value in options.items():
+        earlier = begun_with.get(name, value)
+        if earlier != value:
+            raise ValueError(f"--{name} is {value!r}, but the {what} was begun with {earlier!r}; {ADVICE}")
 
 
 class Stopwatch(TrainerCallback, ExportableState):

@@ -89,7 +89,7 @@ def test_an_encoder_is_converted(tmp_path, scripts):
     assert model(**tokenizer("a lovely w1", return_tensors="pt")).last_hidden_state.isfinite().all()
     again = scripts.run("scripts/convert.py", "--model", original, "--text", str(data), *options(output_dir))
     assert "holds this model, converted" in again.stdout
-    message = r"--window_size is 5, but the conversion in .* was made or begun with 2; give the same"
+    message = r"--window_size is 5, but the conversion in .* was begun with 2; give the same"
     with pytest.raises(ValueError, match=message):
         convert.main(
             ["--model", original, "--text", str(data), *options(output_dir, "--sink_tokens", "1"), "--window_size", "5"]
@@ -126,7 +126,7 @@ def test_a_decoder_goes_on_after_an_interruption(tmp_path, monkeypatch, capsys):
     assert not (output_dir / "results.json").exists()
     capsys.readouterr()
     with pytest.raises(
-        ValueError, match=r"--window_size is 5, but the conversion in .* was made or begun with 2; give the same"
+        ValueError, match=r"--window_size is 5, but the conversion in .* was begun with 2; give the same"
     ):
         convert.main([*arguments, "--window_size", "5"])
     convert.main(arguments)
@@ -335,7 +335,7 @@ def test_an_earlier_conversion_is_not_taken_for_another(tmp_path, monkeypatch):
         if window_size == 1:
             compare_conversions.main(run)
             continue
-        with pytest.raises(ValueError, match="--window_size is 2, but the conversion in .* was made or begun with 1"):
+        with pytest.raises(ValueError, match="--window_size is 2, but the conversion in .* was begun with 1"):
             compare_conversions.main(run)
 
 
