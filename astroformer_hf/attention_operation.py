@@ -52,7 +52,6 @@ from .attention_backends import choose_backend, fused_pass, resolve_code, run_pa
 from .attention_checks import check_inputs, check_switches, checked_documents
 from .attention_contract import PASSES, CodeRecipe, MaterializedCode, Pass
 from .attention_passes import (
-    astrocyte_feedback,
     calcium_response,
     full_precision,
     imprints,
@@ -60,6 +59,7 @@ from .attention_passes import (
     presynaptic_release,
     released,
     released_weights,
+    with_feedback,
     working_dtype,
 )
 from .attention_state import (
@@ -71,6 +71,7 @@ from .attention_state import (
     state_or_empty,
     tensors_of_state,
 )
+from .decayed_sums import time_elapsed
 from .feature_maps import FEATURE_MAPS, default_random_projection, phi
 
 
@@ -173,7 +174,7 @@ def neuron_astrocyte_network(
         if feedback:
             g = presynaptic_plasticity(calcium, alpha)  # (B, H, F)
             response = (activity * g).sum(-1, keepdim=True)  # C, (B, H, 1)
-            y = y * astrocyte_feedback(response)
+            y = with_feedback(y, response)
         return y
 
     answers = []
@@ -645,29 +646,31 @@ def neuron_astrocyte_attention_weights(
         share = shares(log_decay, proximity, padding_mask, documents, causal, imprint)  # (B or 1, H or 1, N, N)
         calcium = share @ source
         before, after = sides_of(initial_state)
-        elapsed = None if log_decay is None else _elapsed(log_decay, padding_mask, imprint.dtype)
+        elapsed = None if log_decay is None else _elapsed(log_decay, padding_mask)
         for state, is_later in ((before, False), (after, True)):
             if state is None:
                 continue
             found = state.calcium[:, :, None].to(calcium.dtype)
             if elapsed is not None:
-                found = found * (elapsed[..., -1:] - elapsed if is_later else elapsed).exp()[..., None]
+                left = (elapsed[..., -1:] - elapsed if is_later else elapsed).exp()
+                found = found * left[..., None].to(calcium.dtype)
             if documents is not None:  # the first goes on from it
                 found = found * (documents == documents[:, :1])[:, None, :, None]
             calcium = calcium + found
         weights = released(activity, calcium, alpha, presynaptic_target) @ imprint.transpose(-1, -2) * share
         weights = weights / num_hidden_neurons  # (B, H, N, N)
         if feedback:
-            weights = weights * astrocyte_feedback(calcium_response(activity, calcium, alpha))
+            weights = with_feedback(weights, calcium_response(activity, calcium, alpha))
     return weights.to(query.dtype)
 
 
-def _elapsed(log_decay: torch.Tensor, padding_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """The logarithm of what is left, at each token, of what there was before the first: `(batch, heads, length)`."""
-    log_decay = log_decay.to(dtype)
+def _elapsed(log_decay: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
+    """As of `time_elapsed`, over a whole text at once: in float64, where the device has it, for the differences between
+    neighbours far from the beginning."""
+    log_decay = log_decay.to(torch.float32 if log_decay.device.type == "mps" else torch.float64)
     if padding_mask is not None:
         log_decay = log_decay.masked_fill(~padding_mask[:, None], 0)
-    return log_decay.cumsum(-1)
+    return time_elapsed(log_decay)
 
 
 def shares(
@@ -682,8 +685,8 @@ def shares(
     length = like.shape[2]
     share = like.new_ones(1, 1, length, length)
     if log_decay is not None:
-        elapsed = _elapsed(log_decay, padding_mask, like.dtype)
-        share = (-(elapsed[..., :, None] - elapsed[..., None, :]).abs()).exp()
+        elapsed = _elapsed(log_decay, padding_mask)
+        share = (-(elapsed[..., :, None] - elapsed[..., None, :]).abs()).to(like.dtype).exp()
     if proximity is not None:
         share = proximity.to(like.dtype)
     if documents is not None:

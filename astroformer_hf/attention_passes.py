@@ -73,7 +73,7 @@ def read_mode(
     activity = phi(query.to(hebbian.dtype), feature_map)  # (B, H, N, F)
     output = activity @ hebbian  # (B, H, N, d)
     if plasticity is not None:
-        output = output * astrocyte_feedback(activity @ plasticity[..., None])
+        output = with_feedback(output, activity @ plasticity[..., None])
     return output.to(output_dtype)
 
 
@@ -107,6 +107,12 @@ def calcium_response(activity: Tensor, calcium: Tensor, alpha: float) -> Tensor:
 def astrocyte_feedback(response: Tensor) -> Tensor:
     """P = 1 / C, and 0 where the process found no calcium at all."""
     return torch.where(response > CALCIUM_FLOOR, 1 / response.clamp(min=CALCIUM_FLOOR), 0)
+
+
+def with_feedback(output: Tensor, response: Tensor) -> Tensor:
+    """P * output, in one division: where C is large, the derivative of P, 1 / C^2, would be 0 in float32."""
+    is_answered = response > CALCIUM_FLOOR
+    return torch.where(is_answered, output / torch.where(is_answered, response, 1), 0)
 
 
 def activities(
@@ -215,7 +221,7 @@ def write_and_read_causally(
         output, hebbian = _read_along(chunks, reading, imprint, written, hebbian)
     output = output * scale  # (B, H, N, d)
     if feedback:
-        output = output * astrocyte_feedback(calcium_response(activity, calciums, alpha))
+        output = with_feedback(output, calcium_response(activity, calciums, alpha))
     return output.to(output_dtype), hebbian, last_calcium
 
 
@@ -308,7 +314,7 @@ def write_and_read_documents(
     output = output.flatten(2, 3)[:, :, :length] * scale
     if feedback:
         assert calcium is not None
-        output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
+        output = with_feedback(output, calcium_response(activity, calcium, alpha))
     return output.to(output_dtype)
 
 
@@ -359,7 +365,7 @@ def write_and_read_both_ways(
     output, hebbian, later_hebbian = _read_around(chunks, reading, imprint, written, hebbian, later_hebbian)
     output = output * scale
     if feedback:
-        output = output * astrocyte_feedback(calcium_response(activity, calciums, alpha))
+        output = with_feedback(output, calcium_response(activity, calciums, alpha))
     return output.to(output_dtype), hebbian, calcium, later_hebbian, later_calcium
 
 
@@ -390,7 +396,7 @@ def write_and_read_at_distances(
     written = silenced(value, padding_mask).to(imprint.dtype)
     output = ((reading @ imprint.transpose(-1, -2)) * proximity) @ written * scale
     if feedback:
-        output = output * astrocyte_feedback(calcium_response(activity, calcium, alpha))
+        output = with_feedback(output, calcium_response(activity, calcium, alpha))
     return output.to(output_dtype)
 
 

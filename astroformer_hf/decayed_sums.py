@@ -177,6 +177,16 @@ def _neighbour(x: torch.Tensor, offset: int) -> torch.Tensor:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def time_elapsed(log_decay: torch.Tensor) -> torch.Tensor:
+    """The logarithm of what is left, at each token, of what there was before the first: of the shape of `log_decay`,
+    `(..., length)`.
+
+    A token that leaves nothing, or less than the dtype has a number for, counts as one that leaves the least there is:
+    the logarithm of less would drown the others' in the sum.
+    """
+    return log_decay.clamp(min=math.log(torch.finfo(log_decay.dtype).tiny)).cumsum(-1)
+
+
 class LeakyChunks:
     """A line cut into chunks, along which the synapses leak and, if it holds several documents, start anew with each.
 
@@ -206,7 +216,7 @@ class LeakyChunks:
         self._documents: torch.Tensor | None = None  # the last of each chunk, after the row's first: (B, 1 + chunks)
         if log_decay is not None:
             steps = in_chunks(log_decay.to(dtype)[..., None], CHUNK_SIZE)[..., 0]  # (B, H, chunks, C)
-            elapsed = steps.cumsum(-1)
+            elapsed = time_elapsed(steps)
             visible = torch.ones(*2 * steps.shape[-1:], dtype=torch.bool, device=steps.device).tril()
             difference = elapsed[..., :, None] - elapsed[..., None, :]
             self.within = difference.masked_fill(~visible, -math.inf).exp()
@@ -293,7 +303,7 @@ def leaky_sum(
     # an exported graph takes any length in one go
     share = x.new_ones(1, 1, length, length).tril()
     if log_decay is not None:
-        elapsed = log_decay.to(x.dtype).cumsum(-1)
+        elapsed = time_elapsed(log_decay.to(x.dtype))
         share = (elapsed[..., :, None] - elapsed[..., None, :]).masked_fill(share == 0, -math.inf).exp()
     if document_ids is not None:
         share = share * (document_ids[:, None, :, None] == document_ids[:, None, None, :]).to(x.dtype)

@@ -22,12 +22,14 @@ Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 # What other libraries pass to any model: which ones do, and how it is used.
 FROM_LIBRARIES = {
+    "assistant_tokenizer": "generate, which leaves it among what it hands on: it is not read",
     "cache_position": "generation loops written for older releases: it must agree with the cache",
     "is_causal": "sentence-transformers and others that turn decoders into encoders: it must agree with the model",
     "num_items_in_batch": "Trainer: the number of labels that a loss is averaged over; without a loss it is ignored",
     "output_attentions": "generate, peft: attention maps are returned",
     "output_hidden_states": "generate, peft: hidden states are returned",
     "return_dict": "generate, peft, sentence-transformers: an output with names, or a tuple",
+    "tokenizer": "generate with stop_strings or token_healing, likewise",
     "use_cache": "generate, pipelines, trl: decoders return their state; other models have none",
 }
 

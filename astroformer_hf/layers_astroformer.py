@@ -21,6 +21,7 @@ from .attention_contract import CodeRecipe
 from .attention_operation import attend, neuron_astrocyte_attention_weights
 from .attention_passes import full_precision
 from .configuration_astroformer import AstroformerBaseConfig
+from .decayed_sums import time_elapsed
 from .feature_maps import FEATURE_MAPS
 from .forward_keywords import may_wait_for
 from .head_shards import HeadShard, split_heads
@@ -295,7 +296,7 @@ class AstroformerAttention(nn.Module):
             key, log_decay = key[..., :-1], upcast(key[..., -1])
             if layout.full_mask is not None:
                 log_decay = log_decay.masked_fill(~layout.full_mask[:, None], 0)
-            elapsed = log_decay.cumsum(-1)
+            elapsed = time_elapsed(log_decay)
             bias = -(elapsed[..., -length:, None] - elapsed[..., None, :]).abs()
         elif "log_proximity" in leak:
             bias = leak["log_proximity"][None]

@@ -27,6 +27,7 @@ from .astrocyte_code import upcast
 from .attention_operation import attend, neuron_astrocyte_attention_weights
 from .attention_passes import full_precision
 from .feature_maps import FEATURE_MAPS
+from .forward_keywords import may_wait_for
 from .layers_astroformer import materialized
 from .library_compatibility import collects_attention_maps
 from .token_layout import for_each_query, sequence_layout
@@ -55,6 +56,7 @@ FEATURE_MAP = "exp"
 HARMLESS_KEYWORDS = {
     *("position_ids", "cache_position", "position_embeddings", "use_cache", "layer_idx"),
     *("output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch", "is_causal"),
+    *("tokenizer", "assistant_tokenizer"),  # which `generate` leaves among them, with stop_strings
 }
 
 
@@ -185,7 +187,19 @@ def checked_mask(
             raise refusal(f"{name}={_shortened(given)}", config)
     if kwargs.get("is_causal") not in (None, mask.causal):
         raise refusal(f"is_causal={kwargs['is_causal']} with a mask that is its opposite", config)
+    _refuse_packed_rows(kwargs.get("position_ids"), mask, config)
     return mask
+
+
+def _refuse_packed_rows(position_ids: Any, mask: TokenMask, config: Any) -> None:
+    """Raises a ValueError for positions that begin anew. The library takes them for packed rows where it has no cache,
+    of which its mask then tells; with a cache it takes them as they are."""
+    if not torch.is_tensor(position_ids) or position_ids.dim() != 2 or position_ids.shape[-1] < 2:
+        return
+    if mask.real is not None or not mask.causal or not may_wait_for(position_ids):
+        return
+    if (position_ids.diff(dim=-1) < 0).any():
+        raise refusal("packed rows, which position_ids that begin anew are without an attention_mask", config)
 
 
 def check_key_length(key: torch.Tensor, mask: TokenMask, config: Any) -> None:

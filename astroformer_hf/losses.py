@@ -115,6 +115,8 @@ def sequence_classification_loss(
         "multi_label_classification": [(batch_size, num_labels)],
         "regression": [(batch_size, num_labels)] + ([(batch_size,)] if num_labels == 1 else []),
     }
+    if problem_type not in shapes:
+        raise ValueError(f"config.problem_type must be one of {', '.join(map(repr, shapes))}, got {problem_type!r}")
     expected = shapes[problem_type]
     if not any(has_shape(labels, shape) for shape in expected):
         raise ValueError(

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,8 +75,13 @@ def swap_attention(model: PreTrainedModel, *, layers: Any = "all", **options: An
     if not model._can_set_attn_implementation() or not found:
         raise ValueError(f"{type(model).__name__} does not follow the library's attention interface: nothing to swap")
     chosen = range(len(found)) if layers == "all" else layers
-    if isinstance(chosen, str) or not all(isinstance(i, int) and 0 <= i < len(found) for i in chosen):
-        raise ValueError(f"layers must be 'all' or numbers from 0 to {len(found) - 1}, got {layers!r}")
+    if (
+        isinstance(chosen, str)
+        or not isinstance(chosen, Sequence)
+        or not chosen
+        or not all(type(i) is int and 0 <= i < len(found) for i in chosen)
+    ):
+        raise ValueError(f"layers must be 'all' or a list of numbers from 0 to {len(found) - 1}, got {layers!r}")
     unknown = options.keys() - {field.name for field in dataclasses.fields(AttentionSwap)}
     if unknown:
         raise TypeError(f"swap_attention has no option {sorted(unknown)}")

@@ -544,8 +544,13 @@ struct WriteForward : Sizes {
         }
     }
 
+    // The sum of a block is taken first: what one token adds to that of a long text is mostly rounded off.
     void add_calcium(const float* source, int64_t rows) {
-        for (int64_t t = 0; t < rows; t++) add_row(calcium, source + t * Fp, Fp);
+        for (int64_t j = 0; j < Fp; j += LANES) {
+            Vector sum = {};
+            for (int64_t t = 0; t < rows; t++) sum += load(source + t * Fp + j);
+            store(calcium + j, load(calcium + j) + sum);
+        }
     }
 };
 
@@ -656,7 +661,7 @@ struct ReadBackward : ReadForward {
                     float* d_row = d_activity + t * Fp;
                     const float p = args.feedback ? feedback(t) : 1;
                     // dY . (phi(Q) H), which the forward pass did not keep, is phi(Q) . (dY H^T)
-                    const float d_response = -scale * p * p * dot(activity + t * Fp, d_row, Fp);
+                    const float d_response = -scale * p * (p * dot(activity + t * Fp, d_row, Fp));  // P^2 may be none
                     scale_row(d_row, Fp, scale * p), scale_row(d_output + t * dp, dp, scale * p);
                     if (!args.feedback) continue;
                     add_row(d_row, plasticity, Fp, d_response);
@@ -1107,7 +1112,7 @@ struct CausalBackward : Sizes {
                 add_row(calcium, source + t * Fp, Fp);
                 presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
                 const float p = astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
-                d_response[block.start + t] = -args.scale * p * p * dot(activity + t * Fp, d_row, Fp);
+                d_response[block.start + t] = -args.scale * p * (p * dot(activity + t * Fp, d_row, Fp));
                 factor *= p;
             }
             scale_row(d_row, Fp, factor);

@@ -44,6 +44,7 @@ import torch
 
 from .attention_contract import Backend, CodeFirst, Kernel, PlainForm
 from .attention_passes import CALCIUM_FLOOR as PLAIN_CALCIUM_FLOOR
+from .decayed_sums import time_elapsed
 from .feature_maps import EXP_CEILING as PLAIN_EXP_CEILING
 from .hybrid_attention_triton import KERNELS as HYBRID_KERNELS
 from .triton_blocks import (
@@ -1096,7 +1097,7 @@ class _Leak(NamedTuple):
 def _leak(log_decay: torch.Tensor | None) -> _Leak | None:
     if log_decay is None:
         return None
-    elapsed = _in_chunks(log_decay).cumsum(-1)
+    elapsed = time_elapsed(_in_chunks(log_decay))
     end = elapsed[..., -1:]
     since, until = elapsed.exp(), (end - elapsed).exp()
     elapsed, since, until = (x.flatten(2)[:, :, : log_decay.shape[2]].float() for x in (elapsed, since, until))

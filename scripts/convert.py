@@ -130,8 +130,10 @@ def options_of(args, output_dir):
     """What a conversion is begun with, to be written down as long as it goes on.
 
     Raises:
-        ValueError: the folder holds one that was begun otherwise.
+        ValueError: the folder holds one that was begun otherwise, or the original.
     """
+    if output_dir.resolve() == Path(args.model).resolve():
+        raise ValueError(f"--output_dir must be another folder than that of --model, {args.model}, whose files it has")
     options = json.loads(json.dumps({name: value for name, value in vars(args).items() if name != "output_dir"}))
     if (output_dir / RESULTS).exists():
         begun_with = read_json(output_dir / RESULTS)["options"]

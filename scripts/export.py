@@ -294,6 +294,7 @@ def main(arguments=None):
     transformers.set_seed(args.seed)
     if Path(args.output_dir).resolve() == Path(args.model).resolve():
         raise ValueError(f"--output_dir must be another folder than that of --model, {args.model}, whose files it has")
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # before what takes minutes
     model, processor = load(args)
     if args.evaluate and not type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification")):
         raise ValueError(f"--evaluate measures classifiers of texts and images, not {type(model).__name__}")

@@ -9,9 +9,9 @@ python scripts/predict.py --model outputs/imdb --text "What a lovely film." --te
 import argparse
 from pathlib import Path
 
-from datasets import ClassLabel
-from training.data import load_splits, pick_split
+from training.data import labelled_texts
 from training.files import read_json
+from training.tokenization import check_max_length
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
@@ -33,12 +33,20 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if not args.text and args.dataset_dir is None:
         parser.error("give --text or --dataset_dir")
+    if args.examples < 0:
+        parser.error(f"--examples must be at least 0, got {args.examples}")
 
     attention = args.attn_implementation or attention_in_training(args.model)
     more = {"attn_implementation": attention} if attention else {}
-    model = AutoModelForSequenceClassification.from_pretrained(args.model, **more)
+    model, loading = AutoModelForSequenceClassification.from_pretrained(args.model, output_loading_info=True, **more)
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"--model must be a trained text classifier; {args.model} has no weights for "
+            f"{', '.join(sorted(loading['missing_keys']))}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    longest = args.max_length or longest_input(model.config, tokenizer)
+    longest = longest_input(model.config, tokenizer) if args.max_length is None else args.max_length
+    check_max_length(longest, tokenizer)
     options = {"truncation": longest is not None, "max_length": longest}
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, batch_size=32, **options)
     for text in args.text:
@@ -50,17 +58,10 @@ def main(arguments=None):
         raise ValueError(
             f"--dataset_dir needs a model with one label per text; problem_type of {args.model} is {kind!r}"
         )
-    _, data = pick_split(load_splits(dataset_dir=args.dataset_dir), args.split)
-    feature = data.features["label"]
-    name = feature.int2str if isinstance(feature, ClassLabel) else str  # as `training.labels.Labels` names them
-    texts, references = list(data["text"]), [name(label) for label in data["label"]]
-    if unknown := set(references) - set(model.config.label2id):
-        raise ValueError(
-            f"labels {sorted(unknown)} of the data are not among the model's, {list(model.config.label2id)}"
-        )
+    texts, references = labelled_texts(args.dataset_dir, args.split, model)
     answers = classify(texts)
     hits = sum(answer["label"] == reference for answer, reference in zip(answers, references, strict=True))
-    for i in range(0, len(texts), max(1, len(texts) // args.examples))[: args.examples]:
+    for i in range(0, len(texts), max(1, len(texts) // max(1, args.examples)))[: args.examples]:
         show(texts[i], answers[i], references[i])
     print(f"accuracy {hits / len(texts):.4f} on {len(texts)} texts of split {args.split}")
 

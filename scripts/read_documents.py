@@ -15,8 +15,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from datasets import ClassLabel
-from training.data import load_splits, pick_split
+from training.data import labelled_texts
 from training.files import write_json
 from training.memory_use import peak_memory
 from training.provenance import command, hardware, versions
@@ -129,40 +128,27 @@ def document_of(tokens, tokenizer, length=None):
     return torch.tensor([[*before, *tokens, *after]], dtype=torch.long)
 
 
-def make_documents(data, tokenizer, length, number):
+def make_documents(texts, labels, tokenizer, length, number):
     """At most `number` documents of each label, as pairs of the label's name and token ids, `(1, length)`."""
-    feature = data.features["label"]
-    name = feature.int2str if isinstance(feature, ClassLabel) else str  # as `training.labels.Labels` names them
-    labels = list(data["label"])
     documents = []
     for label in sorted(set(labels)):
-        texts = iter([row for row, of_row in enumerate(labels) if of_row == label])
+        own = iter([text for text, of_text in zip(texts, labels, strict=True) if of_text == label])
         for _ in range(number):
             tokens = []
-            while len(tokens) < length and (row := next(texts, None)) is not None:
-                tokens += token_ids(data[row]["text"], tokenizer)
+            while len(tokens) < length and (text := next(own, None)) is not None:
+                tokens += token_ids(text, tokenizer)
             if len(tokens) < length:
                 break
-            documents.append((name(label), document_of(tokens, tokenizer, length)))
+            documents.append((label, document_of(tokens, tokenizer, length)))
     return documents
 
 
 def read_data(model, tokenizer, args):
     """What is found in the documents of a data set, and the memory it takes to read one."""
-    _, data = pick_split(load_splits(dataset_dir=args.dataset_dir), args.split)
-    if missing := {"text", "label"} - set(data.column_names):
-        raise ValueError(f"--dataset_dir must have the columns text and label, {sorted(missing)} is missing")
-    kinds = {type(x) for x in data["label"]} | {type(x) for x in data["text"]}
-    if strange := kinds - {str, int, bool}:
-        names = ", ".join(sorted(kind.__name__ for kind in strange))
-        raise ValueError(f"--dataset_dir must have a text and one label in each row, got a {names}")
-    documents = make_documents(data, tokenizer, args.length, args.documents)
+    texts, labels = labelled_texts(args.dataset_dir, args.split, model)
+    documents = make_documents(texts, labels, tokenizer, args.length, args.documents)
     if not documents:
         raise ValueError(f"--length {args.length}: no label of split {args.split} has texts of so many tokens together")
-    if unknown := {name for name, _ in documents} - set(model.config.label2id):
-        raise ValueError(
-            f"labels {sorted(unknown)} of the data are not among the model's, {list(model.config.label2id)}"
-        )
     segment_length = model.config.segment_length
     size = args.piece * segment_length
     last = (args.length - 1) // segment_length * segment_length

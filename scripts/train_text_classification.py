@@ -24,6 +24,7 @@ from training.resuming import once, options_of_run, resume_from
 from training.run_records import classification_record
 from training.short_convolution import add_short_convolution
 from training.tokenization import (
+    check_max_length,
     make_byte_tokenizer,
     tell_longest_input,
     train_word_tokenizer,
@@ -133,6 +134,7 @@ def main(arguments=None):
             max_position_embeddings=data_args.max_length,
             pad_token_id=tokenizer.pad_token_id,
         )
+    check_max_length(data_args.max_length, tokenizer)
     tell_longest_input(tokenizer, config)
     labels.describe(config)
     if model_args.source:

@@ -275,6 +275,7 @@ def answer_of(model, output):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
+    args.output_dir.mkdir(parents=True, exist_ok=True)  # before what takes time
     model, processor = load(args.model, trust_remote_code=args.trust_remote_code)
     is_image = takes_images(model)
     example = example_of(args, is_image)
@@ -303,7 +304,6 @@ def main(arguments=None):
     if records[0].astrocyte_code is not None:
         plots["code"] = ("Astrocyte code R, and the kernel r of the coupling", plot_code(records, names, grid))
     figures = {name: (caption, as_png(figure)) for name, (caption, figure) in plots.items()}
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, (_, png) in figures.items():
         write_whole(args.output_dir / f"{name}.png", lambda path, png=png: path.write_bytes(png))
     answer = answer_of(model, output)

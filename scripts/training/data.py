@@ -130,6 +130,37 @@ def pick_split(splits, wanted, fallbacks=()):
     raise ValueError(f"the data has no split {wanted!r}; it has {sorted(splits)}")
 
 
+def labelled_texts(dataset_dir, split, model):
+    """The texts of a split and the names of their labels, one each, to measure a classifier on: two lists.
+
+    Args:
+        dataset_dir (`str`): folder of files named by split, with the columns text and label.
+        split (`str`): name of the split.
+        model (`PreTrainedModel`): the classifier.
+
+    Raises:
+        ValueError: there is no such data, a row lacks one of the two, or the model has no such label.
+    """
+    _, data = pick_split(load_splits(dataset_dir=dataset_dir), split)
+    if missing := {"text", "label"} - set(data.column_names):
+        raise ValueError(f"--dataset_dir must have the columns text and label, {sorted(missing)} is missing")
+    texts, labels = list(data["text"]), list(data["label"])
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        if not isinstance(text, str) or not isinstance(label, str | int):
+            raise ValueError(
+                f"--dataset_dir must have a text and one label in each row; row {row} of split {split!r} has "
+                f"{str(text)[:40]!r} and {str(label)[:40]!r}"
+            )
+    feature = data.features["label"]
+    name = feature.int2str if isinstance(feature, datasets.ClassLabel) else str  # as `labels.Labels` names them
+    names = [name(label) for label in labels]
+    if unknown := set(names) - set(model.config.label2id):
+        raise ValueError(
+            f"labels {sorted(unknown)} of the data are not among the model's, {list(model.config.label2id)}"
+        )
+    return texts, names
+
+
 def dataset_title(data_args, offline_name):
     """The name of the data for a record: on the Hub, of its folder, or of the offline default."""
     if data_args.dataset_name:

@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 
 import datasets
 import torch
@@ -239,6 +240,26 @@ DEFAULT_TRAINING_ARGUMENTS = {
 }
 
 
+# The least that options may be, where they are given.
+LEAST = {
+    **dict.fromkeys(("max_train_samples", "max_eval_samples", "max_curve_samples"), 1),
+    **dict.fromkeys(("max_length", "block_size", "vocab_size"), 1),
+    **dict.fromkeys(("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"), 1),
+}
+
+
+def check_options(parsed):
+    """Raises a ValueError for options that no run can have; `parsed` are the dataclasses that they were read into."""
+    options = {name: value for part in parsed for name, value in vars(part).items()}
+    for name, least in LEAST.items():
+        if options.get(name) is not None and options[name] < least:
+            raise ValueError(f"--{name} must be at least {least}, got {options[name]}")
+    for name in ("dataset_dir", "model_name_or_path"):
+        given = options.get(name)
+        if given is not None and Path(given).resolve() == Path(options["output_dir"]).resolve():
+            raise ValueError(f"--output_dir must be another folder than --{name}, {given}, whose files it has")
+
+
 def parse_arguments(model_arguments, data_arguments, description, arguments=None, **defaults):
     """Command-line (or given) arguments as instances of the two classes and `TrainingArguments`.
 
@@ -250,6 +271,7 @@ def parse_arguments(model_arguments, data_arguments, description, arguments=None
     )
     parser.set_defaults(**{**DEFAULT_TRAINING_ARGUMENTS, **defaults})
     parsed = parser.parse_args_into_dataclasses(arguments)
+    check_options(parsed)
     if parsed[-1].process_index > 0:  # one process shows what all do
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()

@@ -38,6 +38,15 @@ def _wordpiece_vocabulary(texts, vocab_size):
     return train(vocab_size, WORDPIECE_TOKENS + sorted(token for token in characters if token.startswith("##")))
 
 
+def check_max_length(max_length, tokenizer):
+    """Raises a ValueError if texts cannot be cut to so many tokens, which the special ones are among."""
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length is not None and max_length <= special:
+        raise ValueError(
+            f"--max_length must be at least {special + 1}, {special} of which are special tokens, got {max_length}"
+        )
+
+
 def train_wordpiece_tokenizer(texts, vocab_size, max_length=None):
     """Trains a lower-casing WordPiece tokenizer with BERT's special tokens.
 

@@ -3,11 +3,13 @@
 
 import itertools
 import logging
+import string
 import warnings
 
 import pytest
 import torch
 import transformers
+from conversion.library_models import SUPPORTED
 from datasets import Dataset, Value
 from PIL import Image
 from training.tokenization import train_bpe_tokenizer, train_character_tokenizer, train_wordpiece_tokenizer
@@ -22,10 +24,12 @@ from transformers import (
 )
 from variants import HEADS, VARIANTS, VISION, make_model, some_each_time, tiny_config
 
-from astroformer_hf import AstroformerForCausalLM, AstroformerModel
+from astroformer_hf import AstroformerForCausalLM, AstroformerModel, swap_attention
 from astroformer_hf.model_classes import IMAGE_MODELS, TEXT_MODELS
 
 
+LIBRARY = {model.name: model for model in SUPPORTED}
+SWAPPED = ("LlamaForCausalLM", "GPT2LMHeadModel")
 TEXTS = ["a calm sea and a grey sky", "the ship sails over the calm sea", "who sails? the captain sails the ship"] * 10
 
 
@@ -102,6 +106,37 @@ def test_text_generation_pipeline(arm, folder, no_warnings):
     alone = [run(text, **options)[0]["generated_text"] for text in prompts]
     together = [answer[0]["generated_text"] for answer in run(prompts, batch_size=2, **options)]
     assert alone == together and all(text.startswith(prompt) for text, prompt in zip(alone, prompts, strict=True))
+
+
+def own(attention_type):
+    return make_model("AstroformerForCausalLM", attention_type=attention_type)
+
+
+STOPPED = {
+    "best": lambda: own("neuron_astrocyte"),
+    "softmax": lambda: own("softmax"),
+    "attn_implementation": lambda: LIBRARY["LlamaForCausalLM"].make("neuron_astrocyte"),
+    **{f"swapped {name}": lambda name=name: swap_attention(LIBRARY[name].make("sdpa")) for name in SWAPPED},
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_generation_stops_at_a_string(name):
+    """The library hands the tokenizer that it needs for it to the model, too."""
+    tokenizer = train_character_tokenizer([*TEXTS, string.ascii_lowercase], 64)  # the library writes "abcdef" with it
+    model = STOPPED[name]().eval()
+    length = len(tokenizer)
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    # what the tokenizer does not know comes in no text
+    options["suppress_tokens"] = [0, 1, 2, 3, *range(length, model.config.vocab_size)]
+    prompt = tokenizer("the calm sea", return_tensors="pt").input_ids
+    whole = model.generate(prompt, **options)
+    text = tokenizer.decode(whole[0])
+    sought = text[prompt.shape[1] + 3 : prompt.shape[1] + 5]
+    end = next(end for end in range(prompt.shape[1] + 1, len(text)) if text[:end].endswith(sought))
+    for use_cache in (True, False):
+        stopped = model.generate(prompt, stop_strings=[sought], tokenizer=tokenizer, use_cache=use_cache, **options)
+        assert torch.equal(stopped, whole[:, :end])
 
 
 def test_tokenizers_give_back_their_texts():

@@ -318,6 +318,10 @@ def test_labels_that_do_not_fit_leave_the_configuration_alone(head):
         with pytest.raises(ValueError, match=message):
             model(**inputs, labels=labels)
         assert model.config.problem_type is None
+    model.config.problem_type = "classification"
+    with pytest.raises(ValueError, match="config.problem_type must be one of 'single_label_.*, got 'classification'"):
+        model(**inputs, labels=torch.tensor([0, 1, 2, 2]))
+    model.config.problem_type = None
     model(**inputs, labels=torch.tensor([0, 1, 2, 2]))
     with pytest.raises(ValueError, match=r"labels must have shape \(4,\).* for single_label_classification"):
         model(**inputs, labels=torch.zeros(4, 3))

@@ -3,6 +3,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -298,8 +299,13 @@ def test_a_copy_is_a_model_of_its_own():
         ({"sink_tokens": 1.5}, "sink_tokens must be a whole number of at least 0, got 1.5"),
         ({"astrocyte_code": "learned"}, r"astrocyte_code must be None or one of \['activity'\], got 'learned'"),
         ({"astrocyte_scale": 0}, "astrocyte_scale must be above 0, got 0"),
-        ({"layers": [2]}, r"layers must be 'all' or numbers from 0 to 1, got \[2\]"),
-        ({"layers": "some"}, "layers must be 'all' or numbers from 0 to 1, got 'some'"),
+        *(
+            (
+                {"layers": layers},
+                f"layers must be 'all' or a list of numbers from 0 to 1, got {re.escape(repr(layers))}",
+            )
+            for layers in ([2], [], 1, [True], "some", torch.tensor([0, 1]))
+        ),
     ],
     ids=str,
 )

@@ -57,6 +57,12 @@ def ids(length=9):
     return torch.randint(3, 60, (2, length))
 
 
+def test_packed_rows_with_a_cache():
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, -1)
+    with pytest.raises(ValueError, match="does not support packed rows, which position_ids that begin anew are"):
+        swapped()(ids(), position_ids=positions)
+
+
 def test_a_mask_that_contradicts_the_cache():
     """As after a row that ended early, whose padding was written as real: there is no taking it back."""
     model, given, more = swapped(), ids(), ids(2)

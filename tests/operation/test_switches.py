@@ -4,6 +4,7 @@ every backend, against the token-by-token network."""
 
 import dataclasses
 import itertools
+import math
 
 import matrix
 import pytest
@@ -540,6 +541,58 @@ def test_leaky_sums_equal_the_recurrence(length, with_documents):
         results.append((y, *torch.autograd.grad((y * probe).sum(), (x, log_decay))))
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("documents", [False, True], ids=["", "documents"])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_gradients_where_the_square_of_the_feedback_is_none(causal, documents, backend):
+    """P^2 is below what float32 has, in whose derivative it stands; the gradients are not."""
+    query, key, value, *_ = make_inputs(49, "none", code=False)
+    ids = (torch.arange(49) // 20).expand(2, -1) if documents else None
+    inputs = (query + 24, key + 24, value, None, None)
+    options = {"feature_map": "exp", "causal": causal, "document_ids": ids}
+    expected = run(neuron_astrocyte_network, inputs, None, **options)
+    found = run(neuron_astrocyte_attention, inputs, None, backend, torch.float32, **options)
+    assert_equal_runs(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("left", [-1e4, -1e30, -math.inf])
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_a_token_that_leaves_nothing_blurs_no_other(causal, left, backend):
+    query, key, value, code, log_decay = make_inputs(130)
+    log_decay[..., 60] = left
+    inputs, options = (query, key, value, code, log_decay), {"feature_map": "exp", "causal": causal}
+    expected = run(neuron_astrocyte_network, [*inputs[:4], log_decay.clamp(min=-1e3)], None, **options)
+    found = run(neuron_astrocyte_attention, inputs, None, backend, torch.float32, **options)
+    assert_equal_runs(found, expected, 1e-5)
+    weights = neuron_astrocyte_attention_weights(
+        *(x.float() for x in (query, key, code)), log_decay=log_decay.float(), **options
+    )
+    matrix.assert_close(weights @ value.float(), expected[0][0], 1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_the_map_of_a_long_text_whose_tokens_leave_little(causal):
+    query, key, value, code, log_decay = make_inputs(1500, heads=1)
+    log_decay[..., torch.randperm(1500)[:750]] = -80
+    options = {"feature_map": "exp", "causal": causal}
+    expected = neuron_astrocyte_attention(query, key, value, code, log_decay=log_decay, **options)
+    query, key, value, code, log_decay = (x.float() for x in (query, key, value, code, log_decay))
+    weights = neuron_astrocyte_attention_weights(query, key, code, log_decay=log_decay, **options)
+    matrix.assert_close(weights @ value, expected, 2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_calcium_of_a_long_text_is_not_rounded_off(backend):
+    length = 500 if backend == "triton" else 2**16
+    query, key, value, *_ = make_inputs(length, "none", batch=1, heads=1, code=False)
+    expected = run(neuron_astrocyte_attention, (query, key, value, None, None), None, output_final_state=True)[0][2]
+    with attention_backend(backend), torch.no_grad():
+        query, key, value = (x.to(matrix.device_of(backend), torch.float32) for x in (query, key, value))
+        calcium = neuron_astrocyte_attention(query, key, value, output_final_state=True)[1].calcium
+    matrix.assert_close(calcium, expected, 1e-6)
 
 
 @pytest.mark.parametrize(

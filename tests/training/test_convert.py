@@ -4,6 +4,7 @@
 import json
 import math
 import warnings
+from pathlib import Path
 from unittest import mock
 
 import compare_conversions
@@ -354,6 +355,14 @@ def test_data_of_train_and_test_have_a_probe(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the conversion takes all .* a probe needs others"):
         compare_conversions.main(arguments)
     assert not (tmp_path / "models/minilm/other").exists()  # which it says before the conversion
+
+
+def test_the_original_is_not_overwritten(tmp_path):
+    original, data = save_original("BertModel", tmp_path / "original"), write_reviews(tmp_path / "reviews")
+    before = {path.name: path.read_bytes() for path in Path(original).iterdir()}
+    with pytest.raises(ValueError, match="--output_dir must be another folder than that of --model, .*original, whose"):
+        convert.main(["--model", original, "--text", str(data), *options(tmp_path / "converted/../original")])
+    assert {path.name: path.read_bytes() for path in Path(original).iterdir()} == before
 
 
 def test_layers_to_keep(tmp_path, capsys):

@@ -51,7 +51,7 @@ from transformers import (
 from variants import ROOT, make_model, tiny_config
 
 import astroformer_hf
-from astroformer_hf import AstroformerForSequenceClassification
+from astroformer_hf import AstroformerForSequenceClassification, AstroformerModel
 from astroformer_hf.configuration_astroformer import CHOICES
 
 
@@ -160,6 +160,28 @@ def test_predict_measures_a_model_again(tmp_path, capsys):
     predict.main(arguments)
     said = capsys.readouterr().out
     assert "accuracy 0.5000 on 40 texts of split validation" in said and "(is neg)" in said
+
+    predict.main([*arguments, "--examples", "0"])
+    assert capsys.readouterr().out.startswith("accuracy 0.5000")
+    with pytest.raises(SystemExit):
+        predict.main([*arguments, "--examples", "-1"])
+    assert "--examples must be at least 0, got -1" in capsys.readouterr().err
+    for length in (-5, 0, 2):
+        with pytest.raises(ValueError, match=f"--max_length must be at least 3, 2 of which are special.* got {length}"):
+            predict.main([*arguments, "--max_length", str(length)])
+    for rows, message in (
+        ("text\nlovely\n", r"must have the columns text and label, \['label'\] is missing"),
+        ("text,label\nlovely,pos\n,neg\n", "row 1 of split 'validation' has 'None' and 'neg'"),
+        ("text,label\nlovely,\nawful,neg\n", "row 0 of split 'validation' has 'lovely' and 'None'"),
+    ):
+        (tmp_path / "odd").mkdir(exist_ok=True)
+        (tmp_path / "odd/validation.csv").write_text(rows)
+        with pytest.raises(ValueError, match=message):
+            predict.main([*arguments[:2], "--dataset_dir", str(tmp_path / "odd")])
+
+    AstroformerModel(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="must be a trained text classifier; .* no weights for classifier.bias, cl"):
+        predict.main(arguments)
 
     model.config.id2label, model.config.label2id = {0: "bad", 1: "pos"}, {"bad": 0, "pos": 1}
     model.save_pretrained(tmp_path / "model")
@@ -500,6 +522,36 @@ def test_a_folder_that_holds_another_run_is_not_gone_on_with(tmp_path, capsys):
     checkpoint = str(tmp_path / "model/checkpoint-1")  # by its name, a checkpoint may begin another run
     train_text_classification.main([*moved, "--resume_from_checkpoint", checkpoint, "--max_steps", "2"])
     assert json.loads((tmp_path / "model/results.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        *(
+            ([f"--{name}", value], f"--{name} must be at least 1, got {value}")
+            for name in ("max_train_samples", "max_eval_samples", "max_curve_samples", "vocab_size", "hidden_size")
+            for value in ("0", "-2")
+        ),
+        (["--max_length", "-1"], "--max_length must be at least 1, got -1"),
+        (["--max_length", "2"], "--max_length must be at least 3, 2 of which are special tokens, got 2"),
+    ],
+    ids=str,
+)
+def test_options_that_no_run_can_have(tmp_path, more, message):
+    data = write_reviews(tmp_path / "reviews", 20)
+    with pytest.raises(ValueError, match=message):
+        train_text_classification.main([*script_command(data, tmp_path / "model")[1:], *more])
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_run_leaves_its_data_and_the_model_it_begins_with(tmp_path):
+    data = write_reviews(tmp_path / "reviews", 20)
+    command = script_command(data, data)[1:]
+    with pytest.raises(ValueError, match="--output_dir must be another folder than --dataset_dir, .*reviews, whose"):
+        train_text_classification.main(command)
+    command = ["--model_name_or_path", str(tmp_path / "model"), "--dataset_dir", str(data)]
+    with pytest.raises(ValueError, match="--output_dir must be another folder than --model_name_or_path, .*model, who"):
+        train_text_classification.main([*command, "--output_dir", f"{data}/../model"])
 
 
 def test_a_run_that_is_killed_twice_at_the_same_checkpoint(tmp_path):
