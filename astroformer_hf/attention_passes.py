@@ -12,6 +12,7 @@ signature. It is called by keyword. For feature maps that kernels do not have, q
 and `feature_map` is "identity". The equations are those of `attention_operation.py`, whose letters shape comments use.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -111,8 +112,7 @@ def astrocyte_feedback(response: Tensor) -> Tensor:
 
 def with_feedback(output: Tensor, response: Tensor) -> Tensor:
     """P * output, in one division: where C is large, the derivative of P, 1 / C^2, would be 0 in float32."""
-    is_answered = response > CALCIUM_FLOOR
-    return torch.where(is_answered, output / torch.where(is_answered, response, 1), 0)
+    return output / torch.where(response > CALCIUM_FLOOR, response, math.inf)
 
 
 def activities(

@@ -150,8 +150,12 @@ SWITCH_ARMS = {**MAIN_SWITCH_ARMS, **FURTHER_SWITCH_ARMS, **COVARIANCE_ARMS}
 # The preset "long"
 # --------------------------------------------------------------------------------------------------------------------
 
-IN_SEGMENTS = {"num_memory_tokens": 8, "memory_retention": "none", "memory_backprop": "replay"}
-LAST, MEAN = {"pooling": "last"}, {"pooling": "mean"}
+IN_SEGMENTS = {
+    "num_memory_tokens": 8,
+    "memory_retention": "none",
+    "memory_backprop": "replay",
+    "pooling": "mean",
+}
 
 
 def segments_arm(title, fields, rate_of="segments"):
@@ -159,22 +163,22 @@ def segments_arm(title, fields, rate_of="segments"):
     return Arm(f"best form in segments, {title}", {**IN_SEGMENTS, **fields}, "segments", rate_of)
 
 
-# What the last segment's last token knows is the answer, so that the memory is needed; a mean over all tokens reads
-# every segment without it.
+# A mean over all tokens reads every segment, and the memory is what its tokens know of those before. Where the last
+# token answers, all that it knows of other segments has gone through the memory.
 SEGMENT_ARMS = {
-    "segments_off": segments_arm("no memory", {**LAST, "num_memory_tokens": 0}),
-    "segments_ltp": segments_arm("retention by the share of all segments", {**LAST, "memory_retention": "ltp"}),
-    "segments_streaming": segments_arm("streaming retention", {**LAST, "memory_retention": "streaming"}),
-    "segments_full": segments_arm("all segments kept instead of replay", {**LAST, "memory_backprop": "full"}),
-    "segments_1": segments_arm("gradients through one memory", {**LAST, "memory_backprop": 1}),
-    "segments_mean": segments_arm("mean of all tokens", MEAN),
-    "segments_mean_off": segments_arm("mean of all tokens, no memory", {**MEAN, "num_memory_tokens": 0}),
+    "segments_off": segments_arm("no memory", {"num_memory_tokens": 0}),
+    "segments_ltp": segments_arm("retention by the share of all segments", {"memory_retention": "ltp"}),
+    "segments_streaming": segments_arm("streaming retention", {"memory_retention": "streaming"}),
+    "segments_full": segments_arm("all segments kept instead of replay", {"memory_backprop": "full"}),
+    "segments_1": segments_arm("gradients through one memory", {"memory_backprop": 1}),
+    "segments_last": segments_arm("the last token answers", {"pooling": "last"}),
+    "segments_last_off": segments_arm("the last token answers, no memory", {"pooling": "last", "num_memory_tokens": 0}),
 }
 LONG_ARMS = {
     **{name: MAIN_SWITCH_ARMS[name] for name in ("softmax", "best", "linear", "paper", "softmax_decay")},
     "linear_convolution": replace(FURTHER_SWITCH_ARMS["linear_convolution"], rate_of=None),
     "code_activity": replace(FURTHER_SWITCH_ARMS["code_activity"], rate_of=None),
-    "segments": segments_arm("no retention, replay", LAST, rate_of=None),
+    "segments": segments_arm("no retention, replay", {}, rate_of=None),
     **SEGMENT_ARMS,
 }
 

@@ -305,7 +305,7 @@ def test_arms_of_long_tasks_differ_in_what_they_say(task):
         assert (own["taps"] > 0) == arm.endswith("convolution"), arm
         assert (own["astrocyte_code"] > 0) == fields["use_astrocyte_hebbian"], arm
         if in_segments:
-            assert fields.get("pooling") == ("mean" if "mean" in arm else "last")
+            assert fields["pooling"] == ("last" if "last" in arm else "mean")
             assert model.config.memory_backprop == {"segments_full": "full", "segments_1": 1}.get(arm, "replay")
             expected = {"segments_ltp": "ltp", "segments_streaming": "streaming"}.get(arm, "none")
             assert model.config.memory_retention == expected
