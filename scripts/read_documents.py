@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from training.data import labelled_texts
-from training.files import write_json
+from training.files import read_json, write_json
 from training.memory_use import peak_memory
 from training.provenance import command, hardware, versions
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -78,7 +78,11 @@ def main(arguments=None):
         print(f"{path}: {name} ({probability.item():.0%}), {input_ids.shape[1]:,} tokens", flush=True)
     if args.dataset_dir is not None:
         record = read_data(model, tokenizer, args)
-        record = {"command": command(__file__, arguments), "versions": versions(), "hardware": hardware(), **record}
+        origin = {"command": command(__file__, arguments), "versions": versions(), "hardware": hardware()}
+        training = Path(args.model) / "results.json"
+        if training.exists():  # how the model came about
+            origin["training_command"] = read_json(training).get("command")
+        record = {**origin, **record}
         if args.output_dir:
             write_json(Path(args.output_dir) / RECORD, record)
             print(f"wrote {Path(args.output_dir) / RECORD}")

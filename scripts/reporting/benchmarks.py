@@ -353,6 +353,7 @@ def documents_text(records):
             *table(["tokens", "at once, MiB", "in pieces, MiB"], rows),
             f"{origin(record)}. `{record['command']}`",
             "",
+            *([f"The model: `{record['training_command']}`", ""] if record.get("training_command") else []),
         ]
     return lines
 

@@ -73,12 +73,14 @@ def test_what_the_libraries_pass_is_taken(head):
     model, inputs = make_model(head), HEADS[head][2]()
     length = 9 if head not in VISION else 0
     given = {
+        "assistant_tokenizer": object(),
         "cache_position": torch.arange(length),
         "is_causal": model.config.is_decoder,
         "num_items_in_batch": 4,
         "output_attentions": False,
         "output_hidden_states": True,
         "return_dict": True,
+        "tokenizer": object(),
         "use_cache": False,
     }
     assert given.keys() == FROM_LIBRARIES.keys()

@@ -178,8 +178,10 @@ def test_masks_and_caches_that_are_not_computed_are_refused(name):
         ValueError, match="only plain causal and plain bidirectional masks.* Packed rows show in position_ids"
     ):
         llama(ids, position_ids=positions, use_cache=False)
-    with pytest.raises(ValueError, match="does not support packed rows, which position_ids that begin anew are"):
-        llama(ids, position_ids=positions)
+    for decoder in SUPPORTED:  # with a cache, the library's masks do not tell
+        if "Causal" in decoder.name or "LMHead" in decoder.name:
+            with pytest.raises(ValueError, match="support packed rows, which position_ids that begin anew are"):
+                decoder.make(name)(ids, position_ids=positions)
     mask = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1]]).expand(2, -1)
     assert llama(ids, position_ids=positions, attention_mask=mask).logits.isfinite().all()
     cache = llama(ids).past_key_values

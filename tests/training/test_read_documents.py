@@ -43,6 +43,7 @@ def save_model(folder, **fields):
 def test_documents_are_read_in_pieces_as_at_once(data_dir, tmp_path, capsys):
     arguments = ["--model", save_model(tmp_path / "model"), "--dataset_dir", str(data_dir)]
     arguments += ["--length", "75", "--documents", "2", "--piece", "2", "--output_dir", str(tmp_path / "found")]
+    (tmp_path / "model/results.json").write_text('{"command": "how it was trained"}')
     read_documents.main(arguments)
     record = json.loads((tmp_path / "found/documents.json").read_text())
     assert record["documents"] == 4 and record["length"] == 75 and record["piece"] == 16
@@ -55,11 +56,12 @@ def test_documents_are_read_in_pieces_as_at_once(data_dir, tmp_path, capsys):
     assert "document 4 of 4" in printed and "accuracy on 4 documents of 75 tokens" in printed
     text = "\n".join(documents_text([record]))
     assert f"| {record['accuracy']['in pieces']:.1%} |" in text and "4 documents of 75 tokens" in text
+    assert "The model: `how it was trained`" in text
 
 
 def test_a_document_is_of_one_label(data_dir):
     data = load_splits(dataset_dir=str(data_dir))["validation"]
-    documents = read_documents.make_documents(data, make_byte_tokenizer(), 75, 2)
+    documents = read_documents.make_documents(data["text"], data["label"], make_byte_tokenizer(), 75, 2)
     texts = [(name, make_byte_tokenizer().decode(ids[0])) for name, ids in documents]
     assert [name for name, _ in texts] == ["bad", "bad", "good", "good"]
     assert len({text for _, text in texts}) == 4  # no text is in two documents
@@ -86,7 +88,7 @@ def test_special_tokens_stand_around_a_document_as_around_a_text(data_dir):
     document = read_documents.document_of(read_documents.token_ids(text, tokenizer), tokenizer)
     assert document.tolist() == [tokenizer(text).input_ids]
     data = load_splits(dataset_dir=str(data_dir))["validation"]
-    for _, ids in read_documents.make_documents(data, tokenizer, 30, 1):
+    for _, ids in read_documents.make_documents(data["text"], data["label"], tokenizer, 30, 1):
         assert ids.shape == (1, 30) and (ids[0, 0], ids[0, -1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
         assert not {tokenizer.cls_token_id, tokenizer.sep_token_id} & set(ids[0, 1:-1].tolist())
 
@@ -143,13 +145,16 @@ def test_a_mark_of_utf_8_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "kind"),
-    [({"text": ["a", None], "label": ["bad", "good"]}, "NoneType"), ({"text": ["a"], "label": [["bad"]]}, "list")],
+    ("rows", "found"),
+    [
+        ({"text": ["a", None], "label": ["bad", "good"]}, "row 1 of split 'validation' has 'None' and 'good'"),
+        ({"text": ["a"], "label": [["bad"]]}, "row 0 of split 'validation' has 'a' and \"\\['bad'\\]\""),
+    ],
 )
-def test_rows_without_a_text_or_a_label(rows, kind, tmp_path):
+def test_rows_without_a_text_or_a_label(rows, found, tmp_path):
     (tmp_path / "data").mkdir()
     Dataset.from_dict(rows).to_parquet(tmp_path / "data/validation.parquet")
-    with pytest.raises(ValueError, match=f"a text and one label in each row, got a {kind}"):
+    with pytest.raises(ValueError, match=f"a text and one label in each row; {found}"):
         read_documents.main(["--model", save_model(tmp_path / "model"), "--dataset_dir", str(tmp_path / "data")])
 
 
