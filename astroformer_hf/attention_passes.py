@@ -111,7 +111,11 @@ def astrocyte_feedback(response: Tensor) -> Tensor:
 
 
 def with_feedback(output: Tensor, response: Tensor) -> Tensor:
-    """P * output, in one division: where C is large, the derivative of P, 1 / C^2, would be 0 in float32."""
+    """P * output with P = 1 / C, 0 where there is no calcium, as of `astrocyte_feedback`: `(batch, heads, length, ...)`
+    for a response C of shape `(batch, heads, length, 1)`.
+
+    In one division: where C is large, the derivative of P alone, 1 / C^2, would be 0 in float32.
+    """
     return output / torch.where(response > CALCIUM_FLOOR, response, math.inf)
 
 

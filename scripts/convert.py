@@ -24,7 +24,7 @@ import transformers
 from conversion.card import license_of, write_card
 from conversion.inputs import Inputs, load_processor
 from conversion.quality import compare_embeddings, embeddings, perplexity, silenced_synapses
-from training.files import read_json, write_json
+from training.files import read_json, refuse_same_folder, write_json
 from training.half_precision import warn_of_slow_bfloat16
 from training.provenance import command, hardware, versions
 from training.resuming import check_same_options, checkpoint_to_resume
@@ -130,10 +130,8 @@ def options_of(args, output_dir):
     """What a conversion is begun with, to be written down as long as it goes on.
 
     Raises:
-        ValueError: the folder holds one that was begun otherwise, or the original.
+        ValueError: the folder holds one that was begun otherwise.
     """
-    if output_dir.resolve() == Path(args.model).resolve():
-        raise ValueError(f"--output_dir must be another folder than that of --model, {args.model}, whose files it has")
     options = json.loads(json.dumps({name: value for name, value in vars(args).items() if name != "output_dir"}))
     if (output_dir / RESULTS).exists():
         begun_with = read_json(output_dir / RESULTS)["options"]
@@ -175,6 +173,7 @@ def transfer(args, model, original, inputs, output_dir):
 def main(arguments=None):
     args = parse_arguments(arguments)
     stopwatch, output_dir = time.perf_counter(), Path(args.output_dir)
+    refuse_same_folder(output_dir, "model", args.model)
     options = options_of(args, output_dir)
     if (output_dir / RESULTS).exists():
         print(f"{output_dir} holds this model, converted; name another folder, or remove it")

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from training import provenance
 from training.data import dataset_title, load_examples
-from training.files import write_json
+from training.files import refuse_same_folder, write_json
 from training.images import Collator, digits
 from training.labels import Labels
 from training.metrics import Classification
@@ -292,8 +292,7 @@ def main(arguments=None):
     args, data_args = parser.parse_args_into_dataclasses(arguments)
     require_packages(args.format)
     transformers.set_seed(args.seed)
-    if Path(args.output_dir).resolve() == Path(args.model).resolve():
-        raise ValueError(f"--output_dir must be another folder than that of --model, {args.model}, whose files it has")
+    refuse_same_folder(args.output_dir, "model", args.model)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # before what takes minutes
     model, processor = load(args)
     if args.evaluate and not type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification")):

@@ -24,3 +24,9 @@ def write_whole(path, write):
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     write(temporary)
     os.replace(temporary, path)
+
+
+def refuse_same_folder(output_dir, option, given):
+    """Raises a ValueError if an output folder is the one given as another option, whose files it would overwrite."""
+    if given is not None and Path(output_dir).resolve() == Path(given).resolve():
+        raise ValueError(f"--output_dir must be another folder than that of --{option}, {given}, whose files it has")

@@ -3,7 +3,6 @@
 
 import math
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 
 import datasets
 import torch
@@ -12,6 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from astroformer_hf import AstroformerConfig
 from astroformer_hf.configuration_astroformer import CHOICES
+from training.files import refuse_same_folder
 
 
 def choices_of(name):
@@ -240,24 +240,21 @@ DEFAULT_TRAINING_ARGUMENTS = {
 }
 
 
-# The least that options may be, where they are given.
-LEAST = {
-    **dict.fromkeys(("max_train_samples", "max_eval_samples", "max_curve_samples"), 1),
-    **dict.fromkeys(("max_length", "block_size", "vocab_size"), 1),
-    **dict.fromkeys(("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"), 1),
-}
+# Options that are at least 1 where they are given.
+COUNTS = (
+    *("max_train_samples", "max_eval_samples", "max_curve_samples", "max_length", "block_size", "vocab_size"),
+    *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
+)
 
 
 def check_options(parsed):
     """Raises a ValueError for options that no run can have; `parsed` are the dataclasses that they were read into."""
     options = {name: value for part in parsed for name, value in vars(part).items()}
-    for name, least in LEAST.items():
-        if options.get(name) is not None and options[name] < least:
-            raise ValueError(f"--{name} must be at least {least}, got {options[name]}")
+    for name in COUNTS:
+        if options.get(name) is not None and options[name] < 1:
+            raise ValueError(f"--{name} must be at least 1, got {options[name]}")
     for name in ("dataset_dir", "model_name_or_path"):
-        given = options.get(name)
-        if given is not None and Path(given).resolve() == Path(options["output_dir"]).resolve():
-            raise ValueError(f"--output_dir must be another folder than --{name}, {given}, whose files it has")
+        refuse_same_folder(options["output_dir"], name, options.get(name))
 
 
 def parse_arguments(model_arguments, data_arguments, description, arguments=None, **defaults):

@@ -18,6 +18,7 @@ from training.files import read_json, write_json
 
 
 RUN_OPTIONS = "run_options.json"  # in a run's folder: what it was begun with
+ADVICE = "give the same to go on with it, name another --output_dir, or remove it"
 # The arguments of `Trainer` that change what is learned; batches are checked on their own, see `check_batch_size`.
 LEARNING_OPTIONS = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
@@ -101,9 +102,6 @@ def resume_from(training_args, options):
         return checkpoint
 
     return once(training_args, find)
-
-
-ADVICE = "give the same to go on with it, name another --output_dir, or remove it"
 
 
 def check_same_run(folder, begun_with, options):
