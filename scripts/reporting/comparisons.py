@@ -223,10 +223,7 @@ def explanation(definition, arms, rivals, first, metric):
         + (" In percentage points." if definition.metric == "accuracy" else ""),
     ]
     if "majority" in first:
-        lines.append(
-            f"- A guess: any value of the example {first['chance']:.1%}, the commonest value of the training examples "
-            f"{first['majority']:.1%}."
-        )
+        lines.append(f"- A guess: {guesses(first)}.")
     if rivals:
         lines.append(
             f"- **against**: p is of Welch's t-test over the seeds, two-sided, not corrected for the number of arms; "
@@ -243,6 +240,16 @@ def explanation(definition, arms, rivals, first, metric):
     clock = "of the processor" if "processor_seconds" in first else "while other runs shared the machine"
     lines.append(f"- **seconds** of training and evaluation, {clock}, and **peak memory** {memory}. {origin(first)}.")
     return lines
+
+
+def guesses(record):
+    """The accuracies of a guess, in words."""
+    majority = f"{record['majority']:.1%}"
+    if "chance" in record:
+        return (
+            f"any value of the example {record['chance']:.1%}, the commonest value of the training examples {majority}"
+        )
+    return f"the commonest label of the training examples {majority}"
 
 
 def repeat(known, task, record):

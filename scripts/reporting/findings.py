@@ -1,14 +1,16 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Tables across tasks: what each switch is worth (docs/findings.md), from the records of the preset "switches"; and
-what states of a constant size recall (docs/long_documents.md), from those of the preset "long"."""
+what states of a constant size recall and how long sequences are classified (docs/long_documents.md), from those of the
+preset "long"."""
 
+import math
 import statistics
 
-from comparison.summaries import chance, significance, with_spread
+from comparison.summaries import chance, format_value, seconds_of, significance, with_spread
 from comparison.tasks import TASKS
 
 from reporting.comparisons import difference
-from reporting.tables import table
+from reporting.tables import origin, table
 
 
 # What the best form is compared with, in words.
@@ -190,3 +192,70 @@ def recall_lines(known):
         "[the records](../results/README.md#preset-long).",
         "",
     ]
+
+
+# What arms that classify long sequences are compared with, in words.
+CLASSIFIERS = {"segments": "segments with a memory", "softmax": "softmax attention"}
+
+
+def classification_lines(known):
+    """How well each arm classifies long sequences, a table for each task, as Markdown lines; none without records.
+
+    Args:
+        known (`reporting.comparisons.Comparison`): of the preset "long".
+    """
+    tasks = {task: arms for task, arms in known.tasks.items() if not task.startswith("mqar")}
+    if not tasks:
+        return []
+    lines = ["## Long sequences, classified", ""]
+    for task, arms in tasks.items():
+        lines += task_lines(known, task, arms)
+    return [*lines, "More in [the records](../results/README.md#preset-long).", ""]
+
+
+def task_lines(known, task, arms):
+    """The arms of one task, with what they are compared with."""
+    rivals = [arm for arm in CLASSIFIERS if arm in arms]
+    first = next(iter(arms.values())).records[0]
+    rows = []
+    for arm, summary in arms.items():
+        areas = summary.areas()
+        rows.append(
+            [
+                known.arms[arm].title,
+                with_spread(summary.task, summary.mean, summary.spread),
+                above_majority(summary),
+                *(comparison(arms, task, arm, rival) if rival != arm else "" for rival in rivals),
+                with_spread(summary.task, statistics.fmean(areas), statistics.stdev(areas) if len(areas) > 1 else None),
+                f"{statistics.fmean(map(seconds_of, summary.records)):,.0f}",
+            ]
+        )
+    header = [
+        "attention",
+        "accuracy",
+        "above the commonest label",
+        *(f"better than {CLASSIFIERS[arm]} by" for arm in rivals),
+    ]
+    seeds = sorted({len(summary.values) for summary in arms.values()})
+    segmented = next((arms[arm].records[0] for arm in arms if arm.startswith("segments")), None)
+    segments = f"; segments of {segmented['config']['segment_length']} tokens" if segmented else ""
+    return [
+        f"### {TASKS[task].title}",
+        "",
+        *table([*header, "mean along training", "seconds"], rows),
+        f"{first['steps']:,} steps, {' or '.join(map(str, seeds))} seeds, {first['eval_samples']:,} examples"
+        f"{segments}. "
+        f'Always the commonest label: {format_value(TASKS[task], first["majority"])}; "not learnt" is within two '
+        f"sampling errors of it. {origin(first)}.",
+        "",
+    ]
+
+
+def above_majority(summary):
+    """How far an arm's mean accuracy is above always the commonest label, in percentage points; "not learnt" if that is
+    within two sampling errors."""
+    record = summary.records[0]
+    guess = record["majority"]
+    error = math.sqrt(guess * (1 - guess) / record["eval_samples"])
+    above = summary.mean - guess
+    return f"{100 * above:+.1f}" if above > 2 * error else "not learnt"

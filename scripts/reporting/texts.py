@@ -73,9 +73,14 @@ def speed_of_converted_lines():
     return ["## Speed", "", *text] if text else []
 
 
-def recall_lines_of(known):
-    """What states recall, from the comparison that measured it."""
-    return [line for comparison in known if comparison.preset == "long" for line in findings.recall_lines(comparison)]
+def long_lines(known):
+    """What states recall and how long sequences are classified, from the comparison that measured it."""
+    return [
+        line
+        for comparison in known
+        if comparison.preset == "long"
+        for line in (*findings.recall_lines(comparison), *findings.classification_lines(comparison))
+    ]
 
 
 def between_markers(path, lines):
@@ -122,7 +127,7 @@ def texts():
             [
                 *benchmarks.segments_text(benchmarks.load_benchmarks(RESULTS / "segments")),
                 *benchmarks.documents_text(benchmarks.load_benchmarks(RESULTS / "documents")),
-                *recall_lines_of(known),
+                *long_lines(known),
             ],
         ),
         ROOT / "docs/supported.md": supported.page(),

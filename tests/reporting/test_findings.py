@@ -7,7 +7,7 @@ from comparison.presets import arms_of
 from comparison.summaries import Summary
 from comparison.tasks import TASKS
 from reporting import findings
-from reporting.comparisons import Comparison
+from reporting.comparisons import Comparison, guesses
 
 
 def record(arm, loss, seed, fast=False):
@@ -86,6 +86,47 @@ def test_recall_is_shown_beside_the_bytes_of_the_state():
     assert "| softmax attention | 14.0% ± 1.0 | 24,576 | 7.0% ± 1.0 | 49,152 |" in text
     assert "| linear, convolution of 4 | 43.0% ± 1.0 |  |  |  |" in text
     assert not findings.recall_lines(types.SimpleNamespace(tasks={}, arms={}))
+
+
+def test_classifiers_are_shown_beside_the_commonest_label():
+    def summary(accuracy, **config):
+        records = []
+        for i in (-1, 0, 1):
+            curve = [{"step": step, "eval_accuracy": accuracy + 0.01 * i} for step in (1, 100)]
+            records.append(
+                {
+                    **{"arm": "a", "dataset": "d", "split": "validation", "steps": 100, "config": config},
+                    **{"majority": 0.5, "eval_samples": 2500, "seconds": 7.0 + i},
+                    **{"metrics": {"accuracy": accuracy + 0.01 * i}, "learning_curve": {"evaluation": curve}},
+                    **{"hardware": {"cpu": "c", "threads": 1, "gpus": []}, "versions": {"torch": 2, "transformers": 5}},
+                }
+            )
+        return Summary(TASKS["bytes1024"], records)
+
+    arms = {
+        "softmax": summary(0.519),
+        "segments": summary(0.60, segment_length=128),
+        "segments_off": summary(0.55, segment_length=128),
+    }
+    known = types.SimpleNamespace(tasks={"bytes1024": arms, "mqar8_1layer": {}}, arms=arms_of("long"))
+    lines = findings.classification_lines(known)
+    assert [line for line in lines if line.startswith("### ")] == ["### IMDB in 1,024 bytes"]
+    rows = {line.split(" | ")[0]: line for line in lines if line.startswith("| ")}
+    # two sampling errors of 2,500 examples are 2 points
+    softmax = "51.9% ± 1.0 | not learnt | -8.1 ± 0.8, p < 0.001 |  | 51.9% ± 1.0 | 7 |"
+    assert rows["| softmax attention"] == f"| softmax attention | {softmax}"
+    off = "55.0% ± 1.0 | +5.0 | -5.0 ± 0.8, p = 0.004 | +3.1 ± 0.8, p = 0.019 | 55.0% ± 1.0 | 7 |"
+    assert rows["| best form in segments, no memory"].endswith(f" | {off}")
+    said = "100 steps, 3 seeds, 2,500 examples; segments of 128 tokens. Always the commonest label: 50.0%"
+    assert any(line.startswith(said) for line in lines)
+    assert not findings.classification_lines(types.SimpleNamespace(tasks={"mqar8_1layer": {}}, arms={}))
+
+
+def test_a_guess_is_of_labels_or_of_values():
+    assert guesses({"majority": 0.507}) == "the commonest label of the training examples 50.7%"
+    assert guesses({"majority": 0.02, "chance": 0.125}).startswith(
+        "any value of the example 12.5%, the commonest value"
+    )
 
 
 def test_where_softmax_attention_learns_nothing_speed_is_not_compared():
