@@ -24,7 +24,7 @@ import transformers
 from conversion.card import license_of, write_card
 from conversion.inputs import Inputs, load_processor
 from conversion.quality import compare_embeddings, embeddings, perplexity, silenced_synapses
-from training.files import read_json, refuse_same_folder, write_json
+from training.files import hold, read_json, refuse_same_folder, write_json
 from training.half_precision import warn_of_slow_bfloat16
 from training.provenance import command, hardware, versions
 from training.resuming import check_same_options, checkpoint_to_resume
@@ -202,7 +202,7 @@ def main(arguments=None):
     if inputs.is_causal:
         measure("original", of=original)
     measure("swapped")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    hold(output_dir)
     write_json(output_dir / OPTIONS, options)
     report = None
     if args.num_transfer:

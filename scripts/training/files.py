@@ -5,8 +5,12 @@ import json
 import os
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCK = "_lock"  # in an output folder; `Trainer.push_to_hub` leaves out what begins with "_"
+HELD = {}  # the locks of this process, by their paths, which it keeps until it ends
 
 
 def read_json(path):
@@ -30,3 +34,25 @@ def refuse_same_folder(output_dir, option, given):
     """Raises a ValueError if an output folder is the one given as another option, whose files it would overwrite."""
     if given is not None and Path(output_dir).resolve() == Path(given).resolve():
         raise ValueError(f"--output_dir must be another folder than that of --{option}, {given}, whose files it has")
+
+
+def hold(folder):
+    """Makes an output folder, and keeps other processes out of it until this one ends, however it ends.
+
+    Raises:
+        ValueError: another process writes into it now.
+    """
+    path = Path(folder).resolve() / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path in HELD:
+        return
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"--output_dir {folder}: another process writes into it; wait for it, or name another"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        return
+    HELD[path] = lock

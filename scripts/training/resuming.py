@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from training.files import read_json, write_json
+from training.files import hold, read_json, write_json
 
 
 RUN_OPTIONS = "run_options.json"  # in a run's folder: what it was begun with
@@ -88,16 +88,17 @@ def resume_from(training_args, options):
         options (`dict`): of `options_of_run`, which is written into the folder.
 
     Raises:
-        ValueError: the folder holds a run that was begun otherwise, and no checkpoint was asked for by name.
+        ValueError: the folder holds a run that was begun otherwise, and no checkpoint was asked for by name; or
+            another process trains in it.
     """
 
     def find():
         folder = Path(training_args.output_dir)
+        hold(folder)
         checkpoint = training_args.resume_from_checkpoint or checkpoint_to_resume(folder)
         is_begun = checkpoint or (folder / "results.json").exists()
         if is_begun and (folder / RUN_OPTIONS).exists() and not training_args.resume_from_checkpoint:
             check_same_run(folder, read_json(folder / RUN_OPTIONS), options)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RUN_OPTIONS, options)
         return checkpoint
 

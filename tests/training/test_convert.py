@@ -21,10 +21,12 @@ from conversion.arms import Conversion
 from conversion.inputs import Inputs
 from conversion.library_models import SUPPORTED
 from conversion.quality import compare_embeddings, perplexity, probe_accuracies, silenced_synapses
+from filelock import FileLock
 from PIL import Image
 from reviews import write_reviews
 from training import half_precision
 from training.data import load_splits
+from training.files import LOCK
 from training.tokenization import train_bpe_tokenizer, train_wordpiece_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, ViTImageProcessorPil, pipeline
 from transformers.trainer_callback import TrainerState
@@ -363,6 +365,15 @@ def test_the_original_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="--output_dir must be another folder than that of --model, .*original, whose"):
         convert.main(["--model", original, "--text", str(data), *options(tmp_path / "converted/../original")])
     assert {path.name: path.read_bytes() for path in Path(original).iterdir()} == before
+
+
+def test_two_processes_do_not_convert_into_one_folder(tmp_path):
+    original, data = save_original("BertModel", tmp_path / "original"), write_reviews(tmp_path / "reviews")
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    with FileLock(folder / LOCK), pytest.raises(ValueError, match="converted: another process writes into it; wait"):
+        convert.main(["--model", original, "--text", str(data), *options(folder)])
+    assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
 def test_layers_to_keep(tmp_path, capsys):

@@ -554,6 +554,25 @@ def test_a_run_leaves_its_data_and_the_model_it_begins_with(tmp_path):
         train_text_classification.main([*command, "--output_dir", f"{data}/../model"])
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    data, folder = write_reviews(tmp_path / "reviews", 20), tmp_path / "model"
+    command = [*script_command(data, folder)[1:], "--max_steps", "1"]
+    holder = "import sys, training.files as files; files.hold(sys.argv[1]); print('held', flush=True); input()"
+    there = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    other = subprocess.Popen(
+        [sys.executable, "-c", holder, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=there
+    )
+    with other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=r"--output_dir .*model: another process writes into it; wait for it"):
+            train_text_classification.main(command)
+        assert not list(folder.glob("*.json"))
+        other.kill()
+    train_text_classification.main(command)  # however the other ended
+    train_text_classification.main(command)  # this process has it
+    assert (folder / "results.json").exists()
+
+
 def test_a_run_that_is_killed_twice_at_the_same_checkpoint(tmp_path):
     for _ in range(2):
         (tmp_path / "checkpoint-9/inside").mkdir(parents=True)
