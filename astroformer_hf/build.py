@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .hybrid_attention_cpu import build as build_hybrid
-from .neuron_astrocyte_cpu import build
+from .hybrid_attention_cpu import LIBRARY as HYBRID_LIBRARY
+from .neuron_astrocyte_cpu import LIBRARY
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     rebuild = parser.parse_args(arguments).rebuild
     try:
-        for build_one in (build, build_hybrid):
-            print(build_one(rebuild))
+        for library in (LIBRARY, HYBRID_LIBRARY):
+            print(library.build(rebuild))
     except (OSError, RuntimeError) as error:
         print(f"The C++ library could not be built: {error}", file=sys.stderr)
         return 1

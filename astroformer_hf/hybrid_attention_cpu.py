@@ -15,8 +15,6 @@ Letters in shape comments: B batch, H heads, K key heads, N tokens, d head size,
 """
 
 import ctypes
-import functools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +24,9 @@ from .attention_passes import WEIGHT_FLOOR
 from .cpu_source import WORK_OF_ONE_THREAD, View, rows_of
 from .feature_maps import MOST_GAIN
 from .hybrid_attention_cpu_source import generate_source
-from .native_library import build_library, functions_or_obstacle
+from .native_library import NativeLibrary
 
 
-LIBRARY_NAME = "hybrid_attention"
 FUNCTIONS = ("hybrid_forward", "hybrid_backward")
 SHORTEST_CHUNK = 128  # tokens; what a chunk writes is computed twice
 
@@ -62,28 +59,13 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-SOURCE = generate_source(arguments=_Arguments, floor=WEIGHT_FLOOR, most_gain=MOST_GAIN)
-
-
-def is_available() -> bool:
-    """Whether the functions of this module can be called on this machine; the first call compiles them."""
-    return obstacle() is None
-
-
-def obstacle() -> str | None:
-    """Why they cannot be called on this machine, or None if they can."""
-    return _library_or_obstacle()[1]
-
-
-def build(rebuild: bool = False) -> Path:
-    """Builds the library ahead: see `native_library.build_library`."""
-    return build_library(LIBRARY_NAME, SOURCE, rebuild)
-
-
-@functools.cache
-def _library_or_obstacle() -> tuple[ctypes.CDLL | None, str | None]:
-    """The compiled source and None, or None and why it is not to be had, which the log says once."""
-    return functions_or_obstacle(LIBRARY_NAME, SOURCE, FUNCTIONS, _Arguments, "Hybrid attention")
+LIBRARY = NativeLibrary(
+    "hybrid_attention",
+    generate_source(arguments=_Arguments, floor=WEIGHT_FLOOR, most_gain=MOST_GAIN),
+    FUNCTIONS,
+    _Arguments,
+    "hybrid attention",
+)
 
 
 def causal_forward(**inputs: Any) -> tuple[torch.Tensor, ...]:
@@ -193,13 +175,8 @@ class _Call:
         """Calls a function of the source, with pointers to what is held and to `others`."""
         for name, x in (*self.held.items(), *others.items()):
             setattr(self.arguments, name, x.data_ptr())
-        library, _ = _library_or_obstacle()
-        assert library is not None, "only a backend that is available is called"
-        if getattr(library, function)(self.arguments):
-            raise MemoryError(
-                f"the machine has too little memory for hybrid attention ({function} on {self.batch_size} sequences of "
-                f"{self.arguments.length} tokens in {self.arguments.threads} threads)"
-            )
+        amount = f"{self.batch_size} sequences of {self.arguments.length} tokens in {self.arguments.threads} threads"
+        LIBRARY.call(function, self.arguments, amount)
 
 
 def _renamed(name: str) -> str:
@@ -207,14 +184,7 @@ def _renamed(name: str) -> str:
     return f"grouped_{name}" if name in ("key", "value", "hebbian", "calcium") else name
 
 
-def _unavailable(device: torch.device) -> str | None:
-    """Why the kernels cannot compute on a device, or None if they can."""
-    if device.type != "cpu":
-        return f"the tensors are on {device}"
-    return obstacle() and f"it could not be built here: {obstacle()}"
-
-
-_LIBRARY = KernelLibrary(frozenset({torch.float32, torch.float64}), _unavailable)
+_LIBRARY = KernelLibrary(frozenset({torch.float32, torch.float64}), LIBRARY.unavailable)
 KERNELS = {
     "hybrid_causal": Kernel(causal_forward, causal_backward, library=_LIBRARY),
     "hybrid_both_ways": Kernel(both_ways_forward, both_ways_backward, library=_LIBRARY),

@@ -19,6 +19,7 @@ a lock that the system takes back from a process that ends, however it ends; wha
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import logging
@@ -34,6 +35,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 
 try:
@@ -77,6 +80,92 @@ class Recipe(NamedTuple):
         return f"{self.name}.json"
 
 
+class NativeLibrary:
+    """The functions of a C++ source, which is built and loaded when one of them is first needed.
+
+    Args:
+        name, source (`str`): as of `load_library`.
+        functions (sequence of `str`): what is called in it. Each takes a pointer to `arguments` and returns an int,
+            which is 0 unless the machine has too little memory.
+        arguments (`type[ctypes.Structure]`): whose size in C++ `size_of_arguments()` of the library tells.
+        computes (`str`): what it computes, in messages.
+    """
+
+    def __init__(
+        self, name: str, source: str, functions: Sequence[str], arguments: type[ctypes.Structure], computes: str
+    ):
+        self.name, self.source = name, source
+        self.functions, self.arguments, self.computes = functions, arguments, computes
+
+    def obstacle(self) -> str | None:
+        """Why its functions cannot be called on this machine, or None if they can; the first call builds it."""
+        return self._library_or_obstacle[1]
+
+    def is_available(self) -> bool:
+        """Whether its functions can be called on this machine; the first call builds it."""
+        return self.obstacle() is None
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why it cannot compute on a device, or None if it can."""
+        if device.type != "cpu":
+            return f"the tensors are on {device}"
+        return self.obstacle() and f"it could not be built here: {self.obstacle()}"
+
+    def build(self, rebuild: bool = False) -> Path:
+        """Builds it ahead: see `build_library`."""
+        return build_library(self.name, self.source, rebuild)
+
+    def call(self, function: str, arguments: ctypes.Structure, amount: str) -> None:
+        """Calls a function.
+
+        Args:
+            function (`str`): one of `functions`.
+            arguments (`ctypes.Structure`): what it takes.
+            amount (`str`): how much that is, in the message of the error.
+
+        Raises:
+            MemoryError: the machine has too little memory for it.
+        """
+        library, _ = self._library_or_obstacle
+        assert library is not None, "only a backend that is available is called"
+        if getattr(library, function)(arguments):
+            raise MemoryError(f"the machine has too little memory for {self.computes} ({function} on {amount})")
+
+    @functools.cached_property
+    def _library_or_obstacle(self) -> tuple[ctypes.CDLL | None, str | None]:
+        """The library, ready to be called, and None; or None and why it is not to be had, which the log says once."""
+        try:
+            library = load_library(self.name, self.source)
+            self._check_arguments(library)
+        except (OSError, RuntimeError) as error:
+            # where nobody could do anything about it, it is no warning
+            level = logging.INFO if isinstance(error, UnsupportedPlatform) else logging.WARNING
+            logger.log(
+                level,
+                "%s runs in its plain form on this CPU, which is slower: %s. ASTROFORMER_BACKEND=plain asks for no "
+                "other.",
+                self.computes.capitalize(),
+                error,
+            )
+            return None, str(error)
+        for function in self.functions:
+            getattr(library, function).argtypes = [ctypes.POINTER(self.arguments)]
+            getattr(library, function).restype = ctypes.c_int
+        return library, None
+
+    def _check_arguments(self, library: ctypes.CDLL) -> None:
+        """Raises a RuntimeError if the functions of the library take other arguments than Python passes."""
+        size_of_arguments = library.size_of_arguments
+        size_of_arguments.argtypes = []
+        size_of_arguments.restype = ctypes.c_int64
+        size, expected = size_of_arguments(), ctypes.sizeof(self.arguments)
+        if size != expected:
+            raise RuntimeError(
+                f"the C++ library takes a structure of {size} bytes as arguments where this version of astroformer_hf "
+                f"passes one of {expected} bytes"
+            )
+
+
 def load_library(name: str, source: str) -> ctypes.CDLL:
     """The library of a C++ source, from the cache or built now, in a process that has imported torch.
 
@@ -117,49 +206,6 @@ def build_library(name: str, source: str, rebuild: bool = False) -> Path:
     path, content = _from_cache(_recipe(name, source), rebuild)
     _loaded(path, content)
     return path
-
-
-def functions_or_obstacle(
-    name: str, source: str, functions: Sequence[str], arguments: type[ctypes.Structure], what: str
-) -> tuple[ctypes.CDLL | None, str | None]:
-    """The library of a C++ source, ready to be called, and None; or None and why it is not to be had, which is logged.
-
-    Args:
-        name, source (`str`): as of `load_library`.
-        functions (sequence of `str`): what is called in it. Each takes a pointer to `arguments` and returns an int.
-        arguments (`type[ctypes.Structure]`): whose size in C++ `size_of_arguments()` of the library tells.
-        what (`str`): what it computes, as the log calls it.
-    """
-    try:
-        library = load_library(name, source)
-        _check_arguments(library, arguments)
-    except (OSError, RuntimeError) as error:
-        # where nobody could do anything about it, it is no warning
-        level = logging.INFO if isinstance(error, UnsupportedPlatform) else logging.WARNING
-        logger.log(
-            level,
-            "%s runs in its plain form on this CPU, which is slower: %s. ASTROFORMER_BACKEND=plain asks for no other.",
-            what,
-            error,
-        )
-        return None, str(error)
-    for function in functions:
-        getattr(library, function).argtypes = [ctypes.POINTER(arguments)]
-        getattr(library, function).restype = ctypes.c_int
-    return library, None
-
-
-def _check_arguments(library: ctypes.CDLL, arguments: type[ctypes.Structure]) -> None:
-    """Raises a RuntimeError if the functions of the library take other arguments than Python passes."""
-    size_of_arguments = library.size_of_arguments
-    size_of_arguments.argtypes = []
-    size_of_arguments.restype = ctypes.c_int64
-    size, expected = size_of_arguments(), ctypes.sizeof(arguments)
-    if size != expected:
-        raise RuntimeError(
-            f"the C++ library takes a structure of {size} bytes as arguments where this version of astroformer_hf "
-            f"passes one of {expected} bytes"
-        )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -18,16 +18,14 @@ of a backend (see `attention_backends.py`):
 The source is compiled when it is first needed, which takes a few seconds, or ahead by `python -m astroformer_hf.build`,
 and kept in `~/.cache/astroformer_hf` (or in `ASTROFORMER_CACHE`); `native_library.py` sees to that. It is portable C++
 with the vector extensions of GCC and Clang, and does not depend on lengths or sizes: nothing is ever compiled twice.
-Without a compiler `is_available` is False, and the plain form runs.
+Without a compiler the plain form runs.
 
 Letters in shape comments: B batch, H heads, N tokens, F features (phi of m hidden neurons), d head size.
 """
 
 import ctypes
-import functools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -36,7 +34,7 @@ from .attention_passes import CALCIUM_FLOOR
 from .cpu_source import WORK_OF_ONE_THREAD, View, rows_of
 from .feature_maps import EXP_CEILING
 from .hybrid_attention_cpu import KERNELS as HYBRID_KERNELS
-from .native_library import build_library, functions_or_obstacle
+from .native_library import NativeLibrary
 from .neuron_astrocyte_cpu_source import generate_source
 
 
@@ -52,8 +50,6 @@ FUNCTIONS = (
     *("causal_forward", "causal_backward", "documents_forward", "documents_backward"),
     *("both_ways_forward", "both_ways_backward", "distances_forward", "distances_backward"),
 )
-
-LIBRARY_NAME = "neuron_astrocyte"
 
 
 class _Mask(ctypes.Structure):
@@ -99,34 +95,15 @@ class _Arguments(ctypes.Structure):
 
 
 # The constants are those of the plain form.
-SOURCE = generate_source(
-    arguments=_Arguments, feature_maps=FEATURE_MAPS, calcium_floor=CALCIUM_FLOOR, exp_ceiling=EXP_CEILING
+LIBRARY = NativeLibrary(
+    "neuron_astrocyte",
+    generate_source(
+        arguments=_Arguments, feature_maps=FEATURE_MAPS, calcium_floor=CALCIUM_FLOOR, exp_ceiling=EXP_CEILING
+    ),
+    FUNCTIONS,
+    _Arguments,
+    "neuron-astrocyte attention",
 )
-
-
-def is_available() -> bool:
-    """Whether the functions of this module can be called on this machine; the first call compiles them."""
-    return obstacle() is None
-
-
-def obstacle() -> str | None:
-    """Why they cannot be called on this machine, or None if they can."""
-    return _library_or_obstacle()[1]
-
-
-def build(rebuild: bool = False) -> Path:
-    """Builds the library ahead: see `native_library.build_library`."""
-    return build_library(LIBRARY_NAME, SOURCE, rebuild)
-
-
-@functools.cache
-def _library_or_obstacle() -> tuple[ctypes.CDLL | None, str | None]:
-    """The compiled source and None, or None and why it is not to be had, which the log says once."""
-    return functions_or_obstacle(LIBRARY_NAME, SOURCE, FUNCTIONS, _Arguments, "Neuron-astrocyte attention")
-
-
-def _library() -> ctypes.CDLL | None:
-    return _library_or_obstacle()[0]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -634,24 +611,12 @@ class _Call:
         self.set(causal=causal, decay=decay, **{name: x.data_ptr() for name, x in given.items()})
         if "plasticity" in given:
             self.arguments.feedback = 1
-        library = _library()
-        assert library is not None, "only a backend that is available is called"
-        if getattr(library, function)(self.arguments):
-            raise MemoryError(
-                f"the machine has too little memory for neuron-astrocyte attention ({function} on "
-                f"{self.batch_size} sequences of {self.length} tokens in {self.arguments.threads} threads)"
-            )
+        amount = f"{self.batch_size} sequences of {self.length} tokens in {self.arguments.threads} threads"
+        LIBRARY.call(function, self.arguments, amount)
 
 
 def _total(parts: torch.Tensor) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else parts.sum(0)
-
-
-def _unavailable(device: torch.device) -> str | None:
-    """Why the kernels cannot compute on a device, or None if they can."""
-    if device.type != "cpu":
-        return f"the tensors are on {device}"
-    return obstacle() and f"it could not be built here: {obstacle()}"
 
 
 _WRITE = Kernel(write_forward, write_backward)
@@ -662,7 +627,7 @@ _BOTH_WAYS = Kernel(both_ways_forward, both_ways_backward, needs_states=False)
 BACKEND = Backend(
     name="cpp",
     device_type="cpu",
-    unavailable=_unavailable,
+    unavailable=LIBRARY.unavailable,
     kernels={
         "write_mode": _WRITE,
         "write_mode_with_activity": _WRITE,

@@ -23,7 +23,7 @@ from astroformer_hf.token_layout import sequence_layout
 
 
 BACKENDS = ["plain"]
-if neuron_astrocyte_cpu.is_available():
+if neuron_astrocyte_cpu.LIBRARY.is_available():
     BACKENDS.append("cpp")
 if torch.cuda.is_available():
     BACKENDS.append("triton")

@@ -36,7 +36,7 @@ from astroformer_hf.neuron_astrocyte_cpu_source import generate_source
 
 pytestmark = pytest.mark.compiler
 
-LIBRARIES = (neuron_astrocyte_cpu, hybrid_attention_cpu)
+LIBRARIES = (neuron_astrocyte_cpu.LIBRARY, hybrid_attention_cpu.LIBRARY)
 
 SOURCE = '#include <omp.h>\nextern "C" int answer() { return 41 + omp_get_thread_limit() / omp_get_thread_limit(); }\n'
 
@@ -51,6 +51,11 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     yield tmp_path / "own" / "cache"
     assert list(temporary.iterdir()) == []  # whatever a test does
+
+
+def forget(library):
+    """Has it built and loaded anew when it is next needed."""
+    library.__dict__.pop("_library_or_obstacle", None)
 
 
 def answer():
@@ -385,12 +390,12 @@ def test_the_openmp_runtime_is_that_of_torch(cache, tmp_path):
 def test_elsewhere_than_on_linux_nothing_is_built(cache, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(sys, "platform", "darwin")
-    neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+    forget(neuron_astrocyte_cpu.LIBRARY)
     try:
-        assert "on Linux only, and this is darwin" in neuron_astrocyte_cpu.obstacle()
+        assert "on Linux only, and this is darwin" in neuron_astrocyte_cpu.LIBRARY.obstacle()
         assert "plain form" in caplog.text and warnings_of(caplog) == []
     finally:
-        neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+        forget(neuron_astrocyte_cpu.LIBRARY)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -406,7 +411,7 @@ def test_without_a_compiler_the_plain_form_runs(cache, tmp_path, monkeypatch, ca
     if says:
         script(binaries / "c++", f"{says} >&2; exit 1")
     monkeypatch.setenv("PATH", f"{binaries}:/bin" if says else str(binaries))
-    neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+    forget(neuron_astrocyte_cpu.LIBRARY)
     try:
         x = torch.ones(1, 2, 5, 3)
         assert choose_backend([], {}, [x]) is None
@@ -420,7 +425,7 @@ def test_without_a_compiler_the_plain_form_runs(cache, tmp_path, monkeypatch, ca
         ):
             neuron_astrocyte_attention(x, x, x)
     finally:
-        neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+        forget(neuron_astrocyte_cpu.LIBRARY)
 
 
 def test_without_a_compiler_hybrid_attention_runs_in_its_plain_form(cache, monkeypatch, caplog, tmp_path):
@@ -430,7 +435,7 @@ def test_without_a_compiler_hybrid_attention_runs_in_its_plain_form(cache, monke
         expected, _ = hybrid_attention(x, x, x, **inputs, causal=True)
     no_compiler(monkeypatch, tmp_path)
     for library in LIBRARIES:
-        library._library_or_obstacle.cache_clear()
+        forget(library)
     try:
         torch.testing.assert_close(hybrid_attention(x, x, x, **inputs, causal=True)[0], expected)
         assert sum("Hybrid attention runs in its plain form" in warning for warning in warnings_of(caplog)) == 1
@@ -438,24 +443,24 @@ def test_without_a_compiler_hybrid_attention_runs_in_its_plain_form(cache, monke
             hybrid_attention(x, x, x, **inputs, causal=True)
     finally:
         for library in LIBRARIES:
-            library._library_or_obstacle.cache_clear()
+            forget(library)
 
 
 def test_who_asks_for_the_plain_form_is_not_warned(cache, monkeypatch, caplog, tmp_path):
     no_compiler(monkeypatch, tmp_path)
     monkeypatch.setenv("ASTROFORMER_BACKEND", "plain")
-    neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+    forget(neuron_astrocyte_cpu.LIBRARY)
     try:
         x = torch.ones(1, 2, 5, 3)
         neuron_astrocyte_attention(x, x, x)
         assert warnings_of(caplog) == []
     finally:
-        neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+        forget(neuron_astrocyte_cpu.LIBRARY)
 
 
 def test_the_command_builds_ahead(cache, capsys, monkeypatch):
     for library in LIBRARIES:
-        monkeypatch.setattr(library, "SOURCE", SOURCE)
+        monkeypatch.setattr(library, "source", SOURCE)
     assert build.main([]) == 0
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert len(set(paths)) == 2 and all(path.parent == cache and path.is_file() for path in paths)
@@ -483,12 +488,12 @@ def test_the_command_runs_as_a_module(cache, strangers, tmp_path):
 PRESENT = {os.path.realpath(path): path for path in map(shutil.which, native_library.COMPILERS) if path}
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.LIBRARY_NAME)
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 @pytest.mark.parametrize("compiler", PRESENT.values())
 def test_the_source_compiles_without_a_warning(compiler, library, tmp_path):
     source = tmp_path / "source.cpp"
-    source.write_text(library.SOURCE)
-    flags = native_library._recipe(library.LIBRARY_NAME, library.SOURCE).flags
+    source.write_text(library.source)
+    flags = native_library._recipe(library.name, library.source).flags
     command = [compiler, *flags, "-Wall", "-Wextra", "-Werror", "-c", source, "-o", tmp_path / "source.o"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == "", result.stderr
@@ -520,16 +525,16 @@ def test_a_library_of_other_arguments_is_refused(monkeypatch, caplog):
         _fields_ = [*neuron_astrocyte_cpu._Arguments._fields_, ("more", ctypes.c_int64)]
 
     size = ctypes.sizeof(neuron_astrocyte_cpu._Arguments)
-    monkeypatch.setattr(neuron_astrocyte_cpu, "_Arguments", Longer)
-    neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+    monkeypatch.setattr(neuron_astrocyte_cpu.LIBRARY, "arguments", Longer)
+    forget(neuron_astrocyte_cpu.LIBRARY)
     try:
-        assert not neuron_astrocyte_cpu.is_available()
+        assert not neuron_astrocyte_cpu.LIBRARY.is_available()
         expected = f"takes a structure of {size} bytes as arguments .* passes one of {size + 8} bytes"
-        assert re.search(expected, neuron_astrocyte_cpu.obstacle())
+        assert re.search(expected, neuron_astrocyte_cpu.LIBRARY.obstacle())
         (warning,) = warnings_of(caplog)
         assert re.search(expected, warning) and "plain form" in warning
     finally:
-        neuron_astrocyte_cpu._library_or_obstacle.cache_clear()
+        forget(neuron_astrocyte_cpu.LIBRARY)
 
 
 # Inputs whose scratch memory is far larger than themselves and their results, in a process that may take little more.
@@ -578,15 +583,15 @@ def test_too_little_memory_is_an_error_in_words(threads, scripts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "library, function", [(library, function) for library in LIBRARIES for function in library.FUNCTIONS]
+    "library, function", [(library, function) for library in LIBRARIES for function in library.functions]
 )
 def test_every_function_tells_that_memory_is_missing(library, function):
     length = 2**24 if function.startswith("distances") else 50  # which keep rows for each token, of any length
     sizes = {"batch": 1, "length": length, "head_dim": 2**24}
-    if library is neuron_astrocyte_cpu:
+    if library is neuron_astrocyte_cpu.LIBRARY:
         sizes.update(heads=1, splits=1, features=2**24)
     else:
         sizes.update(key_heads=1, groups=1, chunks=2, map_columns=2**24, causal=1)
     for threads in (1, 2):
-        arguments = library._Arguments(threads=threads, **sizes)
-        assert getattr(library._library_or_obstacle()[0], function)(arguments) == 1
+        arguments = library.arguments(threads=threads, **sizes)
+        assert getattr(library._library_or_obstacle[0], function)(arguments) == 1

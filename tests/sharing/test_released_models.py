@@ -125,7 +125,7 @@ def test_cards_are_written_for_every_released_model(known):
 
 @pytest.mark.parametrize("backend", ["plain", "cpp"])
 def test_figures_on_the_sample_are_reached_again(name, backend):
-    if backend == "cpp" and not neuron_astrocyte_cpu.is_available():
+    if backend == "cpp" and not neuron_astrocyte_cpu.LIBRARY.is_available():
         pytest.skip("there is no C++ compiler on this machine")
     model, processor = release_models.load(CARDS / name)
     with attention_backend(backend):
