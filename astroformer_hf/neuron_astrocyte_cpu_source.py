@@ -862,8 +862,32 @@ void store_log_decay_gradient(const TokenRange& range, const Arguments& args, co
 // The state at the end reads as the last token does. What is a token's own, to which no time passes, is in none of the
 // sums: there it would cancel, and leave its rounding.
 
+// A sum along the tokens of a block. What was there before them is kept apart from what they add, which in the sum of a
+// long text would mostly be rounded off.
+struct RunningSum : Sizes {
+    float *before, *own, *total;
+
+    RunningSum(const Arguments& args, Scratch& scratch)
+        : Sizes(args), before(scratch.take(Fp)), own(scratch.take(Fp)), total(scratch.take(Fp)) {}
+
+    void begin_block() { copy(before, total, Fp), set_zero(own, Fp); }
+
+    void add(const float* row) {
+        for (int64_t j = 0; j < Fp; j += LANES) {
+            const Vector sum = load(own + j) + load(row + j);
+            store(own + j, sum), store(total + j, load(before + j) + sum);
+        }
+    }
+
+    // takes it on to token t, where synapses leak
+    void pass_token(const Leak& leak, int64_t t) {
+        leak.pass_token(t, Fp, before), leak.pass_token(t, Fp, own), leak.pass_token(t, Fp, total);
+    }
+};
+
 struct CausalForward : Sizes {
-    float *hebbian, *calcium, *plasticity;
+    float *hebbian, *plasticity;
+    RunningSum calcium;
     float *activity, *presynaptic, *imprint, *imprint_transposed;
     float *value, *output, *scores;
     AstrocyteCode code;
@@ -873,8 +897,8 @@ struct CausalForward : Sizes {
     CausalForward(const Arguments& args, Scratch& scratch)
         : Sizes(args),
           hebbian(scratch.take(Fp * dp)),
-          calcium(scratch.take(Fp)),
           plasticity(scratch.take(Fp)),
+          calcium(args, scratch),
           activity(scratch.take(BLOCK * Fp)),
           presynaptic(scratch.take(BLOCK * Fp)),
           imprint(scratch.take(BLOCK * Fp)),
@@ -888,21 +912,21 @@ struct CausalForward : Sizes {
 
     void forward(int64_t head) {
         TokenRange range = {head / args.heads, head % args.heads, 0, 0};
-        set_zero(hebbian, Fp * dp), set_zero(calcium, Fp);
+        set_zero(hebbian, Fp * dp), set_zero(calcium.total, Fp);
         if (args.has_states()) {
             load_matrix(args.hebbian + head * F * d, F, d, {hebbian, dp});
-            copy(calcium, args.calcium + head * F, F);
+            copy(calcium.total, args.calcium + head * F, F);
         }
         code.begin_head(range.b, range.h);
         for (; range.first < args.length; range.first = range.last) {  // a document
             range.last = args.documents.end(range.b, range.first, args.length);
-            if (range.first > 0) set_zero(hebbian, Fp * dp), set_zero(calcium, Fp);
+            if (range.first > 0) set_zero(hebbian, Fp * dp), set_zero(calcium.total, Fp);
             code.begin_document(range.first, range.last);
             for (int64_t start = range.first; start < range.last; start += BLOCK) forward({args, range, start});
         }
         if (args.has_states()) {
             store_matrix({hebbian, dp}, F, d, args.end_hebbian + head * F * d);
-            copy(args.end_calcium + head * F, calcium, F);
+            copy(args.end_calcium + head * F, calcium.total, F);
         }
         if (args.makes_code()) copy(args.end_total + head * F, code.running_sum, F);
     }
@@ -914,6 +938,7 @@ struct CausalForward : Sizes {
         block.load_rows(args.value, ZERO_PADDING, value);
         const float* source = args.all_sources ? imprint : presynaptic;
         leak.begin(block);
+        calcium.begin_block();
         leak.fill_shares(LOWER, rows);
         if (args.reads_otherwise()) read(rows, source);
         read_state(rows, F, dp, {activity, Fp}, {hebbian, dp}, {output, dp});
@@ -935,9 +960,9 @@ struct CausalForward : Sizes {
     void scale_as_published(int64_t rows, const float* source) {
         for (int64_t t = 0; t < rows; t++) {
             float factor = args.scale;
-            add_row(calcium, source + t * Fp, Fp);
+            calcium.add(source + t * Fp);
             if (args.feedback) {
-                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
+                presynaptic_plasticity(calcium.total, args.alpha, Fp, plasticity, nullptr);
                 factor *= astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
             }
             scale_row(output + t * dp, dp, factor);
@@ -947,16 +972,17 @@ struct CausalForward : Sizes {
     // otherwise, from phi(Q) to the readings, in its place
     void read(int64_t rows, const float* source) {
         for (int64_t t = 0; t < rows; t++) {
-            leak.pass_token(t, Fp, calcium);
-            add_row(calcium, source + t * Fp, Fp);
-            reader.read(activity + t * Fp, calcium, plasticity, activity + t * Fp);
+            calcium.pass_token(leak, t);
+            calcium.add(source + t * Fp);
+            reader.read(activity + t * Fp, calcium.total, plasticity, activity + t * Fp);
         }
     }
 };
 
 struct CausalBackward : Sizes {
     // the state and, on the way back, its gradient
-    float *state, *state_transposed, *calcium, *plasticity, *d_calcium;
+    float *state, *state_transposed, *plasticity;
+    RunningSum calcium, d_calcium;
     // of each block, from the way forward for the way back: its tokens, and the sums before it
     TokenRange* blocks;
     float *calcium_before, *key_sum_before;
@@ -980,9 +1006,9 @@ struct CausalBackward : Sizes {
         : Sizes(args),
           state(scratch.take(Fp * dp)),
           state_transposed(scratch.take(dp * Fp)),
-          calcium(scratch.take(Fp)),
           plasticity(scratch.take(Fp)),
-          d_calcium(scratch.take(Fp)),
+          calcium(args, scratch),
+          d_calcium(args, scratch),
           blocks(scratch.take<TokenRange>(most_blocks)),
           calcium_before(scratch.take(most_blocks * Fp)),
           key_sum_before(scratch.take(args.makes_code() ? most_blocks * Fp : 0)),
@@ -1019,42 +1045,42 @@ struct CausalBackward : Sizes {
         code.begin_head(b, h);
         code.clear_gradients();
 
-        set_zero(state_transposed, dp * Fp), set_zero(calcium, Fp);
+        set_zero(state_transposed, dp * Fp), set_zero(calcium.total, Fp);
         if (args.has_states()) {  // only H^T is needed on the way forward
             load_matrix(args.hebbian + head * F * d, F, d, {state, dp});
             transpose(F, d, {state, dp}, {state_transposed, Fp});
-            copy(calcium, args.calcium + head * F, F);
+            copy(calcium.total, args.calcium + head * F, F);
         }
         int64_t count = 0;
         for (int64_t first = 0, last; first < args.length; first = last) {  // a document
             last = args.documents.end(b, first, args.length);
-            if (first > 0) set_zero(state_transposed, dp * Fp), set_zero(calcium, Fp);
+            if (first > 0) set_zero(state_transposed, dp * Fp), set_zero(calcium.total, Fp);
             code.begin_document(first, last);
             for (int64_t start = first; start < last; start += BLOCK, count++) {
                 blocks[count] = {b, h, start, min(start + BLOCK, last)};
-                copy(calcium_before + count * Fp, calcium, Fp);
+                copy(calcium_before + count * Fp, calcium.total, Fp);
                 if (args.makes_code()) copy(key_sum_before + count * Fp, code.running_sum, Fp);
                 backward_read({args, blocks[count], start});
             }
         }
 
-        set_zero(state, Fp * dp), set_zero(d_calcium, Fp);
+        set_zero(state, Fp * dp), set_zero(d_calcium.total, Fp);
         if (args.has_states()) {
             load_matrix(args.d_hebbian + head * F * d, F, d, {state, dp});
-            copy(d_calcium, args.d_calcium + head * F, F);
+            copy(d_calcium.total, args.d_calcium + head * F, F);
         }
         if (leak.exists && args.length > 0 && args.has_states()) {  // the state at the end reads as the last token does
             transpose(F, d, {state, dp}, {state_transposed, Fp});
             const float* found_by_last = found + (blocks[count - 1].last - blocks[count - 1].first - 1) * Fp;
             d_elapsed[args.length - 1] +=
-                dot(left_at_end, state_transposed, d * Fp) + dot(found_by_last, d_calcium, Fp);
+                dot(left_at_end, state_transposed, d * Fp) + dot(found_by_last, d_calcium.total, Fp);
         }
         if (args.makes_code()) copy(d_key_sum, args.d_total + head * F, F);
         for (int64_t i = count - 1; i >= 0; i--) {
             const int64_t end = blocks[i].last;
             if (end < args.length && args.documents.starts(b, end))  // nothing reads the state at a document's end
-                set_zero(state, Fp * dp), set_zero(d_calcium, Fp), set_zero(d_key_sum, Fp);
-            copy(calcium, calcium_before + i * Fp, Fp);
+                set_zero(state, Fp * dp), set_zero(d_calcium.total, Fp), set_zero(d_key_sum, Fp);
+            copy(calcium.total, calcium_before + i * Fp, Fp);
             code.resume(key_sum_before + i * Fp);
             backward_write({args, blocks[i], blocks[i].first});
         }
@@ -1065,7 +1091,7 @@ struct CausalBackward : Sizes {
             }
         if (args.has_states()) {
             store_matrix({state, dp}, F, d, args.d_hebbian + head * F * d);
-            copy(args.d_calcium + head * F, d_calcium, F);
+            copy(args.d_calcium + head * F, d_calcium.total, F);
         }
         if (args.makes_code()) copy(args.d_total + head * F, d_key_sum, F);
         code.store_gradients();
@@ -1082,6 +1108,7 @@ struct CausalBackward : Sizes {
         float* value_transposed = rows_transposed;
         const float* source = args.all_sources ? imprint : presynaptic;
         leak.begin(block);
+        calcium.begin_block();
         leak.fill_shares(LOWER, rows);
         if (args.reads_otherwise()) read(block, source);
         read_state(rows, d, Fp, {d_output, dp}, {state_transposed, Fp}, {d_activity, Fp});
@@ -1109,8 +1136,8 @@ struct CausalBackward : Sizes {
         for (int64_t t = 0; t < block.rows; t++) {
             float *d_row = d_activity + t * Fp, factor = args.scale;
             if (args.feedback) {
-                add_row(calcium, source + t * Fp, Fp);
-                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, nullptr);
+                calcium.add(source + t * Fp);
+                presynaptic_plasticity(calcium.total, args.alpha, Fp, plasticity, nullptr);
                 const float p = astrocyte_feedback(dot(activity + t * Fp, plasticity, Fp));
                 d_response[block.start + t] = -args.scale * p * (p * dot(activity + t * Fp, d_row, Fp));
                 factor *= p;
@@ -1124,12 +1151,12 @@ struct CausalBackward : Sizes {
     // otherwise, first the readings of a block; takes the calcium past it
     void read(const TokenBlock& block, const float* source) {
         for (int64_t t = 0; t < block.rows; t++) {
-            leak.pass_token(t, Fp, calcium);
-            copy(found + t * Fp, calcium, Fp);
-            add_row(calcium, source + t * Fp, Fp);
-            copy(calciums + t * Fp, calcium, Fp);
+            calcium.pass_token(leak, t);
+            copy(found + t * Fp, calcium.total, Fp);
+            calcium.add(source + t * Fp);
+            copy(calciums + t * Fp, calcium.total, Fp);
             float* reading = readings + (block.start + t) * Fp;
-            feedbacks[t] = reader.read(activity + t * Fp, calcium, releases + t * Fp, reading);
+            feedbacks[t] = reader.read(activity + t * Fp, calcium.total, releases + t * Fp, reading);
         }
     }
 
@@ -1158,6 +1185,7 @@ struct CausalBackward : Sizes {
         if (!reads_otherwise)
             for (int64_t t = 0; t < rows; t++) scale_row(d_output + t * dp, dp, feedback[block.start + t]);
         leak.begin(block);
+        calcium.begin_block(), d_calcium.begin_block();
         leak.fill_shares(UPPER, rows);
 
         transpose(F, d, {d_hebbian, dp}, {d_hebbian_transposed, Fp});
@@ -1190,21 +1218,22 @@ struct CausalBackward : Sizes {
         if (r.data && !args.all_sources) store_code_gradient(block, r);
         if (args.feedback && !reads_otherwise)
             for (int64_t t = 0; t < rows; t++) {
-                add_row(calcium, source + t * Fp, Fp);
-                presynaptic_plasticity(calcium, args.alpha, Fp, plasticity, derivatives + t * Fp);
+                calcium.add(source + t * Fp);
+                presynaptic_plasticity(calcium.total, args.alpha, Fp, plasticity, derivatives + t * Fp);
             }
         for (int64_t t = rows - 1; t >= 0; t--) {
             if (reads_otherwise) {
                 if (leak.exists && block.start + t + 1 < args.length)
-                    d_elapsed[block.start + t] -= dot(source + t * Fp, d_calcium, Fp);
-                add_row(d_calcium, d_calciums + (block.start + t) * Fp, Fp);
-            } else if (args.feedback)
+                    d_elapsed[block.start + t] -= dot(source + t * Fp, d_calcium.total, Fp);
+                d_calcium.add(d_calciums + (block.start + t) * Fp);
+            } else if (args.feedback) {
+                float* row = derivatives + t * Fp;
                 for (int64_t j = 0; j < Fp; j += LANES)
-                    store(d_calcium + j, load(d_calcium + j) + load(activity + t * Fp + j) *
-                                                                   load(derivatives + t * Fp + j) *
-                                                                   d_response[block.start + t]);
-            add_row(d_imprint + t * Fp, d_calcium, Fp);  // from here on, the gradient of phi(K)
-            leak.pass_token(t, Fp, d_calcium);
+                    store(row + j, load(activity + t * Fp + j) * load(row + j) * d_response[block.start + t]);
+                d_calcium.add(row);
+            }
+            add_row(d_imprint + t * Fp, d_calcium.total, Fp);  // from here on, the gradient of phi(K)
+            d_calcium.pass_token(leak, t);
         }
         if (r.data && args.all_sources) store_code_gradient(block, r);
         block.store_gradient(args.key, ZERO_PADDING, presynaptic, d_imprint, args.d_key);

@@ -584,14 +584,16 @@ def test_the_map_of_a_long_text_whose_tokens_leave_little(causal):
     matrix.assert_close(weights @ value, expected, 2e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_calcium_of_a_long_text_is_not_rounded_off(backend):
+def test_the_calcium_of_a_long_text_is_not_rounded_off(backend, causal):
     length = 500 if backend == "triton" else 2**16
     query, key, value, *_ = make_inputs(length, "none", batch=1, heads=1, code=False)
-    expected = run(neuron_astrocyte_attention, (query, key, value, None, None), None, output_final_state=True)[0][2]
+    options = {"causal": causal, "output_final_state": True}
+    expected = run(neuron_astrocyte_attention, (query, key, value, None, None), None, **options)[0][2]
     with attention_backend(backend), torch.no_grad():
         query, key, value = (x.to(matrix.device_of(backend), torch.float32) for x in (query, key, value))
-        calcium = neuron_astrocyte_attention(query, key, value, output_final_state=True)[1].calcium
+        calcium = neuron_astrocyte_attention(query, key, value, **options)[1].calcium
     matrix.assert_close(calcium, expected, 1e-6)
 
 
