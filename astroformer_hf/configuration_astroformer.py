@@ -314,7 +314,7 @@ class AstroformerBaseConfig(PreTrainedConfig):
     def _check_segments(self) -> None:
         """Checks the fields of a model that reads in segments."""
         backprop = self.memory_backprop
-        is_number = isinstance(backprop, int) and not isinstance(backprop, bool) and backprop >= 0
+        is_number = isinstance(backprop, int) and not isinstance(backprop, bool) and 0 <= backprop < 2**31
         if backprop not in ("replay", "full") and not is_number:
             raise ValueError(
                 "memory_backprop must be 'replay', 'full' or the number of memories that gradients go through, 0 or "
@@ -451,8 +451,8 @@ class AstroformerConfig(AstroformerBaseConfig):
         num_memory_tokens (`int`, defaults to 8): memory tokens; 0 leaves segments without a memory.
         memory_retention (`str`, defaults to `"none"`): how strong the memory is after each segment: always as strong
             ("none"), by the segment's share of what the astrocyte holds so far ("streaming"), or by its share of all
-            segments ("ltp", the form of RMAAT, for encoders and texts in one call). The last two fall by the factor e
-            in six segments.
+            segments ("ltp", the form of RMAAT, for encoders and texts in one call). The latter falls by the factor e in
+            six segments, the former faster at first.
         memory_backprop (`str` or `int`, defaults to `"replay"`): gradients through the memory: through all segments, of
             which each is computed again ("replay", AMRB: memory hardly grows with their number) or kept ("full"), or,
             with replay, through so many memories at most.

@@ -152,7 +152,7 @@ def check_cache(cache: Any, config: AstroformerConfig, is_dropped: bool) -> None
         raise ValueError(
             f"{CACHE_NAME} must be a {kind.__name__} for attention_type {config.attention_type!r}, got a "
             f"{type(cache).__name__}; leave it out, and the model makes one (prefix tuning, which brings keys and "
-            "values, is for attention_type 'softmax')"
+            "values, is for attention_type 'softmax' without segments)"
         )
     if is_dropped:
         raise ValueError(

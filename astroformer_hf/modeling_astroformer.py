@@ -294,10 +294,9 @@ class AstroformerModel(AstroformerEncoder):
                 )
             cache = None
         check_memory(memory, self.config, batch_size, past_length)
+        past_counted, places = self._continue_cache(cache, attention_mask, position_ids, (batch_size, length))
         if self.config.segment_length is not None:
             check_segments_of(inputs, self.config, document_ids, cache, is_packed_explicitly(kwargs))
-        past_counted, places = self._continue_cache(cache, attention_mask, batch_size, length)
-        if self.config.segment_length is not None:
             _take_down(cache, places)
             return self._read_in_segments(inputs, memory, cache, past_length)
         layout = sequence_layout(
@@ -358,7 +357,7 @@ class AstroformerModel(AstroformerEncoder):
         return DynamicCache() if config.attention_type == "softmax" else AstroformerCache(config.num_hidden_layers)
 
     def _continue_cache(
-        self, cache: Any, attention_mask: torch.Tensor | None, batch_size: int, length: int
+        self, cache: Any, attention_mask: Any, position_ids: torch.Tensor | None, shape: tuple[int, int]
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Checks that the input continues what the cache holds; returns how many real tokens that is, if known, and
         the `places` of the cache after the input."""
@@ -367,15 +366,15 @@ class AstroformerModel(AstroformerEncoder):
         if cache.get_seq_length():
             attention: Any = self.layers[0].attention
             code = None if attention.astrocyte_code is None else ASTROCYTE_CODES[self.config.astrocyte_code]
-            check_cache_layer(cache.layers[0], self.config, code is not None and code.has_state, batch_size)
+            check_cache_layer(cache.layers[0], self.config, code is not None and code.has_state, shape[0])
         if self.config.attention_type == "softmax":
             return None, None
-        return cache.layers[0].counted, cache.places_after(attention_mask, batch_size, length)
+        return cache.layers[0].counted, cache.places_after(attention_mask, position_ids, *shape)
 
 
 def _take_down(cache: Any, places: torch.Tensor | None) -> None:
     """Writes into a cache which of the tokens that it is about to hold are real."""
-    if isinstance(cache, AstroformerCache):
+    if hasattr(cache, "places_after"):  # as of this package or of code that came with a checkpoint
         cache.layers[0].places = places
 
 
@@ -476,7 +475,8 @@ class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
     ) -> Any:
         kind, cache = generation_config.cache_implementation, model_kwargs.get(CACHE_NAME)
         refuse_lost_prompts(self)
-        check_generation(self.config, bool(generation_config.use_cache), cache, model_kwargs.get("memory"))
+        generation_config.use_cache = model_kwargs["use_cache"] = generation_config.use_cache is not False
+        check_generation(self.config, generation_config.use_cache, cache, model_kwargs.get("memory"))
         if generation_config.prefill_chunk_size is not None and isinstance(cache, Cache) and cache.get_seq_length():
             raise ValueError(  # some releases would read the tokens in the cache a second time
                 f"prefill_chunk_size={generation_config.prefill_chunk_size} does not go with a {CACHE_NAME} that holds "
@@ -652,8 +652,8 @@ class AstroformerForSequenceClassification(AstroformerTextHead):
         Raises:
             ValueError: for inputs or labels that do not fit; the message names the argument.
         """
-        check_pooled_rows(kwargs.get("memory"), inputs.attention_mask)
         outputs = self.astroformer(*inputs, cache=cache, return_dict=True, **kwargs)
+        check_pooled_rows(kwargs.get("memory"), inputs.attention_mask)
         hidden_states = outputs.last_hidden_state
         refuse_packed_rows("sequence classification", hidden_states, inputs.attention_mask, inputs.position_ids, kwargs)
         pooled = pool(hidden_states, inputs.attention_mask, self.config.pooling)
@@ -776,7 +776,7 @@ class AstroformerForMultipleChoice(AstroformerTextHead):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as of `AstroformerModel.forward`,
-                with a second dimension for the choices: `(batch, choices, length)` and so on.
+                with a second dimension for the choices: `(batch, choices, length)` and so on. A memory has a row each.
             labels (`torch.LongTensor`, *optional*): `(batch,)` index of the right choice.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): see `AstroformerForCausalLM.forward`.
 
@@ -788,6 +788,7 @@ class AstroformerForMultipleChoice(AstroformerTextHead):
         """
         inputs, num_choices = flatten_choices(inputs)
         outputs = self.astroformer(*inputs, return_dict=True, **kwargs)
+        check_pooled_rows(kwargs.get("memory"), inputs.attention_mask)
         hidden_states = outputs.last_hidden_state
         refuse_packed_rows("multiple choice", hidden_states, inputs.attention_mask, inputs.position_ids, kwargs)
         pooled = pool(hidden_states, inputs.attention_mask, self.config.pooling)

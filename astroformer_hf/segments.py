@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
-from .astrocyte_code import upcast
+from .astrocyte_code import LearnedAstrocyteCode, upcast
 from .cache_astroformer import AstroformerCache
 from .configuration_astroformer import AstroformerBaseConfig
 from .forward_keywords import may_look_at, may_wait_for
@@ -77,7 +77,7 @@ class AstroformerMemory(nn.Module):
 
     def __init__(self, config: AstroformerBaseConfig) -> None:
         super().__init__()
-        self.config = config  # of which the retention may be changed
+        self.config = config  # of which the retention may be changed, see `check_fields`
         self.embeddings = nn.Parameter(torch.empty(config.num_memory_tokens, config.hidden_size))
 
     def begin(self, memory: torch.Tensor | None, texts: "Texts") -> torch.Tensor:
@@ -128,6 +128,8 @@ def check_memory(
     if not torch.is_tensor(memory) or memory.shape[1:] != shape[1:] or batch_size not in (None, memory.shape[0]):
         got = tuple(memory.shape) if torch.is_tensor(memory) else f"a {type(memory).__name__}"
         raise ValueError(f"memory must have the shape (batch, num_memory_tokens, hidden_size), {shape}, got {got}")
+    if memory.layout != torch.strided:
+        raise ValueError(f"memory must be a dense tensor, got one of layout {memory.layout}")
     if not memory.is_floating_point():
         raise ValueError(f"memory must be of a floating dtype, as the model's hidden states, got {memory.dtype}")
     if config.memory_retention == "ltp":
@@ -187,6 +189,27 @@ def check_segments_of(
         raise ValueError(message)
 
 
+def check_fields(model: Any) -> None:
+    """Raises a ValueError if fields of a model that reads in segments were set to what it was not made for."""
+    if torch.compiler.is_compiling():
+        return
+    config = model.config
+    config.validate_architecture()
+    num_memory_tokens = memory_of(model).embeddings.shape[0]
+    if config.num_memory_tokens != num_memory_tokens:
+        raise ValueError(
+            f"num_memory_tokens={config.num_memory_tokens} was set on a model that was made with {num_memory_tokens}: "
+            "make one of a configuration that has it"
+        )
+    for code in model.layers[0].attention.modules():
+        if isinstance(code, LearnedAstrocyteCode) and code.relative_embedding.shape[1] < config.num_table_positions:
+            raise ValueError(
+                f"segment_length={config.segment_length} was set on a model whose learned astrocyte code has "
+                f"{code.relative_embedding.shape[1]} rows, and takes {config.num_table_positions} with the memory "
+                "tokens: make one of a configuration that has it, or use astrocyte_code 'sinusoidal' or 'activity'"
+            )
+
+
 def check_pooled_rows(memory: torch.Tensor | None, attention_mask: torch.Tensor | None) -> None:
     """Raises a ValueError if a head would answer for texts that ended before the piece which comes now: with a memory
     of what came before, they have an answer, which a vector of nothing is not."""
@@ -219,7 +242,7 @@ def use_of_segment_cache(config: AstroformerBaseConfig, use_cache: bool | None, 
     if config.attention_type == "softmax":
         raise ValueError(
             "use_cache must be False, and there must be no cache, for attention_type 'softmax' with segment_length: "
-            "keys and values would have to be dropped where a segment ends"
+            "keys and values, also those that prefix tuning brings, would have to be dropped where a segment ends"
         )
     if not isinstance(config.memory_backprop, str) and torch.is_grad_enabled():
         raise ValueError(
@@ -320,6 +343,7 @@ def read_in_segments(
         Hidden states `(batch, length, hidden_size)`, 0 at padding, and the memory after the last segment of each text.
     """
     config, size = model.config, model.config.segment_length
+    check_fields(model)
     memory = memory_of(model).begin(memory, texts)
     num_segments: Any = -(-texts.length // size)
     own_segments: Any = num_segments if texts.num_real is None else (texts.num_real + size - 1) // size  # (B, 1)
@@ -431,6 +455,7 @@ def continue_in_segments(
         single token that continues a text.
     """
     size = model.config.segment_length
+    check_fields(model)
     past_length, counted = cache.get_seq_length(), cache.layers[0].counted
     if cache.layers[0].memory is None:
         _open_segment(model, cache, memory_of(model).begin(memory, texts))
@@ -477,6 +502,10 @@ def _continue_unevenly(
     """Texts whose segments end at different tokens; `num_real` come now and `taken` are in the open segment, both
     `(batch, 1)`. Returns the hidden states in the order of the inputs, and `taken` afterwards."""
     size, most = model.config.segment_length, texts.length
+    if texts.device.type == "meta":
+        raise ValueError(
+            "where texts of a padded batch end their segments is not known on the device 'meta': give use_cache=False"
+        )
     done = torch.zeros_like(taken)
     places = torch.arange(most, device=texts.device)
     read = None

@@ -124,9 +124,10 @@ def document_of(tokens, tokenizer, length=None):
         tokens (list of `int`): without special ones; what is too much for the length is left out at the end.
         length (`int`, *optional*): with special ones.
     """
-    bare, whole = token_ids("a", tokenizer), tokenizer("a").input_ids
-    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    before, after = whole[:start], whole[start + len(bare) :]
+    sample = tokenizer(tokenizer.decode(tokens[:8]), return_special_tokens_mask=True)
+    is_text = [not is_special for is_special in sample.special_tokens_mask]
+    start, end = is_text.index(True), len(is_text) - is_text[::-1].index(True)
+    before, after = sample.input_ids[:start], sample.input_ids[end:]
     if length is not None:
         tokens = tokens[: length - len(before) - len(after)]
     return torch.tensor([[*before, *tokens, *after]], dtype=torch.long)

@@ -137,7 +137,10 @@ def sweep(cases, num_neurons, num_segments):
 def main(arguments=None):
     args = parse_arguments(arguments)
     start, constants = time.perf_counter(), args.constants
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--output_dir {args.output_dir} cannot be made a folder: {error}") from error
     trajectory = macro_model.simulate(
         constants, num_segments=args.num_segments, num_neurons=args.num_neurons, points=args.points
     )

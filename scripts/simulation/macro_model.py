@@ -44,6 +44,7 @@ from scipy.integrate import solve_ivp
 NUM_NEURONS, NUM_SEGMENTS = 6, 16
 # Of a process that is probed, d_ij: so little that functions are as steep as at rest.
 PROBE = 0.01
+LEAST = 1e-3  # of a constant: below, the equations are too stiff to be solved, or their coupling too steep
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-7, 1e-10
 
 
@@ -77,8 +78,8 @@ class Constants:
         active_share (1): share of a cycle in which neurons have input, at most 1
 
     Raises:
-        ValueError: a constant is not a positive number; `active_share` is above 1; or the leaks are so small that a
-            synapse and the processes keep each other active without any input, for beta (gamma_s - coupling) <= 1.
+        ValueError: a constant is not a number from 0.001 on; `active_share` is above 1; or the leaks are so small that
+            a synapse and the processes keep each other active without any input, for beta (gamma_s - coupling) <= 1.
     """
 
     tau_n: float = 0.05
@@ -97,8 +98,8 @@ class Constants:
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"{spelled(name)} must be a positive number, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST <= value < math.inf:
+                raise ValueError(f"{spelled(name)} must be a number from {LEAST:g} on, got {value!r}")
         if self.active_share > 1:
             raise ValueError(f"active_share must be at most 1, got {self.active_share!r}")
         if self.beta * (self.gamma_s - self.coupling) <= 1:

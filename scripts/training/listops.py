@@ -213,6 +213,8 @@ def write_listops(folder, rules):
     Raises:
         ValueError: the folder has data by other rules, or by none that are known; see also `listops_examples`.
     """
+    if rules["seed"] < 0:
+        raise ValueError(f"--seed must be at least 0, got {rules['seed']}")
     _check_folder(folder, rules)
     seen, written = set(), {}
     for i, split in enumerate(SPLITS):
@@ -241,8 +243,15 @@ def write_listops(folder, rules):
 
 def _check_folder(folder, rules):
     """Raises a ValueError unless what a folder has, if anything, was made by these rules."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {str(folder)!r} is a file; name a folder")
     if (folder / RULES_FILE).exists():
-        there = read_json(folder / RULES_FILE)
+        try:
+            there = dict(read_json(folder / RULES_FILE))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"--output_dir {str(folder)!r} has a {RULES_FILE} that cannot be read ({error}): choose another folder"
+            ) from error
         other = [
             f"{name} is {there.get(name)!r} there and {rules.get(name)!r} here"
             for name in {**rules, **there}

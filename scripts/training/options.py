@@ -46,6 +46,9 @@ def with_default(option, default):
     return field(default=default, metadata=known.metadata)
 
 
+MEMORY_OPTIONS = ("num_memory_tokens", "memory_retention", "memory_backprop")
+
+
 @dataclass
 class ModelArguments:
     """The model: a checkpoint, or the shape of a new one."""
@@ -153,6 +156,9 @@ class ModelArguments:
         if self.model_name_or_path and given:
             source = f"--model_name_or_path {self.model_name_or_path!r}"
             raise ValueError(f"{', '.join(given)} shape a new model, but {source} has its shape")
+        lost = [f"--{name}" for name in MEMORY_OPTIONS if f"--{name}" in given]
+        if lost and self.segment_length is None:
+            raise ValueError(f"{', '.join(lost)} change nothing without --segment_length, which reads in segments")
         if self.attn_implementation and not self.model_name_or_path:
             raise ValueError(
                 f"--attn_implementation {self.attn_implementation!r} is for a checkpoint of the library, given by "

@@ -2,6 +2,7 @@
 """Models that read in segments: against each text alone read by hand; gradients, generation, what is refused."""
 
 import copy
+import importlib.util
 import itertools
 import math
 import types
@@ -15,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from variants import EACH_TIME, HEADS, VARIANTS, make_model, tiny_config
 
 import astroformer_hf
-from astroformer_hf import AstroformerCache, AstroformerForCausalLM, AstroformerModel, segments
+from astroformer_hf import AstroformerCache, AstroformerForCausalLM, AstroformerModel, cache_astroformer, segments
 from astroformer_hf.library_compatibility import CACHE_NAME
 from astroformer_hf.token_layout import sequence_layout
 
@@ -450,13 +451,14 @@ def test_positions_after_a_padded_beginning():
     model = segment_model("AstroformerForCausalLM")
     ids, mask, _ = batch("left", (11, 8))
     new = torch.randint(1, 50, (2, 3))
-    for positions, fits in ((mask.sum(-1, keepdim=True) + torch.arange(3), True), (torch.arange(12, 15)[None], False)):
+    counted = mask.sum(-1, keepdim=True) + torch.arange(3)
+    for positions, fits in ((counted, True), (torch.arange(12, 15)[None], False), (counted + 1, False)):
         with torch.no_grad():
             cache = getattr(model(ids, attention_mask=mask, use_cache=True), CACHE_NAME)
             if fits:
                 model(new, position_ids=positions, **{CACHE_NAME: cache})
             else:
-                with pytest.raises(ValueError, match="position_ids must count"):
+                with pytest.raises(ValueError, match="position_ids (must count|go on from 12 tokens)"):
                     model(new, position_ids=positions, **{CACHE_NAME: cache})
 
 
@@ -644,6 +646,7 @@ REFUSED = {
         {"memory": torch.zeros(2, MEMORY + 1, 32)},
         r"memory must have the shape \(batch, num_memory_tokens, hidden_size\), \(2, 3, 32\), got \(2, 4, 32\)",
     ),
+    "memory that is sparse": ({}, {"memory": torch.zeros(2, MEMORY, 32).to_sparse()}, "memory must be a dense tensor"),
     "memory of whole numbers": ({}, {"memory": torch.zeros(2, MEMORY, 32).long()}, "floating dtype, .* torch.int64"),
     "memory without segments": (
         {"segment_length": None},
@@ -687,6 +690,7 @@ FIELDS = {
         ("some", "memory_backprop must be"),
         (-1, "memory_backprop must be"),
         (True, "memory_backprop"),
+        (10**30, "memory_backprop must be"),
     ],
 }
 
@@ -763,6 +767,17 @@ def test_a_text_that_ended_has_its_answer_already():
         model(ids, attention_mask=torch.zeros_like(mask))  # without a memory, as in a model without segments
 
 
+def test_a_choice_that_ended_has_its_score_already():
+    model = segment_model("AstroformerForMultipleChoice", pooling="last")
+    ids, mask = torch.randint(1, 50, (1, 3, 6)), torch.ones(1, 3, 6).long()
+    mask[0, 1] = 0
+    with torch.no_grad():
+        memory = model(ids).memory
+        with pytest.raises(ValueError, match="no real token in row 1 of the batch, which goes on from a memory"):
+            model(ids, attention_mask=mask, memory=memory)
+        assert model(ids, memory=memory).logits.shape == (1, 3)
+
+
 def test_labels_at_padding_do_not_count():
     model = segment_model("AstroformerForMaskedLM")
     ids, mask, _ = batch()
@@ -799,3 +814,94 @@ def test_segments_of_a_model_that_was_made_without():
     for use_cache in (True, False):
         with pytest.raises(ValueError, match="segment_length=4 was set on a model that was made without segments"):
             model(torch.randint(1, 50, (1, 6)), use_cache=use_cache)
+
+
+CHANGED_FIELDS = {
+    "fewer memory tokens": ({"num_memory_tokens": 0}, "num_memory_tokens=0 was set on a model that was made with 3"),
+    "more memory tokens": ({"num_memory_tokens": 5}, "num_memory_tokens=5 was set on a model that was made with 3"),
+    "longer segments": ({"segment_length": 30}, "segment_length=30 was set on a model whose learned .* has 10 rows"),
+    "no tokens": ({"segment_length": 0}, "segment_length must be positive, got 0"),
+    "ltp": ({"memory_retention": "ltp"}, "memory_retention must be 'streaming' or 'none' for decoders"),
+    "another retention": ({"memory_retention": "some"}, "memory_retention must be one of"),
+    "another backprop": ({"memory_backprop": "some"}, "memory_backprop must be 'replay'"),
+}
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("case", CHANGED_FIELDS)
+def test_fields_set_to_what_the_model_was_not_made_for(case, use_cache):
+    changes, message = CHANGED_FIELDS[case]
+    model = segment_model("AstroformerForCausalLM", astrocyte_code="learned")
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        model(torch.randint(1, 50, (1, 25)), use_cache=use_cache)
+
+
+def test_a_retention_set_afterwards():
+    ids = torch.randint(1, 50, (1, 25))
+    model, other = segment_model(), segment_model(memory_retention="streaming")
+    model.load_state_dict(other.state_dict())
+    model.config.memory_retention = "streaming"
+    assert torch.equal(model(ids).memory, other(ids).memory)
+
+
+@pytest.mark.parametrize("segment_length", [None, SIZE])
+def test_a_mask_of_ones_over_a_cache_with_padding(segment_length):
+    """The library drops such a mask, and what is left of it are the positions."""
+    model = segment_model("AstroformerForCausalLM", segment_length=segment_length)
+    ids, mask, _ = batch("left", (11, 8))
+    more = torch.cat((ids, torch.randint(1, 50, (2, 3))), dim=1)
+    true = torch.cat((mask, torch.ones(2, 3).long()), dim=1)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        cache = getattr(model(ids, attention_mask=mask, use_cache=True), CACHE_NAME)
+    with pytest.raises(ValueError, match="some of those in the cache are padding in row 0, 1 of the batch"):
+        model.generate(more, attention_mask=torch.ones_like(more), **options, **{CACHE_NAME: copy.deepcopy(cache)})
+    found = model.generate(more, attention_mask=true, **options, **{CACHE_NAME: cache})
+    assert torch.equal(found, model.generate(more, attention_mask=true, **options, use_cache=False))
+
+
+def test_what_a_cache_refuses_is_said_before_positions_are():
+    model = segment_model("AstroformerForCausalLM")
+    ids, mask, _ = batch("left", (11, 8))
+    more = torch.cat((ids, ids[:, -2:]), dim=1)
+    with torch.no_grad():
+        cache = getattr(model(ids, attention_mask=mask, use_cache=True), CACHE_NAME)
+    longer = torch.cat((mask, torch.ones(2, 2).long()), dim=1)
+    with pytest.raises(ValueError, match=r"holds 2 sequences and the input has 4. .* cache.batch_repeat_interleave"):
+        model.generate(more, attention_mask=longer, num_beams=2, max_new_tokens=3, **{CACHE_NAME: cache})
+    longer[0, 5] = 0
+    with pytest.raises(ValueError, match="attention_mask says otherwise of the 12 tokens in the cache .* in row 0 of"):
+        model.generate(more, attention_mask=longer, max_new_tokens=3, **{CACHE_NAME: cache})
+
+
+@pytest.mark.parametrize("segment_length", [None, SIZE])
+def test_the_cache_of_code_that_came_with_a_checkpoint(segment_length):
+    name = "astroformer_hf.copy_of_the_cache"
+    spec = importlib.util.spec_from_file_location(name, cache_astroformer.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = segment_model("AstroformerForCausalLM", segment_length=segment_length)
+    ids, mask, _ = batch("left", (11, 8))
+    options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    found = model.generate(ids, **options, **{CACHE_NAME: module.AstroformerCache()})
+    assert torch.equal(found, model.generate(ids, **options, use_cache=False))
+
+
+@pytest.mark.parametrize("segment_length", [None, SIZE])
+def test_whether_to_use_a_cache_may_be_left_open(segment_length):
+    model = segment_model("AstroformerForCausalLM", segment_length=segment_length)
+    ids = torch.randint(1, 50, (1, 6))
+    found, expected = (model.generate(ids, max_new_tokens=5, use_cache=use_cache) for use_cache in (None, False))
+    assert torch.equal(found, expected)
+
+
+def test_where_there_are_no_values():
+    model = segment_model("AstroformerForCausalLM").to("meta")
+    ids, mask = (x.to("meta") for x in batch()[:2])
+    with torch.no_grad():
+        assert model(ids, attention_mask=mask, use_cache=False).logits.shape == (*ids.shape, model.config.vocab_size)
+        assert model(ids).logits.shape == (*ids.shape, model.config.vocab_size)
+        with pytest.raises(ValueError, match="not known on the device 'meta': give use_cache=False"):
+            model(ids, attention_mask=mask)

@@ -213,7 +213,7 @@ def test_every_constant_is_described_and_has_a_direction():
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "1", None])
 @pytest.mark.parametrize("name", ["tau_n", "lambda_", "active_share"])
 def test_constants_are_positive_numbers(name, value):
-    with pytest.raises(ValueError, match=f"^{name.rstrip('_')} must be a positive number, got "):
+    with pytest.raises(ValueError, match=f"^{name.rstrip('_')} must be a number from 0.001 on, got "):
         Constants(**{name: value})
 
 
@@ -264,8 +264,9 @@ def test_script(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--tau_n", "-1"], "tau_n must be a positive number, got -1.0"),
-        (["--lambda", "0"], "lambda must be a positive number, got 0.0"),
+        (["--tau_n", "-1"], "tau_n must be a number from 0.001 on, got -1.0"),
+        (["--coupling_length", "0.0005"], "coupling_length must be a number from 0.001 on, got 0.0005"),
+        (["--lambda", "0"], "lambda must be a number from 0.001 on, got 0.0"),
         (["--num_neurons", "2"], "--num_neurons must be a whole number from 3 on, got 2"),
         (["--num_segments", "1"], "--num_segments must be a whole number from 2 on, got 1"),
         (
@@ -279,3 +280,9 @@ def test_script_refuses(options, message, capsys, tmp_path):
     with pytest.raises(SystemExit):
         simulate_synapse.main([*options, "--output_dir", str(tmp_path / "none")])
     assert message in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="--output_dir .*file cannot be made a folder"):
+        simulate_synapse.main(["--output_dir", str(tmp_path / "file")])

@@ -237,7 +237,14 @@ def test_script_refuses_a_folder_with_other_data(tmp_path):
         make(tmp_path / "b", "--num_test", "0")
     with pytest.raises(SystemExit, match="--max_length must be over 4"):
         make(tmp_path / "b", "--max_length", "4", "--min_length", "0")
+    with pytest.raises(SystemExit, match="--seed must be at least 0, got -1"):
+        make(tmp_path / "b", "--seed", "-1")
     assert not (tmp_path / "b").exists()
+    (tmp_path / "a/rules.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"a' has a rules.json that cannot be read \(.*\): choose another folder"):
+        make(tmp_path / "a")
+    with pytest.raises(SystemExit, match="rules.json' is a file; name a folder"):
+        make(tmp_path / "a/rules.json")
 
 
 # --------------------------------------------------------------------------------------------------------------------

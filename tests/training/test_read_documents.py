@@ -5,11 +5,14 @@ import json
 
 import pytest
 import read_documents
+import tokenizers
 import torch
 from datasets import Dataset
 from reporting.benchmarks import documents_text
+from tokenizers import models, processors
 from training.data import load_splits
 from training.tokenization import make_byte_tokenizer, train_wordpiece_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification
 
@@ -91,6 +94,16 @@ def test_special_tokens_stand_around_a_document_as_around_a_text(data_dir):
     for _, ids in read_documents.make_documents(data["text"], data["label"], tokenizer, 30, 1):
         assert ids.shape == (1, 30) and (ids[0, 0], ids[0, -1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
         assert not {tokenizer.cls_token_id, tokenizer.sep_token_id} & set(ids[0, 1:-1].tolist())
+
+
+def test_special_tokens_where_the_vocabulary_has_no_latin_letters():
+    backend = tokenizers.Tokenizer(models.BPE({"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "д": 3, "а": 4}, []))
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
+    document = read_documents.document_of(read_documents.token_ids("да", tokenizer), tokenizer)
+    assert document.tolist() == [tokenizer("да").input_ids] == [[1, 3, 4, 2]]
 
 
 @pytest.mark.parametrize(

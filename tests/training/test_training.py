@@ -533,6 +533,10 @@ def test_a_folder_that_holds_another_run_is_not_gone_on_with(tmp_path, capsys):
             for value in ("0", "-2")
         ),
         (["--max_length", "-1"], "--max_length must be at least 1, got -1"),
+        (
+            ["--memory_retention", "ltp", "--memory_backprop", "2"],
+            "--memory_retention, --memory_backprop change nothing",
+        ),
         (["--max_length", "2"], "--max_length must be at least 3, 2 of which are special tokens, got 2"),
     ],
     ids=str,
