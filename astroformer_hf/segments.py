@@ -225,7 +225,7 @@ def check_pooled_rows(memory: torch.Tensor | None, attention_mask: torch.Tensor 
 
 
 def use_of_segment_cache(config: AstroformerBaseConfig, use_cache: bool | None, is_given: bool = False) -> bool | None:
-    """Whether a model that reads in segments uses a cache: by default not while gradients are on.
+    """Whether a model that reads in segments uses a cache: by default not while gradients are on, nor in a graph.
 
     Args:
         config (`AstroformerBaseConfig`): of the model.
@@ -235,7 +235,7 @@ def use_of_segment_cache(config: AstroformerBaseConfig, use_cache: bool | None, 
     Raises:
         ValueError: it is asked to, and cannot.
     """
-    if use_cache is None and (torch.is_grad_enabled() or config.attention_type == "softmax"):
+    if use_cache is None and (torch.is_grad_enabled() or is_exporting() or config.attention_type == "softmax"):
         use_cache = False
     if not is_given and not (config.is_decoder and use_cache):
         return use_cache

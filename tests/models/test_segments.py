@@ -905,3 +905,12 @@ def test_where_there_are_no_values():
         assert model(ids).logits.shape == (*ids.shape, model.config.vocab_size)
         with pytest.raises(ValueError, match="not known on the device 'meta': give use_cache=False"):
             model(ids, attention_mask=mask)
+
+
+def test_an_exported_decoder_keeps_no_cache():
+    model = segment_model("AstroformerForCausalLM")
+    ids, mask, _ = batch("left", (11, 8))
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        program = torch.export.export(model, (), inputs)
+        assert_close(program.module()(**inputs).logits, model(**inputs, use_cache=False).logits)
