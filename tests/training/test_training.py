@@ -360,7 +360,7 @@ def test_script_fine_tunes_a_model_of_the_library_with_another_attention(tmp_pat
 
 @pytest.mark.parametrize("option", [name for name in CHOICES if name != "pooling"])
 def test_choices_are_those_of_the_configuration_at_the_time(option, monkeypatch, capsys):
-    given = [f"--{option}", "new"]
+    given = ["--segment_length", "4", f"--{option}", "new"]
     with pytest.raises(SystemExit):
         train_text_classification.parse_arguments(given)
     known, message = choices_of(option), capsys.readouterr().err
