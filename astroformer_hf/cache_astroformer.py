@@ -190,39 +190,45 @@ class AstroformerCache(Cache):
             if own.memory is not None:
                 own.memory = _put(own.memory, rows, layer.memory)
 
-    def places_after(
-        self, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, batch_size: int, length: int
-    ) -> torch.Tensor | None:
-        """Checks a mask, or without one the positions, against what was written; returns `places` after the tokens that
-        come now, to be taken down when nothing is refused any more.
+    def places_after(self, attention_mask: torch.Tensor | None, batch_size: int, length: int) -> torch.Tensor | None:
+        """Checks a mask against what was written; returns `places` after the tokens that come now, to be taken down
+        when nothing is refused any more.
 
         Looked at is only what costs nothing: on a GPU, a mask of more than one new token, of which the layout asks
         whether it is all real anyway; in a graph, none.
 
         Args:
             attention_mask (`torch.Tensor`, *optional*): `(batch, tokens so far + length)`, nonzero where one is real.
-            position_ids (`torch.Tensor`, *optional*): `(1 or batch, length)`.
             batch_size, length (`int`): sequences, and new tokens of each.
 
         Raises:
-            ValueError: they say of tokens in the cache what was not said when they were written.
+            ValueError: the mask says of tokens in the cache what was not said when they were written.
         """
         first = self.layers[0]
-        if attention_mask is None and position_ids is not None and first.counted is not None:
-            _check_first_position(position_ids, first.counted, first.length)
         return places_after(first.places, attention_mask, batch_size, length, first.length)
 
 
-def _check_first_position(position_ids: torch.Tensor, counted: torch.Tensor, past_length: int) -> None:
-    """Raises a ValueError for positions that go on from all tokens in a cache of which some are padding: `generate`
-    makes such of a mask of ones, which it then drops."""
+def check_first_position(
+    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, counted: torch.Tensor | None, past: int
+) -> None:
+    """Raises a ValueError for positions that, without a mask, go on from all tokens in a cache of which some are
+    padding: `generate` makes such of a mask of ones, which it then drops.
+
+    Args:
+        position_ids (`torch.Tensor`, *optional*): `(1 or batch, length)`, of the tokens that come now.
+        attention_mask (`torch.Tensor`, *optional*): what comes with them.
+        counted (`torch.Tensor`, *optional*): `(batch, 1)`, how many tokens in the cache are real, None if all are.
+        past (`int`): how many tokens there are in the cache.
+    """
+    if position_ids is None or attention_mask is not None or counted is None:
+        return
     if not (may_look_at(position_ids) or (position_ids.shape[-1] > 1 and may_wait_for(position_ids))):
         return
     first = position_ids[:, :1].to(counted.device)
-    differing = ((first == past_length) & (counted != past_length)).squeeze(1).nonzero().squeeze(1).tolist()
+    differing = ((first == past) & (counted != past)).squeeze(1).nonzero().squeeze(1).tolist()
     if differing:
         raise ValueError(
-            f"position_ids go on from {past_length} tokens, but some of those in the cache are padding in row "
+            f"position_ids go on from {past} tokens, but some of those in the cache are padding in row "
             f"{', '.join(map(str, differing))} of the batch, which an attention_mask of ones would say, too: give the "
             "attention_mask that they were written with, and ones for the new tokens"
         )

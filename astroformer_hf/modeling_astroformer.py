@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .astrocyte_code import ASTROCYTE_CODES, AstrocyteCode
-from .cache_astroformer import AstroformerCache
+from .cache_astroformer import AstroformerCache, check_first_position
 from .configuration_astroformer import AstroformerBaseConfig, AstroformerConfig
 from .feature_maps import draw_random_projection
 from .forward_keywords import (
@@ -294,7 +294,8 @@ class AstroformerModel(AstroformerEncoder):
                 )
             cache = None
         check_memory(memory, self.config, batch_size, past_length)
-        past_counted, places = self._continue_cache(cache, attention_mask, position_ids, (batch_size, length))
+        past_counted, places = self._continue_cache(cache, attention_mask, batch_size, length)
+        check_first_position(position_ids, attention_mask, past_counted, past_length)
         if self.config.segment_length is not None:
             check_segments_of(inputs, self.config, document_ids, cache, is_packed_explicitly(kwargs))
             _take_down(cache, places)
@@ -357,7 +358,7 @@ class AstroformerModel(AstroformerEncoder):
         return DynamicCache() if config.attention_type == "softmax" else AstroformerCache(config.num_hidden_layers)
 
     def _continue_cache(
-        self, cache: Any, attention_mask: Any, position_ids: torch.Tensor | None, shape: tuple[int, int]
+        self, cache: Any, attention_mask: torch.Tensor | None, batch_size: int, length: int
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Checks that the input continues what the cache holds; returns how many real tokens that is, if known, and
         the `places` of the cache after the input."""
@@ -366,10 +367,10 @@ class AstroformerModel(AstroformerEncoder):
         if cache.get_seq_length():
             attention: Any = self.layers[0].attention
             code = None if attention.astrocyte_code is None else ASTROCYTE_CODES[self.config.astrocyte_code]
-            check_cache_layer(cache.layers[0], self.config, code is not None and code.has_state, shape[0])
+            check_cache_layer(cache.layers[0], self.config, code is not None and code.has_state, batch_size)
         if self.config.attention_type == "softmax":
             return None, None
-        return cache.layers[0].counted, cache.places_after(attention_mask, position_ids, *shape)
+        return cache.layers[0].counted, cache.places_after(attention_mask, batch_size, length)
 
 
 def _take_down(cache: Any, places: torch.Tensor | None) -> None:
@@ -443,8 +444,7 @@ def classifier_dropout(config: AstroformerBaseConfig) -> nn.Dropout:
 # look here for what they support; the Auto classes' own registration does not reach this list.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["astroformer"] = TEXT_MODELS["AutoModelForCausalLM"]
 
-# `generate` looks at the signature.
-has_library_signature: Any = functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+has_library_signature: Any = functools.wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` looks at it
 
 
 class AstroformerForCausalLM(AstroformerTextHead, GenerationMixin):
