@@ -60,7 +60,8 @@ def main(arguments=None):
         found = summary(path)
         print(
             f"{path}: {found['examples']} expressions{'' if is_new else ', already there'}; {found['mean_length']:.1f} "
-            f"tokens on average; share of the commonest class {found['commonest_share']:.4f}"
+            f"tokens on average; share of the commonest class {found['commonest_share']:.4f}, "
+            f"of that of each outermost operator {found['operator_share']:.4f}"
         )
 
 

@@ -6,6 +6,7 @@
 
 import random
 import statistics
+from collections import Counter, defaultdict
 
 import pyarrow
 import pyarrow.parquet
@@ -280,14 +281,18 @@ def summary(path):
     """What a written split is like.
 
     Returns:
-        `dict` of its number of `examples`, its `mean_length` in tokens and `commonest_share`, the share of its
-        commonest class.
+        `dict` of its number of `examples`, its `mean_length` in tokens, `commonest_share`, the share of its commonest
+        class, and `operator_share`, that of the commonest class of each outermost operator: the accuracy of one who
+        reads nothing but the first token.
     """
     columns = pyarrow.parquet.read_table(path, columns=["text", "label"])
-    labels = columns["label"].to_pylist()
-    lengths = [text.as_py().count(" ") + 1 for text in columns["text"]]
+    texts, labels = columns["text"].to_pylist(), columns["label"].to_pylist()
+    of_operator = defaultdict(Counter)
+    for text, label in zip(texts, labels, strict=True):
+        of_operator[text.split()[0]][label] += 1
     return {
         "examples": len(labels),
-        "mean_length": statistics.fmean(lengths),
+        "mean_length": statistics.fmean(text.count(" ") + 1 for text in texts),
         "commonest_share": labels.count(statistics.mode(labels)) / len(labels),
+        "operator_share": sum(max(counts.values()) for counts in of_operator.values()) / len(labels),
     }

@@ -186,6 +186,11 @@ def test_script_writes_what_is_trained_on(tmp_path, capsys):
         assert (
             f"{len(found)} expressions; {mean:.1f} tokens on average; share of the commonest class {share:.4f}" in line
         )
+        right = 0
+        for operator in ("[MIN", "[MAX", "[MED", "[SM"):
+            values = Counter(label for text, label in found if text.startswith(f"{operator} "))
+            right += max(values.values(), default=0)
+        assert line.endswith(f", of that of each outermost operator {right / len(found):.4f}")
     rules = json.loads((tmp_path / "a/rules.json").read_text())
     assert (rules["min_length"], rules["max_length"], rules["seed"], rules["num_train"]) == (50, 200, 2, 60)
 
