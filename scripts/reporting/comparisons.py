@@ -249,7 +249,7 @@ def guesses(record):
         return (
             f"any value of the example {record['chance']:.1%}, the commonest value of the training examples {majority}"
         )
-    return f"the commonest label of the training examples {majority}"
+    return f"the commonest label of the training examples, on the {record['split']} split, {majority}"
 
 
 def repeat(known, task, record):

@@ -9,7 +9,7 @@ import statistics
 from comparison.summaries import chance, format_value, seconds_of, significance, with_spread
 from comparison.tasks import TASKS
 
-from reporting.comparisons import difference
+from reporting.comparisons import difference, split_of
 from reporting.tables import origin, table
 
 
@@ -237,25 +237,26 @@ def task_lines(known, task, arms):
         *(f"better than {CLASSIFIERS[arm]} by" for arm in rivals),
     ]
     seeds = sorted({len(summary.values) for summary in arms.values()})
+    samples = first.get("test_samples", first["eval_samples"])
     segmented = next((arms[arm].records[0] for arm in arms if arm.startswith("segments")), None)
     segments = f"; segments of {segmented['config']['segment_length']} tokens" if segmented else ""
     return [
         f"### {TASKS[task].title}",
         "",
         *table([*header, "mean along training", "seconds"], rows),
-        f"{first['steps']:,} steps, {' or '.join(map(str, seeds))} seeds, {first['eval_samples']:,} examples"
-        f"{segments}. "
-        f'Always the commonest label: {format_value(TASKS[task], first["majority"])}; "not learnt" is within two '
-        f"sampling errors of it. {origin(first)}.",
+        f"{first['steps']:,} steps, {' or '.join(map(str, seeds))} seeds, {samples:,} examples of the "
+        f"{split_of(first)} split{segments}. Always the commonest label, on the validation split: "
+        f'{format_value(TASKS[task], first["majority"])}; "not learnt" is within two sampling errors of it. '
+        f"{origin(first)}.",
         "",
     ]
 
 
 def above_majority(summary):
-    """How far an arm's mean accuracy is above always the commonest label, in percentage points; "not learnt" if that is
-    within two sampling errors."""
+    """How far an arm's mean accuracy is above always the commonest label, on the validation split, of which the latter
+    is known, in percentage points; "not learnt" if that is within two sampling errors."""
     record = summary.records[0]
     guess = record["majority"]
     error = math.sqrt(guess * (1 - guess) / record["eval_samples"])
-    above = summary.mean - guess
+    above = statistics.fmean(record["metrics"]["accuracy"] for record in summary.records) - guess
     return f"{100 * above:+.1f}" if above > 2 * error else "not learnt"

@@ -117,13 +117,17 @@ def test_classifiers_are_shown_beside_the_commonest_label():
     assert rows["| softmax attention"] == f"| softmax attention | {softmax}"
     off = "55.0% ± 1.0 | +5.0 | -5.0 ± 0.8, p = 0.004 | +3.1 ± 0.8, p = 0.019 | 55.0% ± 1.0 | 7 |"
     assert rows["| best form in segments, no memory"].endswith(f" | {off}")
-    said = "100 steps, 3 seeds, 2,500 examples; segments of 128 tokens. Always the commonest label: 50.0%"
+    said = (
+        "100 steps, 3 seeds, 2,500 examples of the validation split; segments of 128 tokens. Always the commonest "
+        "label, on the validation split: 50.0%"
+    )
     assert any(line.startswith(said) for line in lines)
     assert not findings.classification_lines(types.SimpleNamespace(tasks={"mqar8_1layer": {}}, arms={}))
 
 
 def test_a_guess_is_of_labels_or_of_values():
-    assert guesses({"majority": 0.507}) == "the commonest label of the training examples 50.7%"
+    text = guesses({"majority": 0.507, "split": "validation"})
+    assert text == "the commonest label of the training examples, on the validation split, 50.7%"
     assert guesses({"majority": 0.02, "chance": 0.125}).startswith(
         "any value of the example 12.5%, the commonest value"
     )
