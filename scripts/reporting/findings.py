@@ -232,8 +232,8 @@ def task_lines(known, task, arms):
         )
     header = [
         "attention",
-        "accuracy",
-        "above the commonest label",
+        f"accuracy on {split_of(first)}",
+        f"above the commonest label on {first['split']}",
         *(f"better than {CLASSIFIERS[arm]} by" for arm in rivals),
     ]
     seeds = sorted({len(summary.values) for summary in arms.values()})
