@@ -245,8 +245,8 @@ def task_lines(known, task, arms):
         "",
         *table([*header, "mean along training", "seconds"], rows),
         f"{first['steps']:,} steps, {' or '.join(map(str, seeds))} seeds, {samples:,} examples of the "
-        f"{split_of(first)} split{segments}. Always the commonest label, on the validation split: "
-        f'{format_value(TASKS[task], first["majority"])}; "not learnt" is within two sampling errors of it. '
+        f"{split_of(first)} split{segments}. Always the commonest label, on the {first['split']} split: "
+        f'{format_value(TASKS[task], majority(TASKS[task], first))}; "not learnt" is within two sampling errors of it. '
         f"{origin(first)}.",
         "",
     ]
@@ -256,7 +256,13 @@ def above_majority(summary):
     """How far an arm's mean accuracy is above always the commonest label, on the validation split, of which the latter
     is known, in percentage points; "not learnt" if that is within two sampling errors."""
     record = summary.records[0]
-    guess = record["majority"]
+    guess = majority(summary.task, record)
     error = math.sqrt(guess * (1 - guess) / record["eval_samples"])
     above = statistics.fmean(record["metrics"]["accuracy"] for record in summary.records) - guess
     return f"{100 * above:+.1f}" if above > 2 * error else "not learnt"
+
+
+def majority(task, record):
+    """The accuracy of always the commonest label; of image classification, whose records lack it, the share of one
+    class of as many."""
+    return record["majority"] if "majority" in record else chance(task, record)

@@ -123,6 +123,11 @@ def test_classifiers_are_shown_beside_the_commonest_label():
     )
     assert any(line.startswith(said) for line in lines)
     assert not findings.classification_lines(types.SimpleNamespace(tasks={"mqar8_1layer": {}}, arms={}))
+    pixels = summary(0.3, id2label=dict(enumerate("abcde")))
+    for record in pixels.records:
+        del record["majority"]
+    known = types.SimpleNamespace(tasks={"pixels": {"softmax": pixels}}, arms=arms_of("long"))
+    assert any("| +10.0 |" in line for line in findings.classification_lines(known))
 
 
 def test_a_guess_is_of_labels_or_of_values():
