@@ -455,8 +455,9 @@ def continue_in_segments(
         single token that continues a text.
     """
     size = model.config.segment_length
-    check_fields(model)
     past_length, counted = cache.get_seq_length(), cache.layers[0].counted
+    if past_length == 0 or texts.length > 1:  # not once for each token that is generated
+        check_fields(model)
     if cache.layers[0].memory is None:
         _open_segment(model, cache, memory_of(model).begin(memory, texts))
     is_even = counted is None and texts.num_real is None

@@ -199,10 +199,10 @@ def main(arguments=None):
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured[stage].items() if name != "tokens")
         print(f"{stage}: {shown}", flush=True)
 
+    hold(output_dir)  # before what takes long
     if inputs.is_causal:
         measure("original", of=original)
     measure("swapped")
-    hold(output_dir)
     write_json(output_dir / OPTIONS, options)
     report = None
     if args.num_transfer:
