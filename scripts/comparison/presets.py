@@ -156,7 +156,16 @@ def recall(num_pairs, num_layers, further_arms=(), main_arms=()):
 
 
 WHOLE_TEXT_ARMS = ("softmax", "linear", "softmax_decay", "paper", "best")
-RECALL_ARMS = ("softmax", "linear", "linear_convolution", "code_activity", "paper", "best")
+RECALL_ARMS = (
+    "softmax",
+    "softmax_convolution",
+    "linear",
+    "linear_convolution",
+    "code_activity",
+    "paper",
+    "best_without_decay",
+    "best",
+)
 
 
 def long_text(task_options, segment_length=None, further_arms=(), whole_text_arms=WHOLE_TEXT_ARMS):
