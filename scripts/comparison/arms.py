@@ -175,9 +175,14 @@ SEGMENT_ARMS = {
     "segments_last_off": segments_arm("the last token answers, no memory", {"pooling": "last", "num_memory_tokens": 0}),
 }
 LONG_ARMS = {
-    **{name: MAIN_SWITCH_ARMS[name] for name in ("softmax", "best", "linear", "paper", "softmax_decay")},
-    "linear_convolution": replace(FURTHER_SWITCH_ARMS["linear_convolution"], rate_of=None),
-    "code_activity": replace(FURTHER_SWITCH_ARMS["code_activity"], rate_of=None),
+    **{
+        name: MAIN_SWITCH_ARMS[name]
+        for name in ("softmax", "best", "linear", "paper", "softmax_decay", "best_without_decay")
+    },
+    **{
+        name: replace(FURTHER_SWITCH_ARMS[name], rate_of=None)
+        for name in ("softmax_convolution", "linear_convolution", "code_activity")
+    },
     "segments": segments_arm("no retention, replay", {}, rate_of=None),
     **SEGMENT_ARMS,
 }
