@@ -6,26 +6,23 @@ from .version import __version__  # first: it checks the releases of what is imp
 
 # isort: split
 import difflib
+import functools
 import math
-import numbers
 import re
 import sys
 from collections.abc import Collection
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from packaging.version import InvalidVersion, Version
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.utils import logging
 
 from .astrocyte_code import ASTROCYTE_CODES
 from .attention_checks import CALCIUM_SOURCES, PRESYNAPTIC_TARGETS
 from .feature_maps import FEATURE_MAPS
 from .model_classes import TEXT_MODELS, auto_map
+from .saved_fields import check_saved_fields
 
-
-logger = logging.get_logger(__name__)
 
 CHOICES: dict[str, Collection[str]] = {
     "attention_type": ("neuron_astrocyte", "linear", "softmax"),
@@ -89,10 +86,8 @@ MAX_VALUES = {
     "num_channels": 10**5,
     "num_memory_tokens": 10**6,
     "segment_length": 10**9,
-    "num_labels": 10**6,
 }
 PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 # Keywords that the library itself may hand to a configuration, beside its fields.
 LIBRARY_KEYWORDS = {
@@ -208,11 +203,26 @@ class AstroformerBaseConfig(PreTrainedConfig):
 
     astroformer_version: str | None = __version__
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        has_own_init = "__init__" in cls.__dict__
+        super().__init_subclass__(**kwargs)
+        if has_own_init:
+            return
+        made_by_library: Any = cls.__init__
+
+        @functools.wraps(made_by_library)
+        def __init__(self: Any, *args: Any, **fields: Any) -> None:
+            if "auto_map" in fields:  # of a file, however it came here; also within the file of a composite model
+                fields = {**BEFORE_IT_EXISTED, **fields}
+            made_by_library(self, *args, **fields)
+
+        setattr(cls, "__init__", __init__)  # noqa: B010 (type checkers refuse the assignment)
+
     def __post_init__(self, **kwargs: Any) -> None:
         if self.synaptic_decay is None:
             self.synaptic_decay = self.default_decay if self.attention_type == "neuron_astrocyte" else "none"
         self._reject_misspelt(kwargs)
-        self._check_serialized_fields(kwargs)
+        check_saved_fields({**kwargs, "dtype": self.dtype, "astroformer_version": self.astroformer_version})
         self.validate_architecture()
         if self.num_hidden_neurons is None:
             self.num_hidden_neurons = self.hidden_size // self.num_attention_heads
@@ -330,42 +340,6 @@ class AstroformerBaseConfig(PreTrainedConfig):
             raise ValueError(
                 "memory_retention must be 'streaming' or 'none' for decoders, which do not know how many segments are "
                 "to come, got 'ltp'"
-            )
-
-    def _check_serialized_fields(self, keywords: dict[str, Any]) -> None:
-        """Checks what a checkpoint's file may hold beside the fields, before the library acts on it."""
-        num_labels = keywords.get("num_labels", 1)
-        is_number = isinstance(num_labels, numbers.Integral) and not isinstance(num_labels, bool)
-        if num_labels is not None and not (is_number and 0 < num_labels <= MAX_VALUES["num_labels"]):
-            raise ValueError(f"num_labels must be a number from 1 to {MAX_VALUES['num_labels']:,}, got {num_labels!r}")
-        for dtype in (self.dtype, keywords.get("torch_dtype")):
-            if isinstance(dtype, str) and dtype not in DTYPES:
-                raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-        for name in ("attn_implementation", "_attn_implementation"):
-            if "/" in str(keywords.get(name)):  # the library would fetch and run a kernel from there
-                raise ValueError(f"{name} must not name a repository, got {keywords[name]!r}")
-        weights = keywords.get("transformers_weights")  # where the library looks for them first, in any format
-        if weights is not None and not re.fullmatch(r"[\w.-]+\.safetensors", str(weights)):
-            raise ValueError(f"transformers_weights must name a safetensors file beside it, got {weights!r}")
-        auto_map = keywords.get("auto_map") or {}
-        for auto_name, references in auto_map.items() if isinstance(auto_map, dict) else [(None, auto_map)]:
-            for reference in references if isinstance(references, list | tuple) else [references]:
-                # "user/name--module.Class" is code of another repository, which the library asks about before it runs
-                module_and_class = str(reference).rpartition("--")[2]
-                if reference is not None and not re.fullmatch(r"[^\W\d]\w*\.[^\W\d]\w*", module_and_class):
-                    raise ValueError(
-                        f"auto_map must name classes as 'module.Class' of files beside it, got {auto_name!r}: "
-                        f"{reference!r}"
-                    )
-        try:
-            is_newer = Version(self.astroformer_version or __version__) > Version(__version__)
-        except InvalidVersion:
-            raise ValueError(f"astroformer_version must be a version, got {self.astroformer_version!r}") from None
-        if is_newer:
-            logger.warning_once(
-                f"This checkpoint was saved by Astroformer {self.astroformer_version}; {__version__} is older and may "
-                "not know all that it says. Update astroformer-hf, or load with trust_remote_code=True the code that "
-                "came with it."
             )
 
     @classmethod

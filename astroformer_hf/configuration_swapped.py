@@ -7,6 +7,10 @@ the original's fields are under `original_config`, and what stands in their plac
 checkpoint loads through this code or not at all, and never as a model with softmax attention.
 """
 
+from .version import __version__  # first: it checks the releases of what is imported here
+
+
+# isort: split
 import functools
 import inspect
 import json
@@ -15,6 +19,8 @@ from typing import Any
 
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from .saved_fields import check_saved_fields
 
 
 MODEL_TYPE = "astromorphic"
@@ -67,6 +73,7 @@ class SwappedConfigMixin:
         top |= {"model_type": MODEL_TYPE, "attention_swap": flat.pop("attention_swap", None), "original_config": flat}
         # beside the fields, because the library's classes look for their own type among nested configurations
         top |= {"original_model_type": own.original_model_type, **dict.fromkeys(UNREADABLE, HOW_TO_LOAD)}
+        top["astroformer_version"] = __version__
         return json.dumps(top, indent=2, sort_keys=True) + "\n"
 
 
@@ -120,9 +127,12 @@ def read_original(config_dict: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     `config.json`.
 
     Raises:
-        ValueError: for contents that are not of a swapped model, or of one whose original the library lacks.
+        ValueError: for contents that are not of a swapped model, or of one whose original the library lacks, and for
+            those that `check_saved_fields` refuses.
     """
+    check_saved_fields(config_dict)
     fields = dict(config_dict)
+    fields.pop("astroformer_version", None)
     original, model_type = fields.pop("original_config", None), fields.pop("original_model_type", None)
     if not isinstance(original, dict) or not isinstance(fields.get("attention_swap"), dict):
         raise ValueError(f"a configuration of type {MODEL_TYPE!r} needs original_config and attention_swap")

@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .head_shards import refuse_pipeline
+from .model_classes import IMAGE_MODELS, TEXT_MODELS
 
+
+logger = logging.get_logger(__name__)
 
 # Arguments of `from_pretrained` with which a model goes elsewhere than into main memory, or takes fewer bits there.
 PLACEMENTS = (
@@ -40,7 +43,8 @@ class SafelyLoadedModel(PreTrainedModel):
     def from_pretrained(
         cls: type[ModelType], pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
     ) -> ModelType:
-        """Loads a checkpoint as every library model does, from safetensors only: no pickle is ever read.
+        """Loads a checkpoint as every library model does, from safetensors only: no pickle is ever read. Warns if it is
+        one of a class that somebody derived, and `cls` is not.
 
         Raises:
             ValueError: `use_safetensors` or `weights_only` is not True; the index of a checkpoint in several files
@@ -58,7 +62,7 @@ class SafelyLoadedModel(PreTrainedModel):
         check_shards(pretrained_model_name_or_path, kwargs)
         before = _loads_into_memory.set(all(kwargs.get(name) is None for name in PLACEMENTS))
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
             raise OSError(
                 f"The weights of {str(pretrained_model_name_or_path)!r} are damaged or not in the safetensors format "
@@ -66,6 +70,16 @@ class SafelyLoadedModel(PreTrainedModel):
             ) from error
         finally:
             _loads_into_memory.reset(before)
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        own = {*TEXT_MODELS.values(), *IMAGE_MODELS.values()}
+        derived = [name for name in config.architectures or () if name not in own]
+        if derived and cls.__name__ in own:
+            logger.warning(
+                f"{str(pretrained_model_name_or_path)!r} was saved as {derived[0]}, and is loaded as "
+                f"{cls.__name__}, which Auto classes choose where astroformer_hf is imported: what the other class "
+                f"changes is lost. {derived[0]}.from_pretrained keeps it."
+            )
+        return loaded
 
     def post_init(self) -> None:
         super().post_init()

@@ -30,6 +30,7 @@ from .configuration_swapped import (
     swapped_config_class,
 )
 from .library_compatibility import CACHE_NAME, refuse_lost_prompts
+from .loading import SafelyLoadedModel
 from .swapped_attention import (
     AttentionSwap,
     HybridCache,
@@ -103,7 +104,7 @@ def take_own_config(model: PreTrainedModel) -> None:
             module.config = own
 
 
-class SwappedModelMixin:
+class SwappedModelMixin(SafelyLoadedModel):
     """What swapped models add to those of the library."""
 
     _is_stateful = True  # sums cannot take back a token, as assisted generation asks of a cache

@@ -313,8 +313,16 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def add_synapses(model: PreTrainedModel) -> None:
-    """Gives a model the synapses that its configuration's `attention_swap` tells of, untrained."""
-    swap = AttentionSwap(**model.config.attention_swap)
+    """Gives a model the synapses that its configuration's `attention_swap` tells of, untrained.
+
+    Raises:
+        ValueError: it tells of something that this release does not know.
+    """
+    options = model.config.attention_swap
+    unknown = sorted(options.keys() - {field.name for field in dataclasses.fields(AttentionSwap)})
+    if unknown:
+        raise ValueError(f"attention_swap has {', '.join(map(repr, unknown))}, which this release does not know")
+    swap = AttentionSwap(**options)
     found: list[Any] = attention_layers(model)
     for i in swap.layers:
         module = found[i]

@@ -28,7 +28,11 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="folder of a trained classifier, or its name on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub (default: main)")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the checkpoint")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run code of a tokenizer or image processor that comes with the checkpoint, never of a model",
+    )
     parser.add_argument("--title", help="heading of the page (default: the name of the model)")
     parser.add_argument("--examples", nargs="+", default=[], help="texts, or image files, to choose from")
     parser.add_argument(

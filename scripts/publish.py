@@ -39,6 +39,7 @@ from training.files import ROOT
 
 PACKAGE = ROOT / "astroformer_hf"
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+MODEL_TYPES = ("astroformer", "astroformer_vision", "astromorphic")
 PROCESSORS = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
 ALSO = (
     *("config.json", "generation_config.json", "README.md", "LICENSE", "results.json", "*.jinja"),
@@ -156,9 +157,15 @@ def problems_of_code(folder):
     """The map from Auto classes to code must stay inside the folder, and so must the code."""
     problems, references = [], list(code_references(folder))
     if not references:
-        problems.append(
-            "config.json has no auto_map: it was saved without its code; load it with astroformer_hf and save it"
-        )
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if model_type in MODEL_TYPES:
+            advice = "it was saved without its code; load it with astroformer_hf and save it"
+        else:
+            advice = (
+                f"a model of type {model_type!r} is one of the library, which needs no code: publish it with its "
+                "`push_to_hub`, and say in its card which attn_implementation it was trained with, which is not saved"
+            )
+        problems.append(f"config.json has no auto_map: {advice}")
     for auto_name, reference in references:
         module, _, class_name = reference.partition(".")
         if not (module.isidentifier() and class_name.isidentifier()):

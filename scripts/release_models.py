@@ -222,7 +222,7 @@ def release(name, trained, validation, folder, sample):
         name (`str`): which of `RELEASES`.
         trained (`Path`): the folder that training left.
         validation (`datasets.Dataset`): the whole split.
-        folder (`Path`): what is there is replaced.
+        folder (`Path`): of which nothing is left over, see `replacing`.
         sample (`datasets.Dataset`): a few examples, see `sample_of`.
 
     Returns:
@@ -231,7 +231,6 @@ def release(name, trained, validation, folder, sample):
     record = read_json(trained / "results.json")
     max_length = max_length_of(record)
     model, processor = load(trained)
-    shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     for code in folder.glob("*.py"):
         code.unlink()
@@ -274,6 +273,24 @@ def release(name, trained, validation, folder, sample):
     write_json(folder / "results.json", content)
     metrics, losses = evaluate(model, processor, sample, max_length)
     return {**metrics, "losses": losses}
+
+
+@contextlib.contextmanager
+def replacing(folder):
+    """Sets a folder aside. It comes back unless its successor is finished: at once after an error, and by the next call
+    if the process was killed."""
+    aside = folder.with_name(f".{folder.name}.before")
+    if not aside.exists() and folder.exists():
+        folder.rename(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def max_length_of(record):
@@ -339,11 +356,12 @@ def main():
         validation = load_validation(args.data.get(task) or words[words.index("--dataset_dir") + 1])
         sample = sample_of(task, validation)
         write_sample(task, sample, SAMPLES / task)
-        expected[name] = release(name, trained, validation, CARDS / name, load_validation(SAMPLES / task))
+        with replacing(CARDS / name):
+            expected[name] = release(name, trained, validation, CARDS / name, load_validation(SAMPLES / task))
+            for path, text in model_cards.cards(Comparison(ROOT / "results", PRESET), CARDS).items():
+                path.write_text(text, encoding="utf-8")
         write_json(expected_path, {name: expected[name] for name in RELEASES if name in expected})
         print(f"{name}: {json.dumps(rounded(expected[name]))} on the sample")
-    for path, text in model_cards.cards(Comparison(ROOT / "results", PRESET), CARDS).items():
-        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,11 @@ LABELLED_TOKENS = 48  # up to so many tokens, axes carry their words
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="folder of a trained model, or its name on the Hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the checkpoint")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run code of a tokenizer or image processor that comes with the checkpoint, never of a model",
+    )
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", help="a text to look at")
     given.add_argument("--image", help="file of an image to look at")

@@ -15,14 +15,15 @@ from looking.reading import MEAN, MOST_BYTES, MOST_CHARACTERS, check_picture, ha
 CLASSIFIERS = ("AstroformerForSequenceClassification", "AstroformerForImageClassification")
 PAPER = "[arXiv 2312.10925](https://arxiv.org/abs/2312.10925)"
 EXPLANATION = """
-The calcium response *C* = φ(*q*) *g* tells how strongly the query *q* of a {token} meets the calcium *g* that the
-keys of all {tokens} have raised in the astrocyte's process. {feedback} *C* grows with the number of {tokens}: compare
-it within one {example} only. It shows how the attention is computed, not which {tokens} decided the answer.
+The calcium response *C* = φ(*q*) *g* tells how strongly the query *q* of a {token} meets the calcium *g* that
+{sources} of {readable} have raised in the astrocyte's process{decay}. {feedback} {compare} within one {example} only.
+It shows how the attention is computed, not which {tokens} decided the answer.
 """
 FEEDBACK = "The feedback *P* = 1 / *C* of the astrocyte multiplies what the attention gives to that {token}."
 LINEAR_FEEDBACK = "In linear attention, *P* = 1 / *C* is the usual normalisation of what is given to that {token}."
 NO_FEEDBACK = "This checkpoint has no feedback: *C* does not act on the answer."
 NO_CALCIUM = "This checkpoint has softmax attention, without an astrocyte and its calcium: only the answer is shown."
+IN_SEGMENTS = "This checkpoint reads in segments, each with its own calcium, not shown: only the answer is."
 WORDS = {
     False: {"token": "token", "tokens": "tokens", "example": "text"},
     True: {"token": "patch", "tokens": "patches", "example": "image"},
@@ -47,31 +48,48 @@ def default_title(model):
 def describe_attention(model):
     """The arm and its settings, in a few words."""
     config = model.config
-    if not has_calcium(model):
-        return "softmax attention"
-    if config.attention_type == "linear":
-        return f"linear attention (φ {config.feature_map})"
-    code = f"astrocyte code {config.astrocyte_code}" if config.use_astrocyte_hebbian else "without H_astro"
-    return f"neuron-astrocyte attention (φ {config.feature_map}, presynaptic α {config.presynaptic_alpha:g}, {code})"
+    kind, facts = config.attention_type.replace("_", "-"), []
+    if kind != "softmax":
+        facts.append(f"φ {config.feature_map}")
+    if kind == "neuron-astrocyte":
+        at_synapse = config.presynaptic_target == "synapse" and config.presynaptic_alpha < 1
+        facts.append(f"presynaptic α {config.presynaptic_alpha:g}{' at the synapse' * at_synapse}")
+        facts.append(f"astrocyte code {config.astrocyte_code}" if config.use_astrocyte_hebbian else "without H_astro")
+        if config.use_astrocyte_hebbian and config.calcium_sources == "all":
+            facts.append("calcium of all sources")
+    if config.synaptic_decay != "none":
+        facts.append(f"{config.synaptic_decay} decay")
+    return f"{kind} attention ({', '.join(facts)})" if facts else f"{kind} attention"
 
 
 def describe_calcium(model):
     """What is shown of it, in Markdown."""
+    config = model.config
     if not has_calcium(model):
-        return NO_CALCIUM
-    feedback = FEEDBACK if model.config.use_calcium_feedback else NO_FEEDBACK
-    if model.config.attention_type == "linear":
+        return NO_CALCIUM if config.attention_type == "softmax" else IN_SEGMENTS
+    feedback = FEEDBACK if config.use_calcium_feedback else NO_FEEDBACK
+    if config.attention_type == "linear":
         feedback = LINEAR_FEEDBACK
     words = WORDS[takes_images(model)]
-    return EXPLANATION.format(**words, feedback=feedback.format(**words))
+    astrocyte_raises = config.attention_type != "linear" and config.use_astrocyte_hebbian
+    keys_alone = not (astrocyte_raises and config.calcium_sources == "all")
+    leaks = config.synaptic_decay != "none"
+    return EXPLANATION.format(
+        **words,
+        sources="the keys" if keys_alone else "the keys and the astrocyte's code",
+        readable="the {token} and those before it" if config.is_decoder else "all {tokens}",
+        decay=", of which the less is left, the farther away it was raised" if leaks else "",
+        compare="Compare *C*" if leaks else "*C* grows with the number of {tokens}: compare it",
+        feedback=feedback,
+    ).format(**words)
 
 
 def build_demo(model, processor, title=None, examples=None):
     """The demo as a page of gradio, to be launched or put into another page. It loads nothing from other servers.
 
     Args:
-        model: an `AstroformerForSequenceClassification` or `AstroformerForImageClassification`, also one whose code
-            came with its checkpoint. Of the arms "neuron_astrocyte" and "linear" the calcium response is shown.
+        model: an `AstroformerForSequenceClassification` or `AstroformerForImageClassification`. Of the arms
+            "neuron_astrocyte" and "linear" the calcium response is shown, but not of models that read in segments.
         processor: its tokenizer or image processor.
         title (`str`, *optional*): heading of the page.
         examples (list, *optional*): texts, or paths of images, to choose from.

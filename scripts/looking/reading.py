@@ -15,6 +15,7 @@ from looking.colours import colour, colour_scale, coloured_text, shares_of, tell
 MEAN = "mean"  # of the heads
 # What is read of anybody: checked before it is decoded, which could take the memory of the machine.
 MOST_BYTES, MOST_PIXELS, MOST_CHARACTERS = 20 * 2**20, 30_000_000, 100_000
+MOST_TOKENS = 1024  # of a text whose calcium is shown: `look_inside` takes memory quadratic in the length
 LONGEST_SIDE = 512  # in pixels, of a picture that is shown under its calcium
 
 
@@ -75,7 +76,8 @@ class ImageReading(Reading):
 
 
 def has_calcium(model):
-    return model.config.attention_type != "softmax"
+    """Whether there is a calcium response to show: not in softmax attention, nor where a text is read in segments."""
+    return model.config.attention_type != "softmax" and model.config.segment_length is None
 
 
 def run(model, inputs):
@@ -99,7 +101,8 @@ def run(model, inputs):
 
 
 def read_text(model, tokenizer, text):
-    """Classifies a text, of which as many tokens are read as the model takes.
+    """Classifies a text, of which as many tokens are read as the model takes, and at most `MOST_TOKENS` if there is
+    calcium to show.
 
     Returns:
         The answer (see `run`), and a `TextReading`, None without calcium.
@@ -110,7 +113,9 @@ def read_text(model, tokenizer, text):
     text = text or ""
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"The text has {len(text):,} characters; please enter at most {MOST_CHARACTERS:,}.")
-    longest = model.config.longest_input
+    longest, reader = model.config.longest_input, "the model takes"
+    if has_calcium(model) and (longest is None or longest > MOST_TOKENS):
+        longest, reader = MOST_TOKENS, "this page reads"
     length = len(tokenizer(text, verbose=False)["input_ids"])
     options = {"max_length": longest, "return_special_tokens_mask": True, "verbose": False}
     inputs = tokenizer(text, truncation=longest is not None, **options, return_tensors="pt")
@@ -123,7 +128,7 @@ def read_text(model, tokenizer, text):
         return answer, None
     note = f"{length:,} tokens were read."
     if longest is not None and length > longest:
-        note = f"The text has {length:,} tokens; the first {longest:,} were read, which is all that the model takes."
+        note = f"The text has {length:,} tokens; the first {longest:,} were read, which is all that {reader}."
     names = tokenizer.convert_ids_to_tokens(input_ids)
     return answer, TextReading(*synapses, names, spell(tokenizer, input_ids), is_special, note)
 

@@ -77,9 +77,12 @@ def write_space(folder, model_name, revision=None, trust_remote_code=False, titl
     source = 'HERE / "model"' if is_local else f"{model_name!r}, {revision!r}, {trust_remote_code}"
     shown = repr(list(examples))
     if takes_images(model):
-        for path in map(Path, examples):
-            copy(path, folder / "examples" / path.name)
-        shown = "[{}]".format(", ".join(f'HERE / "examples" / {Path(path).name!r}' for path in examples))
+        names = [Path(path).name for path in examples]
+        if len(set(names)) < len(names):
+            names = [f"{i}_{name}" for i, name in enumerate(names)]
+        for path, name in zip(examples, names, strict=True):
+            copy(Path(path), folder / "examples" / name)
+        shown = "[{}]".format(", ".join(f'HERE / "examples" / {name!r}' for name in names))
     write_text(folder / "app.py", APP.format(source=source, title=title, examples=shown))
 
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES}  # no local builds

@@ -16,7 +16,7 @@ from looking import checkpoint
 from looking.checkpoint import load
 from looking.colours import colour, spell_number
 from looking.page import describe_attention, describe_calcium
-from looking.reading import MOST_BYTES, run
+from looking.reading import MOST_BYTES, MOST_TOKENS, run
 from PIL import Image
 from sharing import demo_space
 from training.tokenization import train_wordpiece_tokenizer
@@ -220,15 +220,54 @@ def test_the_page_of_a_model_without_calcium(text_model):
 @pytest.mark.parametrize(
     ("variant", "attention", "calcium"),
     [
-        ("learned", "presynaptic α 0.5, astrocyte code learned", "feedback *P* = 1 / *C* of the astrocyte"),
-        ("no astrocyte", "presynaptic α 0.5, without H_astro", "feedback *P* = 1 / *C* of the astrocyte"),
-        ("no feedback", "presynaptic α 0.5, astrocyte code activity", "*C* does not act on the answer"),
+        (
+            "learned",
+            "presynaptic α 0.5 at the synapse, astrocyte code learned",
+            "feedback *P* = 1 / *C* of the",
+        ),
+        (
+            "no astrocyte",
+            "presynaptic α 0.5 at the synapse, without H_astro, gated decay)",
+            "feedback *P* = 1 / *C* of the astrocyte",
+        ),
+        ("no feedback", "presynaptic α 0.5 at the synapse, astrocyte code activity", "*C* does not act on the answer"),
         ("linear", "linear attention (φ exp)", "the usual normalisation"),
+        ("learned, switches off", "α 0.5, astrocyte code learned)", "the keys of all tokens have raised"),
+        ("activity, switches off", "presynaptic α", "*C* grows with the number of tokens: compare it within one text"),
+        (
+            "activity",
+            "presynaptic α 0.5 at the synapse, astrocyte code activity, calcium of all sources, gated decay)",
+            "the keys and the astrocyte's code of all tokens have raised in the astrocyte's process, of which the less",
+        ),
+        ("activity", "gated decay", "Compare *C* within one text"),
+        ("softmax, leaky", "softmax attention (learned decay)", "only the answer is shown"),
+        ("segments", "neuron-astrocyte attention", "reads in segments"),
     ],
 )
 def test_the_page_tells_the_arm(variant, attention, calcium):
     model = make_model("AstroformerForSequenceClassification", **VARIANTS[variant])
     assert attention in describe_attention(model) and calcium in describe_calcium(model)
+
+
+def test_a_model_that_reads_in_segments_answers_alone(text_model):
+    _, tokenizer = load(text_model)
+    model = make_model("AstroformerForSequenceClassification", vocab_size=120, **VARIANTS["segments"])
+    answer, reading = demo.read_text(model, tokenizer, REVIEW)
+    logits = model(**tokenizer(REVIEW, return_tensors="pt")).logits[0]
+    assert list(answer.values()) == pytest.approx(logits.softmax(-1).tolist()) and reading is None
+
+
+def test_where_calcium_is_shown_a_long_text_is_cut(text_model):
+    _, tokenizer = load(text_model)
+    model = make_model("AstroformerForSequenceClassification", vocab_size=120)
+    text = "film " * (MOST_TOKENS + 1)
+    answer, reading = demo.read_text(model, tokenizer, text)
+    assert reading.response.shape[-1] == MOST_TOKENS
+    assert (
+        f"has {MOST_TOKENS + 3:,} tokens; the first {MOST_TOKENS:,} were read, which is all that this" in reading.note
+    )
+    logits = model(**tokenizer(text, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")).logits[0]
+    assert list(answer.values()) == pytest.approx(logits.softmax(-1).tolist())
 
 
 def test_other_answers_than_one_of_several_classes(text_model):
@@ -277,6 +316,18 @@ def test_space_has_what_the_hub_asks_for(space, tmp_path):
     assert {path.name for path in (space / "model").glob("*.*")} >= {"config.json", "model.safetensors"}
     assert (space / ".git").is_dir() and (space / "examples/picture.png").is_file()
     assert not [path for path in space.rglob("*") if ".tmp" in path.name or path.name.startswith("tmp")]
+
+
+def test_space_keeps_pictures_of_the_same_name(image_model, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    pictures = [tmp_path / folder / "1.png" for folder in "ab"]
+    for path, colour_of_all in zip(pictures, ("red", "blue"), strict=True):
+        path.parent.mkdir()
+        Image.new("RGB", (4, 4), colour_of_all).save(path)
+    space = tmp_path / "space"
+    demo.main(["--model", str(image_model), "--space", str(space), "--examples", *map(str, pictures)])
+    assert [(space / f"examples/{i}_1.png").read_bytes() for i in range(2)] == [p.read_bytes() for p in pictures]
+    assert "'0_1.png'" in (space / "app.py").read_text() and "'1_1.png'" in (space / "app.py").read_text()
 
 
 def test_space_does_not_overwrite_its_model(space):

@@ -436,7 +436,11 @@ UNFIT = {
     "no use": (edit_card(r'model="text"', 'model="mine"'), "does not show how to use 'user/model'"),
     "bad metadata": (edit_card("^---\n", "---\n: [\n"), "no valid metadata"),
     "no code": (lambda f: (f / "modeling_astroformer.py").unlink(), "modeling_astroformer.py, the code of AutoModel"),
-    "no map": (lambda f: edit_config(f, auto_map=None), "has no auto_map"),
+    "no map": (lambda f: edit_config(f, auto_map=None), "has no auto_map: it was saved without its code"),
+    "of the library": (
+        lambda f: edit_config(f, auto_map=None, model_type="bert"),
+        "has no auto_map: a model of type .bert. is one of the library.* `push_to_hub`",
+    ),
     "code outside": (lambda f: edit_config(f, auto_map={"AutoModel": "/tmp/evil.Model"}), "points outside .*evil"),
     "code elsewhere": (lambda f: edit_config(f, auto_map={"AutoModel": "a/b--evil.Model"}), "points outside .*evil"),
     "figure that is none": (

@@ -269,6 +269,29 @@ def test_a_model_is_released_from_what_training_left(name, tmp_path):
     assert made["training"] == record["training"] and made["arm"] == record["arm"]
 
 
+def test_a_released_folder_stays_until_its_successor_is_finished(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "old").mkdir(parents=True)
+
+    def write(name, error):
+        with release_models.replacing(folder):
+            assert not folder.exists()
+            (folder / name).mkdir(parents=True)
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        write("half", KeyboardInterrupt())
+    assert [path.name for path in tmp_path.glob("**/*")] == ["model", "old"]
+    folder.rename(tmp_path / ".model.before")  # as a process leaves it that is killed
+    (folder / "half").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        write("half", KeyboardInterrupt())
+    assert [path.name for path in tmp_path.glob("**/*")] == ["model", "old"]
+    write("new", None)
+    assert [path.name for path in tmp_path.glob("**/*")] == ["model", "new"]
+
+
 def test_arguments_are_checked(tmp_path, capsys):
     with pytest.raises(SystemExit):
         release_models.parse_arguments(["--trained_dir", str(tmp_path)])

@@ -11,11 +11,27 @@ import pytest
 import torch
 from loopback_hub import File, LoopbackHub, Repository
 from safetensors.torch import load_file
-from transformers import AutoConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertLMHeadModel,
+    EncoderDecoderModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from variants import ROOT, make_model, tiny_config
 
 import astroformer_hf
-from astroformer_hf import AstroformerConfig, AstroformerForSequenceClassification, AstroformerModel, version
+from astroformer_hf import (
+    AstroformerConfig,
+    AstroformerForSequenceClassification,
+    AstroformerModel,
+    swap_attention,
+    version,
+)
 
 
 RELEASES = ROOT / "tests/releases"
@@ -56,16 +72,39 @@ def test_code_in_a_checkpoint_refuses_an_older_library(tmp_path, strangers):
     assert "pip install 'transformers>=5.20,<6'" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("reads_config", [False, True], ids=["from_pretrained", "from_json_file"])
 @pytest.mark.parametrize("folder", sorted(RELEASES.glob("*/*/")), ids=lambda f: f"{f.parent.name}-{f.name}")
-def test_checkpoints_of_older_releases_load(folder):
+def test_checkpoints_of_older_releases_load(folder, reads_config):
     (class_name,) = json.loads((folder / "config.json").read_text())["architectures"]
-    model, info = getattr(astroformer_hf, class_name).from_pretrained(folder, output_loading_info=True)
+    model_class, options = getattr(astroformer_hf, class_name), {}
+    if reads_config:
+        options["config"] = model_class.config_class.from_json_file(folder / "config.json")
+    model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
     assert not any(info.values()), info
     expected = load_file(folder / "expected.safetensors")
     logits = expected.pop("logits")
     with torch.no_grad():
         torch.testing.assert_close(model(**expected).logits, logits)
     assert logits.std() > 0.1
+
+
+def test_an_older_encoder_within_another_model_keeps_its_effects(tmp_path):
+    folder = RELEASES / "0.2.0/text_activity"
+    encoder, sizes = AutoModel.from_pretrained(folder), {"num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16}
+    decoder = BertLMHeadModel(BertConfig(is_decoder=True, add_cross_attention=True, **sizes))
+    model = EncoderDecoderModel(encoder=encoder, decoder=decoder).eval()
+    model.save_pretrained(tmp_path)
+    content, of_then = (json.loads((f / "config.json").read_text()) for f in (tmp_path, folder))
+    content["encoder"] = {name: value for name, value in content["encoder"].items() if name in of_then}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded, info = EncoderDecoderModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    inputs = {"input_ids": torch.arange(1, 8)[None], "decoder_input_ids": torch.arange(1, 4)[None]}
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+    # what is asked for beside the file still counts
+    changed = AutoConfig.for_model(**{**of_then, "synaptic_decay": "learned"})
+    assert changed.synaptic_decay == "learned" and changed.presynaptic_target == "response"
 
 
 def test_a_configuration_says_which_release_saved_it(tmp_path, monkeypatch):
@@ -77,7 +116,7 @@ def test_a_configuration_says_which_release_saved_it(tmp_path, monkeypatch):
     assert set(AstroformerConfig.__annotations__) <= set(content)
 
     warnings = []
-    monkeypatch.setattr("astroformer_hf.configuration_astroformer.logger.warning_once", warnings.append)
+    monkeypatch.setattr("astroformer_hf.saved_fields.logger.warning_once", warnings.append)
     AutoConfig.from_pretrained(tmp_path)
     assert warnings == []
     path.write_text(json.dumps({**content, "astroformer_version": "99.1"}))
@@ -85,6 +124,22 @@ def test_a_configuration_says_which_release_saved_it(tmp_path, monkeypatch):
     assert len(warnings) == 1 and "99.1" in warnings[0] and "Update" in warnings[0]
     config.save_pretrained(tmp_path)
     assert json.loads(path.read_text())["astroformer_version"] == astroformer_hf.__version__
+
+
+def test_a_checkpoint_of_a_derived_class_warns_where_it_loads_as_another(tmp_path, monkeypatch):
+    class Derived(AstroformerForSequenceClassification):
+        pass
+
+    warnings = []
+    monkeypatch.setattr("astroformer_hf.loading.logger.warning", warnings.append)
+    Derived(tiny_config()).save_pretrained(tmp_path)
+    Derived.from_pretrained(tmp_path)
+    assert warnings == []
+    AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert len(warnings) == 1 and "saved as Derived" in warnings[0]
+    AstroformerForSequenceClassification(tiny_config()).save_pretrained(tmp_path)
+    AstroformerModel.from_pretrained(tmp_path)
+    assert len(warnings) == 1
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -217,6 +272,56 @@ def test_damaged_files_are_refused_in_words(name, answers):
     answer = answers[name]
     assert kind.__name__ in answer["types"], answer
     assert re.search(pattern, answer["message"], re.DOTALL), answer
+
+
+def of_original(**changes):
+    def damage(folder):
+        path = folder / "config.json"
+        content = json.loads(path.read_text())
+        content["original_config"] |= changes
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def split_elsewhere(folder):
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+OF_SWAPPED = {
+    "pickle": (pickle_instead_of_safetensors, OSError, "no file named model.safetensors"),
+    "index": (split_elsewhere, ValueError, "must name safetensors files beside it, got '../elsewhere.safetensors'"),
+    "truncated": (of_weights(lambda content: content[:100]), OSError, "of '.*model' are damaged"),
+    "kernels": (of_original(attn_implementation="evil/kernel"), ValueError, "attn_implementation must not name a rep"),
+    "kernels within": (
+        of_original(text_config={"_attn_implementation": "evil/kernel"}),
+        ValueError,
+        "_attn_implementation must not name a repository",
+    ),
+    "weights": (of_original(transformers_weights="a.bin"), ValueError, "transformers_weights must name a safetensors"),
+    "code": (of_config(auto_map={"AutoModel": "../evil.Model"}), ValueError, "auto_map must name classes"),
+    "version": (of_config(astroformer_version="evil"), ValueError, "astroformer_version must be a version, got 'evil'"),
+    "newer option": (
+        of_config(attention_swap={"layers": [0], "later": 1}),
+        ValueError,
+        "attention_swap has 'later', which this release does not know",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_SWAPPED)
+def test_damaged_files_of_swapped_models_are_refused_in_words(name, tmp_path):
+    damage, kind, pattern = OF_SWAPPED[name]
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model, folder = swap_attention(LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes))), tmp_path / "model"
+    model.save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["astroformer_version"] == version.__version__
+    AutoModelForCausalLM.from_pretrained(folder)
+    damage(folder)
+    with pytest.raises(kind, match=pattern):
+        AutoModelForCausalLM.from_pretrained(folder)
 
 
 def test_no_pickle_is_read_even_if_asked(tmp_path):
