@@ -118,7 +118,7 @@ class SwappedModelMixin(SafelyLoadedModel):
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> Any:
         """Refuses every other than the swapped one: its parameters would be left out."""
         refuse_other_attention(attn_implementation)
-        return super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
+        return super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -148,9 +148,7 @@ class SwappedModelMixin(SafelyLoadedModel):
         }
         # Weights that the library renamed as it loaded the original keep their new names: old ones it would know in
         # checkpoints of the original's model type alone.
-        super().save_pretrained(  # type: ignore[misc]
-            save_directory, *args, **{**kwargs, "save_original_format": False}
-        )
+        super().save_pretrained(save_directory, *args, **{**kwargs, "save_original_format": False})
         if kwargs.get("is_main_process", True):
             custom_object_save(AstromorphicModelStub, save_directory)
 
