@@ -48,8 +48,8 @@ class SafelyLoadedModel(PreTrainedModel):
 
         Raises:
             ValueError: `use_safetensors` or `weights_only` is not True; the index of a checkpoint in several files
-                names one that is not a safetensors file beside it; or the model that the configuration describes is
-                larger than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
+                names one that is not a safetensors file beside it; the model has a short convolution; or it is larger
+                than the machine's memory, and nothing, such as `device_map`, says that it goes elsewhere.
             NotImplementedError: `distributed_config` asks for pipeline parallelism.
             OSError: there are no weights in safetensors, or their file is damaged.
             RuntimeError: the weights have other shapes than the configuration says.
@@ -71,6 +71,11 @@ class SafelyLoadedModel(PreTrainedModel):
         finally:
             _loads_into_memory.reset(before)
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        if getattr(config, "short_convolution", None) is not None:
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} has short_convolution={config.short_convolution}: it is a "
+                "control in the comparison, whose weights scripts/training/short_convolution.py loads"
+            )
         own = {*TEXT_MODELS.values(), *IMAGE_MODELS.values()}
         derived = [name for name in config.architectures or () if name not in own]
         if derived and cls.__name__ in own:

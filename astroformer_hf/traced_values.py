@@ -41,7 +41,10 @@ def hold_shape(x: MaybeTensor, name: str) -> MaybeTensor:
     """
     if x is None or not torch.jit.is_tracing():
         return x
-    return _shape_check()(x, [-1, *held_sizes(x.shape[1:])], name)
+    sizes = [-1, *held_sizes(x.shape[1:])]
+    if torch.onnx.is_in_onnx_export() and x.dim() == 4:
+        return x.expand(sizes)  # from images, that exporter leaves the check out; this fails at any size but 1
+    return _shape_check()(x, sizes, name)
 
 
 def held_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
@@ -65,6 +68,6 @@ def _checked_shape(x: torch.Tensor, sizes: list[int], name: str) -> torch.Tensor
         if x.size(i) != sizes[i]:
             raise ValueError(
                 "this graph of torch.jit.trace takes " + name + " of shape " + str(sizes) + " (-1: any) only, got "
-                + str(x.size()) + "; pad or trace anew, or use torch.export, which takes any"
+                + str(x.size()) + "; trace anew, or pad, or, for texts of any length, use torch.export"
             )  # fmt: skip
     return x

@@ -17,6 +17,7 @@ model with int8 weights. --evaluate measures the accuracy of a classifier before
 """
 
 import importlib.util
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from training.images import Collator, digits
 from training.labels import Labels
 from training.metrics import Classification
 from training.provenance import command, hardware, versions
+from training.tokenization import check_max_length, longest_input
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -62,6 +64,8 @@ MODELS = {
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 NEEDED = {"transformers": "5.23", "torch": "2.11"}  # the first with `ExportedModel`, and what its exporter asks for
 TRACED_SIZE = (3, 150)  # batch and length of the example that is traced
+OF_EXPORTS = ("export.json", "model.onnx", "model.onnx.data", "model.pt2")
+OF_OTHERS = ("config.json", "results.json", "run_options.json", "*.safetensors", "checkpoint-*")
 CHECKED_SIZES = ((1, 1), (1, 5), (4, 17), (2, 64), (3, 65), (2, 200), (1, 700))
 
 
@@ -101,6 +105,9 @@ class ExportArguments:
 class DataArguments(train_text_classification.DataArguments):
     """The data of --evaluate, as of the training scripts."""
 
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens read of each text. Default: all that the model takes."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column of the image. Default: image, or img."})
 
 
@@ -121,7 +128,7 @@ def load(args):
     """The model, in float32 and in evaluation mode, and its tokenizer or image processor.
 
     Raises:
-        ValueError: it is a model for a task that is not exported, or that reads in segments.
+        ValueError: it is a model for a task that is not exported, or that reads in segments; or it lacks weights.
     """
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     config = AutoConfig.from_pretrained(args.model, **source)
@@ -137,9 +144,34 @@ def load(args):
             f"--model {args.model!r} reads in segments (segment_length={segment_length}): a graph has a fixed number "
             "of them, so that texts of any length need the model itself. torch.export takes it for one length"
         )
-    model = auto_class.from_pretrained(args.model, dtype=torch.float32, **source).eval()
+    model, loading = auto_class.from_pretrained(args.model, dtype=torch.float32, output_loading_info=True, **source)
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"]))
+        raise ValueError(f"--model must be a trained {architecture}; {args.model} has no weights for {missing}")
+    model = model.eval()
     processor = AutoImageProcessor if takes_images(model) else AutoTokenizer
     return model, processor.from_pretrained(args.model, **source)
+
+
+def clear(output_dir):
+    """Makes a folder, and removes what an earlier export left there.
+
+    Raises:
+        ValueError: it is of something else, such as a training run, whose files would be overwritten.
+    """
+    folders = [output_dir, output_dir / "int8"]
+    for folder in folders:
+        of_others = [name for name in OF_OTHERS if any(folder.glob(name))]
+        if of_others and not any((folder / name).exists() for name in OF_EXPORTS):
+            raise ValueError(
+                f"--output_dir {output_dir} has {next(folder.glob(of_others[0])).name}, and is not that of an export: "
+                "its files would be overwritten. Name another folder"
+            )
+    for folder in folders:
+        for name in ("results.json", *OF_EXPORTS):
+            (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folders[1], ignore_errors=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
 
 
 def example_inputs(model, batch_size, length, generator):
@@ -181,12 +213,12 @@ def quantized(exported, inputs):
     return ExportedModel({"model": component}, exported.export_format, config=exported.config)
 
 
-def load_exported(folder, trust_remote_code):
+def load_exported(folder, export_format, trust_remote_code):
     """The saved export, on as many threads as PyTorch has."""
     from transformers.exporters import ExportedModel
 
     options = {}
-    if (folder / "model.onnx").exists():
+    if export_format == "onnx":
         import onnxruntime
 
         options["session_options"] = onnxruntime.SessionOptions()
@@ -194,12 +226,12 @@ def load_exported(folder, trust_remote_code):
     return ExportedModel.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
 
 
-def largest_difference(model, exported, generator):
-    """The largest difference between the logits of the two over batches of several sizes, as a share of the largest
-    logit of a batch. What either says of padding is left out."""
+def largest_difference(model, exported, generator, longest=None):
+    """The largest difference between the logits of the two over batches of several sizes, of `longest` tokens at most,
+    as a share of the largest logit of a batch. What either says of padding is left out."""
     differences = []
     for batch_size, length in CHECKED_SIZES:
-        inputs = example_inputs(model, batch_size, min(length, model.config.longest_input or length), generator)
+        inputs = example_inputs(model, batch_size, min(length, longest or length), generator)
         with torch.no_grad():
             expected = model(**inputs).logits
         got = exported(**inputs).logits
@@ -240,10 +272,12 @@ def evaluation_batches(model, processor, args, data_args):
         split = split.cast_column(column, Image())
         collate = Collator(processor, column, data_args.label_column, labels.encode)
     else:
+        max_length = max_length_of(model, processor, data_args)
 
         def encode(batch):
-            texts, options = batch[data_args.text_column], {"truncation": True, "max_length": data_args.max_length}
-            encoded = processor(texts, **options, return_token_type_ids=False)  # all 0, and not exported
+            options = {"truncation": max_length is not None, "max_length": max_length}
+            # segment ids are all 0, and not exported
+            encoded = processor(batch[data_args.text_column], **options, return_token_type_ids=False)
             encoded["labels"] = [labels.encode(label) for label in batch[data_args.label_column]]
             return encoded
 
@@ -251,6 +285,23 @@ def evaluation_batches(model, processor, args, data_args):
         split = split.select(np.argsort([len(ids) for ids in split["input_ids"]], kind="stable"))
         collate = DataCollatorWithPadding(processor)
     return name, DataLoader(split, batch_size=args.batch_size, collate_fn=collate)
+
+
+def max_length_of(model, tokenizer, data_args):
+    """The tokens that the evaluation reads of a text; None for all.
+
+    Raises:
+        ValueError: --max_length asks for more than the model takes, or for none but the special ones.
+    """
+    longest = longest_input(model.config, tokenizer)
+    if data_args.max_length is None:
+        return longest
+    if longest is not None and data_args.max_length > longest:
+        raise ValueError(
+            f"--max_length must be at most {longest}, which is all that the model takes, got {data_args.max_length}"
+        )
+    check_max_length(data_args.max_length, tokenizer)
+    return data_args.max_length
 
 
 @torch.no_grad()
@@ -293,19 +344,18 @@ def main(arguments=None):
     require_packages(args.format)
     transformers.set_seed(args.seed)
     refuse_same_folder(args.output_dir, "model", args.model)
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # before what takes minutes
     model, processor = load(args)
     if args.evaluate and not type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification")):
         raise ValueError(f"--evaluate measures classifiers of texts and images, not {type(model).__name__}")
     if args.evaluate:
         split, batches = evaluation_batches(model, processor, args, data_args)
+    output_dir = Path(args.output_dir)
+    clear(output_dir)
+    folders = {"float32": output_dir, **({"int8": output_dir / "int8"} if args.quantize else {})}
     generator = torch.Generator().manual_seed(args.seed)
     batch_size, length = TRACED_SIZE
-    traced = example_inputs(model, batch_size, min(length, model.config.longest_input or length), generator)
-    output_dir = Path(args.output_dir)
-    folders = {"float32": output_dir, **({"int8": output_dir / "int8"} if args.quantize else {})}
-    for folder in folders.values():
-        (folder / "results.json").unlink(missing_ok=True)  # of an earlier export
+    longest = None if takes_images(model) else longest_input(model.config, processor)
+    traced = example_inputs(model, batch_size, min(length, longest or length), generator)
 
     exports, record = {}, {}
     exported = export(model, args.format, dict(traced))
@@ -315,8 +365,8 @@ def main(arguments=None):
         exported.save_pretrained(folder)
         processor.save_pretrained(folder)
         # a .pt2 is a pickle, which runs code as it is read; this one was written a moment ago
-        exports[name] = load_exported(folder, args.trust_remote_code or args.format == "torch")
-        difference = largest_difference(model, exports[name], generator)
+        exports[name] = load_exported(folder, args.format, args.trust_remote_code or args.format == "torch")
+        difference = largest_difference(model, exports[name], generator, longest)
         record[name] = {"largest_difference": difference, "bytes": num_bytes(folder)}
         print(f"{name}: {record[name]['bytes']:,} bytes in {folder}; largest difference to PyTorch {difference:.1e}")
         if name == "float32" and not difference <= args.tolerance:
@@ -341,6 +391,7 @@ def main(arguments=None):
             "split": split,
             "eval_samples": len(batches.dataset),
             "batch_size": args.batch_size,
+            **({} if takes_images(model) else {"max_length": max_length_of(model, processor, data_args)}),
         }
     write_json(
         output_dir / "results.json",

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from training.data import labelled_texts
 from training.files import read_json
-from training.tokenization import check_max_length
+from training.tokenization import check_max_length, longest_input
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import astroformer_hf  # noqa: F401 (registers the classes)
 
@@ -70,14 +69,6 @@ def attention_in_training(model):
     """The `attn_implementation` with which a model of the library was trained, if its folder tells; else None."""
     record = Path(model) / "results.json"
     return read_json(record).get("attn_implementation") if record.exists() else None
-
-
-def longest_input(config, tokenizer):
-    """How many tokens a model takes; None for any number."""
-    if hasattr(config, "longest_input"):
-        return config.longest_input
-    known = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or VERY_LARGE_INTEGER)
-    return min(known) if min(known) < VERY_LARGE_INTEGER else None
 
 
 def show(text, answer, reference=None, is_number=False):

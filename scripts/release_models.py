@@ -24,6 +24,7 @@ import torch
 from comparison.cells import Cell
 from comparison.presets import PRESETS
 from datasets import ClassLabel, Dataset
+from looking.pictures import as_rgb
 from reporting import model_cards
 from reporting.comparisons import Comparison
 from safetensors.torch import load_file, save_file
@@ -95,7 +96,7 @@ def batches(model, processor, examples, max_length):
         names = [feature.int2str(x) if isinstance(feature, ClassLabel) else x for x in rows["label"]]
         labels = torch.tensor([model.config.label2id[name] for name in names])
         if "img" in rows:
-            inputs = processor([image.convert("RGB") for image in rows["img"]], return_tensors="pt")
+            inputs = processor([as_rgb(image) for image in rows["img"]], return_tensors="pt")
         else:
             options = {"truncation": max_length is not None, "max_length": max_length, "padding": True}
             inputs = processor(rows["text"], return_tensors="pt", verbose=False, **options)

@@ -8,8 +8,8 @@
 
 Columns are `image` (or `img`) and `label`. Without --dataset_name and --dataset_dir the 1,797 handwritten digits that
 come with scikit-learn are taken. Without --model_name_or_path a model is trained from scratch, by default on a grid of
-8 x 8 patches. A run that was killed continues when the same command is given again. In --output_dir it leaves the best
-checkpoint with its image processor and code, `results.json`, `learning_curve.png` and a model card.
+8 x 8 patches, or nearly so. A run that was killed continues when the same command is given again. In --output_dir it
+leaves the best checkpoint with its image processor and code, `results.json`, `learning_curve.png` and a model card.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,15 @@ import transformers
 from datasets import Image
 from training import options, runs
 from training.data import dataset_title, load_examples, test_of
-from training.images import Collator, augment, common_size, digits, make_image_processor
+from training.images import (
+    Collator,
+    augment,
+    check_images,
+    common_size,
+    digits,
+    make_image_processor,
+    patch_size_for,
+)
 from training.labels import Labels
 from training.provenance import command
 from training.resuming import options_of_run, resume_from
@@ -49,7 +57,7 @@ class ModelArguments(options.ModelArguments):
         metadata={"help": "Pixels that images are resized to. Default: that of the data if it has one, else 224."},
     )
     patch_size: int | None = field(
-        default=None, metadata={"help": "Pixels of a patch. Default: an eighth of the image."}
+        default=None, metadata={"help": "Pixels of a patch. Default: an eighth of the image, or nearly so."}
     )
 
 
@@ -108,6 +116,8 @@ def main(arguments=None):
     if image_column is None:
         raise ValueError(f"the data has no column {' or '.join(map(repr, columns))}; it has {train.column_names}")
     examples = {name: split.cast_column(image_column, Image()) for name, split in examples.items()}
+    for name, split in examples.items():
+        check_images(name, split, image_column)
     labels = Labels(train, data_args.label_column)
     contents = {  # the labels of all splits, before anything is trained
         name: (labels.encode_all(name, data_args.label_column, split[data_args.label_column]),)
@@ -123,7 +133,7 @@ def main(arguments=None):
             **model_args.architecture,
             pooling=model_args.pooling,
             image_size=image_size,
-            patch_size=model_args.patch_size or max(image_size // 8, 1),
+            patch_size=model_args.patch_size or patch_size_for(image_size),
         )
         image_processor = make_image_processor(image_size)
     labels.describe(config)

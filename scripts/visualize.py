@@ -25,10 +25,12 @@ import html
 import io
 from pathlib import Path
 
+import datasets
 import matplotlib
 import numpy as np
 from looking.checkpoint import class_probabilities, load, patches, spell, takes_images
 from looking.colours import TEXT_STYLE, coloured_text
+from looking.pictures import as_rgb
 from PIL import Image
 from training.data import load_splits, pick_split
 from training.files import write_whole
@@ -78,8 +80,7 @@ def example_of(args, is_image):
         column = next((name for name in columns if name in split.column_names), None)
         if column is None:
             raise ValueError(f"the data has no column {' or '.join(columns)}; it has {split.column_names}")
-        example = split[args.index][column]
-        return Image.open(io.BytesIO(example["bytes"])) if isinstance(example, dict) else example
+        return (split.cast_column(column, datasets.Image()) if is_image else split)[args.index][column]
     if is_image != (args.image is not None):
         raise ValueError(f"--model {args.model!r} takes {'an --image' if is_image else 'a --text'}")
     return Image.open(args.image) if is_image else args.text
@@ -285,11 +286,11 @@ def main(arguments=None):
     example = example_of(args, is_image)
     image = grid = None
     if is_image:
-        image = example.convert("RGB")
+        image = as_rgb(example)
         inputs = {"pixel_values": processor([image], return_tensors="pt")["pixel_values"]}
         grid = model.config.grid
     else:
-        longest = min(args.max_length, model.config.longest_input or args.max_length)
+        longest = min(args.max_length, getattr(model.config, "longest_input", None) or args.max_length)
         inputs = processor(example, truncation=True, max_length=longest, return_tensors="pt")
     output, records = look_inside(model, **inputs)
     length = records[0].padding_mask.shape[1]

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import torch
+from looking.pictures import as_rgb
 from training.data import load_splits, pick_split
 from training.tokenization import in_blocks
 from transformers import AutoImageProcessor, AutoTokenizer, DataCollatorWithPadding, default_data_collator
@@ -70,7 +71,7 @@ class Inputs:
         return self.processor(rows[self.column], truncation=True, max_length=self.max_length)
 
     def _images(self, rows):
-        return self.processor([image.convert("RGB") for image in rows[self.column]], return_tensors="pt")
+        return self.processor([as_rgb(image) for image in rows[self.column]], return_tensors="pt")
 
 
 class Blocks(torch.utils.data.Dataset):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from looking.checkpoint import takes_images
 from looking.colours import TEXT_STYLE
+from looking.pictures import as_rgb
 from looking.reading import MEAN, MOST_BYTES, MOST_CHARACTERS, check_picture, has_calcium, read_image, read_text
 
 
@@ -129,7 +130,7 @@ def build_demo(model, processor, title=None, examples=None):
                 pass  # told below
             try:
                 image = preprocess(payload)
-                return image and image.convert("RGB")  # reads it to its end
+                return image and as_rgb(image)  # reads it to its end
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 message = "This file cannot be opened as an image. Please choose a JPEG, PNG or WebP file."
                 raise gr.Error(message, print_exception=False) from error

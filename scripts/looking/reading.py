@@ -10,6 +10,7 @@ import torch
 from astroformer_hf import look_inside
 from looking.checkpoint import class_probabilities, spell
 from looking.colours import colour, colour_scale, coloured_text, shares_of, tell
+from looking.pictures import as_rgb, check_mode
 
 
 MEAN = "mean"  # of the heads
@@ -134,14 +135,17 @@ def read_text(model, tokenizer, text):
 
 
 def check_picture(image, num_bytes=0):
-    """Refuses a picture by the size of its file and of itself, which its first bytes tell.
+    """Refuses a picture by the size of its file and of itself and by its mode, which its first bytes tell.
 
     Raises:
-        ValueError: it has more than `MOST_BYTES` or `MOST_PIXELS`.
+        ValueError: it has more than `MOST_BYTES` or `MOST_PIXELS`, or more than 8 bits a channel.
     """
     if num_bytes > MOST_BYTES:
         raise ValueError(f"The file has {num_bytes:,} bytes; please choose one of at most {MOST_BYTES:,}.")
-    if image is not None and image.width * image.height > MOST_PIXELS:
+    if image is None:
+        return
+    check_mode(image)
+    if image.width * image.height > MOST_PIXELS:
         raise ValueError(
             f"The picture has {image.width:,} x {image.height:,} pixels; please choose one of at most {MOST_PIXELS:,}."
         )
@@ -154,12 +158,12 @@ def read_image(model, processor, image):
         The answer (see `run`), and an `ImageReading`, None without calcium.
 
     Raises:
-        ValueError: there is no image, or it has more than `MOST_PIXELS`.
+        ValueError: there is no image, or it has more than `MOST_PIXELS`, or more than 8 bits a channel.
     """
     if image is None:
         raise ValueError("There is nothing to look at. Please choose an image.")
     check_picture(image)
-    image = image.convert("RGB")
+    image = as_rgb(image)
     answer, synapses = run(model, processor([image], return_tensors="pt"))
     if synapses is None:
         return answer, None

@@ -36,6 +36,12 @@ def quantization_lines(records):
         "The last column is the largest difference from PyTorch's logits over batches of several sizes, relative to "
         "the largest logit.",
         "",
-        *["<details><summary>Commands</summary>", "", "```console", *(record["command"] for record in records)],
+        *["<details><summary>Commands</summary>", "", "```console", *map(repeating, records)],
         *["```", "", "</details>"],
     ]
+
+
+def repeating(record):
+    """The command of a record. Those without a `max_length` are of a time when 256 tokens of a text were read."""
+    is_older = "max_length" not in record and "ForImage" not in record["architecture"]
+    return record["command"] + " --max_length 256" * is_older

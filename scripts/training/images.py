@@ -3,6 +3,7 @@
 
 import torch
 from datasets import Dataset, DatasetDict, Image
+from looking.pictures import as_rgb
 from PIL import Image as PilImage
 from sklearn.datasets import load_digits
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -17,6 +18,21 @@ def digits():
         train=rows.select([i for i in range(len(rows)) if i % 5]),
         validation=rows.select(range(0, len(rows), 5)),
     )
+
+
+def check_images(name, split, column):
+    """Raises a ValueError that names the first row of a split without an image, if there is one."""
+    if split.data.column(column).null_count == 0:
+        return
+    for row, image in enumerate(split.cast_column(column, Image(decode=False))[column]):
+        if image is None:
+            raise ValueError(f"row {row} of split {name!r}, column {column!r}: there is no image")
+
+
+def patch_size_for(image_size):
+    """The pixels of a patch: an eighth of the image or, where that does not divide it, the nearest that does."""
+    divisors = [size for size in range(1, image_size + 1) if image_size % size == 0]
+    return min(divisors, key=lambda size: abs(size - image_size / 8))
 
 
 def common_size(images):
@@ -46,7 +62,7 @@ class Collator:
         self.encode = encode
 
     def __call__(self, examples):
-        images = [example[self.image_column].convert("RGB") for example in examples]
+        images = [as_rgb(example[self.image_column]) for example in examples]
         labels = [self.encode(example[self.label_column]) for example in examples]
         pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "labels": torch.tensor(labels)}

@@ -38,6 +38,14 @@ def _wordpiece_vocabulary(texts, vocab_size):
     return train(vocab_size, WORDPIECE_TOKENS + sorted(token for token in characters if token.startswith("##")))
 
 
+def longest_input(config, tokenizer):
+    """How many tokens a model takes, ours or one of the library; None for any number."""
+    if hasattr(config, "longest_input"):
+        return config.longest_input
+    known = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or VERY_LARGE_INTEGER)
+    return min(known) if min(known) < VERY_LARGE_INTEGER else None
+
+
 def check_max_length(max_length, tokenizer):
     """Raises a ValueError if texts cannot be cut to so many tokens, which the special ones are among."""
     special = tokenizer.num_special_tokens_to_add()

@@ -3,11 +3,13 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 from variants import VARIANTS, make_model, some_each_time, tiny_config, tiny_vision_config
 
 import astroformer_hf
@@ -55,7 +57,8 @@ def test_torch_export_takes_every_size(name, variant):
     shapes = {"input_ids": dynamic, "attention_mask": dynamic, **dict.fromkeys(flags)}
     with torch.no_grad():
         program = torch.export.export(model, (), {**traced, **flags}, dynamic_shapes=shapes).module()
-        assert export.largest_difference(model, lambda **inputs: program(**inputs, **flags), generator) < 1e-5
+        longest = model.config.longest_input
+        assert export.largest_difference(model, lambda **inputs: program(**inputs, **flags), generator, longest) < 1e-5
 
 
 def test_difference_is_seen_and_padding_is_not():
@@ -163,6 +166,64 @@ def test_script_to_torch_export(classifier, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="differs from PyTorch by nan .* --tolerance 0.0001"):
         export.main(arguments)
     assert not (tmp_path / "out/results.json").exists()
+
+
+@needs_exporters
+def test_an_export_replaces_an_earlier_one_and_nothing_else(classifier, tmp_path, monkeypatch):
+    model, _ = classifier
+    output = tmp_path / "out"
+    (output / "int8").mkdir(parents=True)
+    for name in ("model.onnx", "model.onnx.data", "export.json", "results.json", "int8/model.onnx", "notes.txt"):
+        (output / name).write_text("of an earlier export")
+    export.main(["--model", str(model), "--format", "torch", "--output_dir", str(output)])
+    assert not any((output / name).exists() for name in ("model.onnx", "model.onnx.data", "int8"))
+    assert (output / "notes.txt").exists() and (output / "model.pt2").exists()
+    record = files.read_json(output / "results.json")
+    assert record["models"]["float32"]["bytes"] == (output / "model.pt2").stat().st_size
+
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "checkpoint-10")
+    shutil.copy(model / "config.json", run)
+    (run / "results.json").write_text("of a run")
+    for folder in (run, model.parent / "other"):
+        if folder != run:
+            shutil.copytree(model, folder)
+        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        with pytest.raises(ValueError, match="is not that of an export: its files would be overwritten"):
+            export.main(["--model", str(run / "checkpoint-10"), "--format", "torch", "--output_dir", str(folder)])
+        assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@needs_exporters
+def test_a_model_of_the_library_is_exported(classifier, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = tmp_path / "bert"
+    tokenizer = export.AutoTokenizer.from_pretrained(classifier[0])
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **sizes)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    export.main(["--model", str(folder), "--format", "torch", "--output_dir", str(tmp_path / "out")])
+    assert files.read_json(tmp_path / "out/results.json")["models"]["float32"]["largest_difference"] < 1e-5
+
+
+def test_the_evaluation_reads_all_that_the_model_takes(classifier):
+    tokenizer = export.AutoTokenizer.from_pretrained(classifier[0])
+    whole, table = tiny_config(), tiny_config(astrocyte_code="learned", max_position_embeddings=24)
+    models = [astroformer_hf.AstroformerForSequenceClassification(config) for config in (whole, table)]
+    given = export.DataArguments(max_length=20)
+    assert [export.max_length_of(model, tokenizer, export.DataArguments()) for model in models] == [None, 24]
+    assert [export.max_length_of(model, tokenizer, given) for model in models] == [20, 20]
+    with pytest.raises(ValueError, match="--max_length must be at most 24, which is all that the model takes, got 25"):
+        export.max_length_of(models[1], tokenizer, export.DataArguments(max_length=25))
+
+
+@needs_exporters
+def test_a_model_that_lacks_weights_is_not_exported(classifier, tmp_path):
+    folder, _ = classifier
+    state = load_file(folder / "model.safetensors")
+    save_file({name: x for name, x in state.items() if not name.startswith("classifier")}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="must be a trained AstroformerForSequenceClassification; .* classifier.bias"):
+        export.main(["--model", str(folder), "--format", "torch", "--output_dir", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(

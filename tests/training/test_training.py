@@ -493,6 +493,19 @@ def test_images_of_an_unknown_label_are_named_before_the_training(tmp_path):
         train_image_classification.main(arguments)
 
 
+def test_a_row_without_an_image_is_named_before_the_training(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, label in (("a", 0), ("b", 1)):
+        Image.new("L", (8, 8), 99 * label).save(tmp_path / f"{name}.png")
+    rows = [f"{tmp_path}/{name}.png,{name}" for name in "abab"]
+    for split, last in (("train", rows[0]), ("validation", ",a")):
+        (tmp_path / f"data/{split}.csv").write_text("\n".join(["image,label", *rows, last]) + "\n")
+    arguments = ["--dataset_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "model"), "--use_cpu"]
+    with pytest.raises(ValueError, match="row 4 of split 'validation', column 'image': there is no image"):
+        train_image_classification.main(arguments)
+    assert not (tmp_path / "model").exists()
+
+
 CHANGED = {
     "presynaptic_alpha": ["--presynaptic_alpha", "0.9"],
     "learning_rate": ["--learning_rate", "0.5"],
@@ -893,7 +906,7 @@ def test_a_short_convolution_is_pytorchs_and_looks_back_only():
 
 
 @pytest.mark.parametrize("attention_type", ["softmax", "linear"])
-def test_a_model_with_a_short_convolution(attention_type):
+def test_a_model_with_a_short_convolution(attention_type, tmp_path):
     model = astroformer_hf.AstroformerForCausalLM(tiny_config(attention_type=attention_type))
     add_short_convolution(model, 4)
     model.eval()
@@ -912,6 +925,9 @@ def test_a_model_with_a_short_convolution(attention_type):
         model(ids, position_ids=torch.arange(9)[None])
     with pytest.raises(ValueError, match="takes whole texts"):
         model.generate(ids, max_new_tokens=3, use_cache=True, pad_token_id=0)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has short_convolution=4: it is a control in the comparison"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="--short_convolution must be at least 1, got 0"):
         add_short_convolution(model, 0)
     with pytest.raises(ValueError, match="--short_convolution is for causal models"):
