@@ -1,6 +1,7 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """Going on with a run that was killed."""
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -9,7 +10,9 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
@@ -150,6 +153,48 @@ class Stopwatch(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs):
         earlier = state.stateful_callbacks.get(type(self).__name__) if self.resumes else None
         self._begin(earlier["attributes"] if earlier else {})
+
+
+class EpochOrder(TrainerCallback, ExportableState):
+    """Keeps in its checkpoints the random state that the order of an epoch's examples was drawn from, and draws it from
+    there again where a run goes on in the middle of one: `Trainer` restores the state of the checkpoint only later."""
+
+    def __init__(self):
+        self.drawn_from = self.restored = None
+
+    def sampler(self, sampler):
+        """A sampler whose orders are kept."""
+        return KeptSampler(sampler, self)
+
+    def draw(self):
+        """To be called before an order is drawn."""
+        if self.restored is not None:
+            torch.set_rng_state(self.restored)
+            self.restored = None
+        self.drawn_from = torch.get_rng_state()
+
+    def state(self):
+        kept = None if self.drawn_from is None else base64.b64encode(self.drawn_from.numpy().tobytes()).decode()
+        return {"args": {}, "attributes": {"kept": kept}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        kept = state.stateful_callbacks.get(type(self).__name__, {"attributes": {}})["attributes"].get("kept")
+        if kept is not None and state.epoch and not float(state.epoch).is_integer():
+            self.restored = torch.frombuffer(bytearray(base64.b64decode(kept)), dtype=torch.uint8)
+
+
+class KeptSampler(Sampler):
+    """A sampler that tells an `EpochOrder` before it draws."""
+
+    def __init__(self, sampler, order):
+        self.sampler, self.order = sampler, order
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def __iter__(self):
+        self.order.draw()
+        return iter(self.sampler)
 
 
 def finished_state(checkpoint, training_args):

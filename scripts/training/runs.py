@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from training.data import some_of
 from training.files import write_json
 from training.half_precision import warn_of_slow_bfloat16
 from training.provenance import hardware, peak_memory_bytes, versions
-from training.resuming import Stopwatch, check_batch_size, finished_state
+from training.resuming import EpochOrder, Stopwatch, check_batch_size, finished_state
 from training.run_records import learning_curve, quality, title
 from training.short_convolution import load_weights
 
@@ -23,11 +24,22 @@ class ExactTrainer(Trainer):
     """A `Trainer` whose evaluation loss is the mean over all labels.
 
     The library's is a mean of the means of batches, some of which hold more labels than others; and where several
-    processes evaluate, the last batches are filled up with examples that were counted before.
+    processes evaluate, the last batches are filled up with examples that were counted before. And a run that goes on in
+    the middle of an epoch takes the examples in the order in which it would have without the interruption.
     """
 
     is_causal = False  # whether a token's label is the next token
     _losses: list
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.order = EpochOrder()
+        self.add_callback(self.order)
+
+    def _get_train_sampler(self, *args, **kwargs):
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        # of the others, the orders come from the number of the epoch
+        return self.order.sampler(sampler) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)

@@ -217,6 +217,23 @@ def test_script_continues_after_being_killed(tmp_path, scripts):
     assert results["metrics"]["loss"] == pytest.approx(expected["metrics"]["loss"], rel=1e-3, abs=1e-5)
 
 
+def test_a_run_goes_on_in_the_middle_of_an_epoch_as_it_would_have(tmp_path):
+    data = write_reviews(tmp_path / "reviews", 64)  # 8 steps an epoch, of batches with texts of like length
+    options = ["--max_steps", "24", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "30"]
+    options += ["--load_best_model_at_end", "false", "--disable_tqdm", "true", "--logging_steps", "1"]
+    options += ["--dropout", "0.2", "--eval_strategy", "steps", "--eval_steps", "4"]
+    train_text_classification.main(script_command(data, tmp_path / "whole", *options)[1:])
+    expected = json.loads((tmp_path / "whole/results.json").read_text())
+    for step in (5, 8, 11, 21):
+        folder = tmp_path / f"from_{step}"
+        checkpoint = ["--resume_from_checkpoint", str(tmp_path / f"whole/checkpoint-{step}")]
+        train_text_classification.main(script_command(data, folder, *options, *checkpoint)[1:])
+        resumed = json.loads((folder / "results.json").read_text())
+        assert resumed["resumed"] and len(resumed["learning_curve"]["train"]) == 24
+        assert resumed["learning_curve"]["train"] == expected["learning_curve"]["train"], step
+        assert resumed["metrics"] == expected["metrics"]
+
+
 def test_script_trains_the_same_over_two_processes(tmp_path, environment, scripts):
     data, one, two = write_reviews(tmp_path / "reviews", 64), tmp_path / "one", tmp_path / "two"
     validation = data / "validation.csv"
