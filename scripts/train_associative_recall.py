@@ -6,7 +6,9 @@
     python scripts/train_associative_recall.py --num_pairs 4 --num_hidden_layers 1 --output_dir outputs/recall4
     python scripts/train_associative_recall.py --attention_type softmax --output_dir outputs/recall_softmax
 
-The task is that of Arora et al., "Zoology" (ICLR 2024). The data are made, so there is nothing to load:
+The task is in the style of Arora et al., "Zoology" (ICLR 2024), and differs in three rules: there the values are drawn
+without return, the places of the queries by a power law, and tokens at random fill the rest. The data are made, so
+there is nothing to load:
 
 - Token 0 is the filler. The other tokens of the lower half of the vocabulary are keys, those of the upper half values.
 - An example begins with --num_pairs pairs, a key and then its value. The keys are drawn without return, so that each
@@ -30,7 +32,7 @@ import transformers
 from training import options, runs
 from training.memory_use import cache_bytes
 from training.provenance import command
-from training.recall import SPLITS, RecallExamples, recall_accuracy, share_of_the_commonest
+from training.recall import SPLITS, RecallExamples, chance_of_a_value, recall_accuracy, share_of_the_commonest
 from training.resuming import options_of_run, resume_from
 from training.run_records import plot_learning_curve, title, write_model_card
 from training.short_convolution import add_short_convolution
@@ -137,7 +139,7 @@ def main(arguments=None):
     add_short_convolution(model, model_args.short_convolution)
     kept = state_bytes(model, examples["train"].input_ids[0])  # before `Trainer`, which turns caches off
     guesses = {
-        "chance": 1 / data_args.num_pairs,
+        "chance": chance_of_a_value(data_args.num_pairs, data_args.vocab_size),
         "majority": share_of_the_commonest(examples["train"], examples["test"]),
     }
     if training_args.process_index == 0:

@@ -6,6 +6,7 @@ import statistics
 from functools import cached_property
 
 from scipy.stats import ttest_ind
+from training.recall import chance_of_a_value
 
 from comparison.tasks import TASKS
 
@@ -127,10 +128,10 @@ def first_crossing(steps, curve, goal, sign):
 
 
 def chance(task, record):
-    """The metric of a guess: what its script says, the share of one class, or the loss of a uniform distribution over
-    the vocabulary."""
-    if task.metric == "accuracy" and "chance" in record:
-        return record["chance"]
+    """The metric of a guess: any value of the example, the share of one class, or the loss of a uniform distribution
+    over the vocabulary."""
+    if "num_pairs" in record:  # not of the record: early ones have 1 / num_pairs
+        return chance_of_a_value(record["num_pairs"], record["vocab_size"])
     if task.metric == "loss":
         return math.log(record["config"]["vocab_size"])
     return 1 / len(record["config"]["id2label"])

@@ -24,7 +24,7 @@ class Task:
     @property
     def short_title(self):
         """The name of the data, where there is no room for what they are."""
-        return self.title.split(",")[0]
+        return self.title.split(", ")[0]
 
     @property
     def sign(self):

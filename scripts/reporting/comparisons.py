@@ -18,6 +18,7 @@ from comparison.summaries import (
     with_spread,
 )
 from comparison.tasks import TASKS
+from training.recall import chance_of_a_value, chance_of_the_commonest
 
 from reporting.tables import command_today, origin, table
 
@@ -245,9 +246,11 @@ def explanation(definition, arms, rivals, first, metric):
 def guesses(record):
     """The accuracies of a guess, in words."""
     majority = f"{record['majority']:.1%}"
-    if "chance" in record:
+    if "num_pairs" in record:
+        rules = record["num_pairs"], record["vocab_size"]
         return (
-            f"any value of the example {record['chance']:.1%}, the commonest value of the training examples {majority}"
+            f"any value of the example {chance_of_a_value(*rules):.1%}, its commonest value "
+            f"{chance_of_the_commonest(*rules):.1%}, the commonest value of the training examples {majority}"
         )
     return f"the commonest label of the training examples, on the {record['split']} split, {majority}"
 
@@ -264,7 +267,9 @@ def sampling_error(definition, arms, samples):
         return ""
     accuracy = statistics.fmean(summary.mean for summary in arms.values())
     error = math.sqrt(accuracy * (1 - accuracy) / samples)
-    return f" The sampling error of an accuracy on that many examples is {error:.1%}, the same for all seeds."
+    guesses_of_seeds = {record.get("majority") for summary in arms.values() for record in summary.records}
+    of_seeds = ", the same for all seeds" if len(guesses_of_seeds) == 1 else "; each seed has examples of its own"
+    return f" The sampling error of an accuracy on that many examples is {error:.1%}{of_seeds}."
 
 
 def swept(known, task):

@@ -8,6 +8,7 @@ import statistics
 
 from comparison.summaries import chance, format_value, seconds_of, significance, with_spread
 from comparison.tasks import TASKS
+from training.recall import chance_of_a_value, chance_of_the_commonest
 
 from reporting.comparisons import difference, split_of
 from reporting.tables import origin, table
@@ -180,7 +181,9 @@ def recall_lines(known):
             else:
                 row += ["", ""]
         rows.append(row)
-    guesses = ", ".join(f"{first['chance']:.1%}" for first in firsts)
+    rules = [(first["num_pairs"], first["vocab_size"]) for first in firsts]
+    guesses = ", ".join(f"{chance_of_a_value(*each):.1%}" for each in rules)
+    commonest = ", ".join(f"{chance_of_the_commonest(*each):.1%}" for each in rules)
     return [
         "## What a state recalls",
         "",
@@ -188,8 +191,8 @@ def recall_lines(known):
         "the example, which for softmax attention grows with its length and for the others does not:",
         "",
         *table(header, rows),
-        f"A guess at one of the example's values: {guesses}. An arm without a size has no cache. More in "
-        "[the records](../results/README.md#preset-long).",
+        f"A guess at one of the example's values: {guesses}; at the commonest of them: {commonest}. An arm without a "
+        "size has no cache. More in [the records](../results/README.md#preset-long).",
         "",
     ]
 
@@ -239,6 +242,7 @@ def task_lines(known, task, arms):
     seeds = sorted({len(summary.values) for summary in arms.values()})
     samples = first.get("test_samples", first["eval_samples"])
     segmented = next((arms[arm].records[0] for arm in arms if arm.startswith("segments")), None)
+    commonest = statistics.fmean(majority(TASKS[task], record) for record in next(iter(arms.values())).records)
     segments = f"; segments of {segmented['config']['segment_length']} tokens" if segmented else ""
     return [
         f"### {TASKS[task].title}",
@@ -246,7 +250,7 @@ def task_lines(known, task, arms):
         *table([*header, "mean along training", "seconds"], rows),
         f"{first['steps']:,} steps, {' or '.join(map(str, seeds))} seeds, {samples:,} examples of the "
         f"{split_of(first)} split{segments}. Always the commonest label, on the {first['split']} split: "
-        f'{format_value(TASKS[task], majority(TASKS[task], first))}; "not learnt" is within two sampling errors of it. '
+        f'{format_value(TASKS[task], commonest)}; "not learnt" is within two sampling errors of it. '
         f"{origin(first)}.",
         "",
     ]
@@ -256,7 +260,7 @@ def above_majority(summary):
     """How far an arm's mean accuracy is above always the commonest label, on the validation split, of which the latter
     is known, in percentage points; "not learnt" if that is within two sampling errors."""
     record = summary.records[0]
-    guess = majority(summary.task, record)
+    guess = statistics.fmean(majority(summary.task, each) for each in summary.records)
     error = math.sqrt(guess * (1 - guess) / record["eval_samples"])
     above = statistics.fmean(record["metrics"]["accuracy"] for record in summary.records) - guess
     return f"{100 * above:+.1f}" if above > 2 * error else "not learnt"

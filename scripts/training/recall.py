@@ -1,6 +1,8 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
 """The data of multi-query associative recall (Arora et al., "Zoology", ICLR 2024), made from a seed."""
 
+from functools import lru_cache
+
 import torch
 
 
@@ -73,6 +75,23 @@ def recall_accuracy(predictions, labels):
     predictions, labels = predictions[:, :-1], labels[:, 1:]
     asked = labels != -100
     return float((predictions == labels)[asked].mean())
+
+
+def chance_of_a_value(num_pairs, vocab_size):
+    """The accuracy of any value of the example, which may be right as another pair's, too."""
+    return 1 / num_pairs + (1 - 1 / num_pairs) / (vocab_size // 2)
+
+
+@lru_cache
+def chance_of_the_commonest(num_pairs, vocab_size, number=100_000):
+    """The accuracy of the commonest value of the example, the best without a look at the key; of `number` examples."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(vocab_size // 2, (number, num_pairs), generator=generator).sort(-1).values
+    run, longest = torch.ones(number), torch.ones(number)
+    for i in range(1, num_pairs):
+        run = torch.where(values[:, i] == values[:, i - 1], run + 1, torch.ones(()))
+        longest = torch.maximum(longest, run)
+    return float(longest.mean()) / num_pairs
 
 
 def share_of_the_commonest(train, measured):

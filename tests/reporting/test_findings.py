@@ -69,7 +69,7 @@ def test_effects_alone_have_the_arms_and_tasks_that_were_trained():
 
 def test_recall_is_shown_beside_the_bytes_of_the_state():
     def summary(task, accuracy, **fields):
-        shared = {"dataset": "d", "split": "validation", "steps": 100, "chance": 0.125, **fields}
+        shared = {"dataset": "d", "split": "validation", "steps": 100, "vocab_size": 256, **fields}
         return Summary(TASKS[task], [{**shared, "metrics": {"accuracy": accuracy + 0.01 * i}} for i in (-1, 0, 1)])
 
     tasks = {
@@ -133,13 +133,12 @@ def test_classifiers_are_shown_beside_the_commonest_label():
 def test_a_guess_is_of_labels_or_of_values():
     text = guesses({"majority": 0.507, "split": "validation"})
     assert text == "the commonest label of the training examples, on the validation split, 50.7%"
-    assert guesses({"majority": 0.02, "chance": 0.125}).startswith(
-        "any value of the example 12.5%, the commonest value"
-    )
+    text = guesses({"majority": 0.02, "num_pairs": 8, "vocab_size": 256})
+    assert text.startswith("any value of the example 13.2%, its commonest value 15.0%, the commonest value of the tr")
 
 
 def test_where_softmax_attention_learns_nothing_speed_is_not_compared():
-    summary = types.SimpleNamespace(task=TASKS["imdb"], records=[{"chance": 0.125}])
+    summary = types.SimpleNamespace(task=TASKS["mqar8_1layer"], records=[{"num_pairs": 8, "vocab_size": 256}])
     for mean, expected in ((0.14, False), (0.30, False), (0.40, True), (0.99, True)):
         summary.mean = mean
         assert findings.learns(summary) == expected
