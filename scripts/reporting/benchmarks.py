@@ -353,9 +353,9 @@ def documents_text(records):
             *table(["tokens", "at once, MiB", "in pieces, MiB"], rows),
             f"{origin(record)}. `{record['command']}`",
             "",
-            *([f"The model: `{record['training_command']}`", ""] if record.get("training_command") else []),
         ]
-    return lines
+    commands = dict.fromkeys(record["training_command"] for record in records if record.get("training_command"))
+    return [*lines, *(line for command in commands for line in (f"The model: `{command}`", ""))]
 
 
 def by_arm_and_size(name):

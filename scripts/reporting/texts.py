@@ -126,7 +126,9 @@ def texts():
             ROOT / "docs/long_documents.md",
             [
                 *benchmarks.segments_text(benchmarks.load_benchmarks(RESULTS / "segments")),
-                *benchmarks.documents_text(benchmarks.load_benchmarks(RESULTS / "documents")),
+                *benchmarks.documents_text(
+                    [*map(read_json, (RESULTS / f"{name}/documents.json" for name in ("documents", "documents_2000")))]
+                ),
                 *long_lines(known),
             ],
         ),
