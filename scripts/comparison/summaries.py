@@ -3,6 +3,7 @@
 
 import math
 import statistics
+import warnings
 from functools import cached_property
 
 from scipy.stats import ttest_ind
@@ -103,7 +104,9 @@ def significance(summary, other):
         return f"{'within seeds' if overlap else 'apart'} (n = {number})"
     if summary.spread == other.spread == 0:  # of which Welch's t makes 0 / 0
         return "p = 1" if a[0] == b[0] else "p < 0.001"
-    p = float(ttest_ind(a, b, equal_var=False).pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that an arm's seeds hardly differ
+        p = float(ttest_ind(a, b, equal_var=False).pvalue)
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
