@@ -204,6 +204,7 @@ class AstroformerBaseConfig(PreTrainedConfig):
     astroformer_version: str | None = __version__
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Has each class take fields of an earlier release for what they meant then, by whatever way they come."""
         has_own_init = "__init__" in cls.__dict__
         super().__init_subclass__(**kwargs)
         if has_own_init:
@@ -212,7 +213,7 @@ class AstroformerBaseConfig(PreTrainedConfig):
 
         @functools.wraps(made_by_library)
         def __init__(self: Any, *args: Any, **fields: Any) -> None:
-            if "auto_map" in fields:  # of a file, however it came here; also within the file of a composite model
+            if "auto_map" in fields:  # which files have, also within one of a composite model
                 fields = {**BEFORE_IT_EXISTED, **fields}
             made_by_library(self, *args, **fields)
 

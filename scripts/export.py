@@ -65,7 +65,8 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 NEEDED = {"transformers": "5.23", "torch": "2.11"}  # the first with `ExportedModel`, and what its exporter asks for
 TRACED_SIZE = (3, 150)  # batch and length of the example that is traced
 OF_EXPORTS = ("export.json", "model.onnx", "model.onnx.data", "model.pt2")
-OF_OTHERS = ("config.json", "results.json", "run_options.json", "*.safetensors", "checkpoint-*")
+OF_OTHERS = ("*.safetensors", "run_options.json", "checkpoint-*")
+OF_BOTH = ("config.json", "results.json")
 CHECKED_SIZES = ((1, 1), (1, 5), (4, 17), (2, 64), (3, 65), (2, 200), (1, 700))
 
 
@@ -161,16 +162,17 @@ def clear(output_dir):
     """
     folders = [output_dir, output_dir / "int8"]
     for folder in folders:
-        of_others = [name for name in OF_OTHERS if any(folder.glob(name))]
-        if of_others and not any((folder / name).exists() for name in OF_EXPORTS):
+        is_export = any((folder / name).exists() for name in OF_EXPORTS)
+        found = [path for name in (*OF_OTHERS, *(() if is_export else OF_BOTH)) for path in folder.glob(name)]
+        if found:
             raise ValueError(
-                f"--output_dir {output_dir} has {next(folder.glob(of_others[0])).name}, and is not that of an export: "
+                f"--output_dir {output_dir} has {found[0].name}, and is not that of an export: "
                 "its files would be overwritten. Name another folder"
             )
-    for folder in folders:
-        for name in ("results.json", *OF_EXPORTS):
-            (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folders[1], ignore_errors=True)
+    for name in ("results.json", *OF_EXPORTS):
+        (output_dir / name).unlink(missing_ok=True)
+    if any((folders[1] / name).exists() for name in OF_EXPORTS):
+        shutil.rmtree(folders[1])
     output_dir.mkdir(parents=True, exist_ok=True)
 
 
@@ -244,7 +246,7 @@ def largest_difference(model, exported, generator, longest=None):
 
 def num_bytes(folder):
     """Size of a program with its weights."""
-    return sum(path.stat().st_size for path in folder.glob("model.*") if path.suffix != ".safetensors")
+    return sum(path.stat().st_size for path in folder.glob("model.*"))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # Copyright 2026 The Astroformer authors. Licensed under the Apache License, Version 2.0.
-"""The data of multi-query associative recall (Arora et al., "Zoology", ICLR 2024), made from a seed."""
+"""The data of multi-query associative recall, in the style of Arora et al., "Zoology" (ICLR 2024), made from a seed."""
 
 from functools import lru_cache
 

@@ -162,10 +162,6 @@ class EpochOrder(TrainerCallback, ExportableState):
     def __init__(self):
         self.drawn_from = self.restored = None
 
-    def sampler(self, sampler):
-        """A sampler whose orders are kept."""
-        return KeptSampler(sampler, self)
-
     def draw(self):
         """To be called before an order is drawn."""
         if self.restored is not None:
@@ -184,7 +180,7 @@ class EpochOrder(TrainerCallback, ExportableState):
 
 
 class KeptSampler(Sampler):
-    """A sampler that tells an `EpochOrder` before it draws."""
+    """Another sampler, of which an `EpochOrder` keeps what each order is drawn from."""
 
     def __init__(self, sampler, order):
         self.sampler, self.order = sampler, order

@@ -12,7 +12,7 @@ from training.data import some_of
 from training.files import write_json
 from training.half_precision import warn_of_slow_bfloat16
 from training.provenance import hardware, peak_memory_bytes, versions
-from training.resuming import EpochOrder, Stopwatch, check_batch_size, finished_state
+from training.resuming import EpochOrder, KeptSampler, Stopwatch, check_batch_size, finished_state
 from training.run_records import learning_curve, quality, title
 from training.short_convolution import load_weights
 
@@ -39,7 +39,7 @@ class ExactTrainer(Trainer):
     def _get_train_sampler(self, *args, **kwargs):
         sampler = super()._get_train_sampler(*args, **kwargs)
         # of the others, the orders come from the number of the epoch
-        return self.order.sampler(sampler) if isinstance(sampler, LengthGroupedSampler) else sampler
+        return KeptSampler(sampler, self.order) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)

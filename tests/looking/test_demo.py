@@ -223,7 +223,7 @@ def test_the_page_of_a_model_without_calcium(text_model):
         (
             "learned",
             "presynaptic α 0.5 at the synapse, astrocyte code learned",
-            "feedback *P* = 1 / *C* of the",
+            "feedback *P* = 1 / *C* of the astrocyte",
         ),
         (
             "no astrocyte",

@@ -169,7 +169,7 @@ def test_script_to_torch_export(classifier, tmp_path, monkeypatch):
 
 
 @needs_exporters
-def test_an_export_replaces_an_earlier_one_and_nothing_else(classifier, tmp_path, monkeypatch):
+def test_an_export_replaces_an_earlier_one_and_nothing_else(classifier, tmp_path):
     model, _ = classifier
     output = tmp_path / "out"
     (output / "int8").mkdir(parents=True)
@@ -186,8 +186,9 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(classifier, tmp_path
     shutil.copy(model / "config.json", run)
     (run / "results.json").write_text("of a run")
     for folder in (run, model.parent / "other"):
-        if folder != run:
+        if folder != run:  # a model that lies beside a graph of it
             shutil.copytree(model, folder)
+            (folder / "model.onnx").write_text("a graph")
         before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         with pytest.raises(ValueError, match="is not that of an export: its files would be overwritten"):
             export.main(["--model", str(run / "checkpoint-10"), "--format", "torch", "--output_dir", str(folder)])

@@ -134,7 +134,7 @@ def test_a_cell_repeats_from_the_command_in_its_record(whole, tmp_path, scripts)
         assert again["metrics"] == record["metrics"], name
         if name.startswith("mqar"):
             assert (again["curve_samples"], again["eval_samples"], again["test_samples"]) == (20, 60, 60)
-            assert again["chance"] == record["chance"]
+            assert again["chance"] == record["chance"] == 1 / 4 + 3 / 4 / 128
             assert again["test_metrics"] == record["test_metrics"] != record["metrics"]
 
 
